@@ -1,0 +1,142 @@
+"""AVACE: image and audio tokens exchange a cross-attention map, which is confined to object boxes.
+
+Meerkat (arXiv 2407.01851, section 3.3). The map is a softmax over the image patches with the audio
+tokens as queries, so it says where each sound is seen. (A softmax over the audio keys, averaged over
+those same keys, would be the same constant for every patch and could not learn.) The output
+projections start at zero: at first both token sets pass unchanged.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from meerkat_jax.alignment.avopt import masked_mean
+from meerkat_jax.models.layers import NEGATIVE, Dense, RMSNorm, attend
+
+
+class AVACE(nn.Module):
+    """Two-way cross-attention with pre-norm and residual, `heads` heads over an inner `width`.
+
+    The map for the box loss is a weighted mean over the audio tokens: silence and background fill
+    many of them, so each token gets a learned weight (softmax over the audio of one score each).
+    With `mark`, the image tokens also receive that map: patch attention, scaled to a peak of 1,
+    times a learned vector that starts at zero, so the language model can read where it points.
+    """
+
+    width: int = 256
+    heads: int = 4
+    mark: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        image_tokens: jax.Array,
+        audio_tokens: jax.Array,
+        image_valid: jax.Array | None = None,
+        audio_valid: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Exchange image_tokens float[B, V, Dv] and audio_tokens float[B, A, Da].
+
+        image_valid bool[B, V] and audio_valid bool[B, A] are False on padding. Returns
+        image float[B, V, Dv], audio float[B, A, Da]; map float32[B, A, V], sums to 1 over V;
+        audio_weight float32[B, A], sums to 1; attention float32[B, V], their product, sums to 1.
+        """
+        image = RMSNorm(name="image_norm")(image_tokens)
+        audio = RMSNorm(name="audio_norm")(audio_tokens)
+        to_image, _ = self._cross("image", image, audio, audio_valid)
+        to_audio, weights = self._cross("audio", audio, image, image_valid)
+        map_ = weights.mean(axis=1)
+        score = Dense(1, name="audio_score")(audio)[..., 0].astype(jnp.float32)
+        if audio_valid is not None:
+            score = jnp.where(audio_valid, score, NEGATIVE)
+        audio_weight = jax.nn.softmax(score, axis=-1)
+        attention = jnp.einsum("ba,bav->bv", audio_weight, map_)
+        if self.mark:
+            vector = self.param("mark", nn.initializers.zeros, (image_tokens.shape[-1],))
+            peak = attention / attention.max(axis=-1, keepdims=True)
+            to_image += (peak[..., None] * vector).astype(to_image.dtype)
+        return {
+            "image": image_tokens + to_image.astype(image_tokens.dtype),
+            "audio": audio_tokens + to_audio.astype(audio_tokens.dtype),
+            "map": map_,
+            "audio_weight": audio_weight,
+            "attention": attention,
+        }
+
+    def _cross(self, name, queries, keys, valid):
+        """Attend from `queries` to `keys` -> (float like queries, weights float32[B, H, Q, S])."""
+        if self.width % self.heads:
+            raise ValueError(f"AVACE width {self.width} is not a multiple of heads {self.heads}")
+
+        def split(x, part):
+            x = Dense(self.width, use_bias=False, name=f"{name}_{part}")(x)
+            return x.reshape(*x.shape[:2], self.heads, -1)
+
+        mask = None if valid is None else valid[:, None, :]
+        values, weights = attend(split(queries, "q"), split(keys, "k"), split(keys, "v"), mask)
+        values = values.reshape(*values.shape[:2], self.width)
+        out = Dense(queries.shape[-1], kernel_init=nn.initializers.zeros, name=f"{name}_o")
+        return out(values), weights
+
+
+def box_coverage(boxes: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Share of every patch that the union of the boxes covers, exactly.
+
+    boxes float[B, N, 4] as (x0, y0, x1, y1) in 0..1, zero-area boxes are padding; grid (h, w) ->
+    float[B, h * w] in 0..1, row by row. The box edges and the patch edges together cut the picture
+    into cells that are each wholly inside or outside every box and in one patch.
+    """
+    height, width = grid
+    boxes = jnp.clip(boxes, 0.0, 1.0)
+    x, columns = _cells(boxes[..., 0::2], width)
+    y, rows = _cells(boxes[..., 1::2], height)
+    in_x = (boxes[:, None, :, 0] < x[..., None]) & (x[..., None] < boxes[:, None, :, 2])
+    in_y = (boxes[:, None, :, 1] < y[..., None]) & (y[..., None] < boxes[:, None, :, 3])
+    union = jnp.any(in_y[:, :, None] & in_x[:, None, :], axis=-1).astype(boxes.dtype)
+    coverage = jnp.einsum("byh,byx,bxw->bhw", rows, union, columns) * (height * width)
+    return jnp.clip(coverage, 0.0, 1.0).reshape(boxes.shape[0], height * width)
+
+
+def _cells(edges, count):
+    """Cells of one axis: edges float[B, N, 2] -> (middles float[B, X], lengths float[B, X, count]).
+
+    A cell's length stands in the column of the patch that holds it, with zeros elsewhere.
+    """
+    batch = edges.shape[0]
+    lines = jnp.broadcast_to(
+        jnp.linspace(0.0, 1.0, count + 1, dtype=edges.dtype), (batch, count + 1)
+    )
+    cuts = jnp.sort(jnp.concatenate([edges.reshape(batch, -1), lines], axis=1), axis=1)
+    middles = (cuts[:, 1:] + cuts[:, :-1]) / 2
+    patch = jnp.floor(middles * count).astype(jnp.int32)
+    return middles, jnp.diff(cuts)[..., None] * jax.nn.one_hot(patch, count, dtype=edges.dtype)
+
+
+def in_box_loss(
+    attention: jax.Array, coverage: jax.Array, inside: float = 0.5, outside: float = 0.5
+) -> jax.Array:
+    """`inside * (1 - mass inside) + outside * (mass outside)` of each sample.
+
+    attention float[B, V], at least 0; coverage float[B, V] in 0..1 -> float[B]. A box may cover no
+    patch wholly, so coverage is divided by that of the sample's best-covered patch: with
+    m = coverage / max(coverage), mass inside is sum(attention * m) and mass outside is
+    sum(attention * (1 - m)). The loss of an attention that sums to 1 lies in 0..inside + outside
+    and is 0 when all of it is on best-covered patches. A sample without a box gets the maximum; use
+    `avace_loss` to leave it out.
+    """
+    best = coverage.max(axis=-1, keepdims=True)
+    member = coverage / jnp.where(best > 0, best, 1.0)
+    mass_inside = jnp.sum(attention * member, axis=-1)
+    mass_outside = jnp.sum(attention * (1.0 - member), axis=-1)
+    return inside * (1.0 - mass_inside) + outside * mass_outside
+
+
+def avace_loss(
+    attention: jax.Array, coverage: jax.Array, inside: float = 0.5, outside: float = 0.5
+) -> jax.Array:
+    """Mean `in_box_loss` over the samples with a box; 0 with zero gradient if there is none."""
+    return masked_mean(
+        in_box_loss(attention, coverage, inside, outside), jnp.any(coverage > 0, axis=-1)
+    )

@@ -1,0 +1,79 @@
+"""AVOpT: weak alignment of picture and sound by optimal transport between their tokens.
+
+Meerkat (arXiv 2407.01851, section 3.2) measures the Wasserstein distance between image patches and
+audio patches with cosine cost and minimises it for matched pairs. Both sets pass through learned
+projections to one width, so the distance has weights of its own to train even when both towers are
+frozen.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from meerkat_jax.alignment.sinkhorn import transport
+from meerkat_jax.models.layers import Dense
+
+
+def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Scale the last axis to length 1 in float32 or wider; zero stays zero, with finite gradient."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps**2)
+
+
+class AVOpT(nn.Module):
+    """Transport distance of every pair; see `sinkhorn.transport` for all fields but `width`."""
+
+    width: int = 256
+    epsilon: float = 0.02
+    iterations: int = 50
+    gradient: str = "plan"
+    solver: str = "sinkhorn"
+    beta: float = 0.5
+
+    @nn.compact
+    def __call__(
+        self,
+        image_tokens: jax.Array,
+        audio_tokens: jax.Array,
+        image_mass: jax.Array | None = None,
+        audio_mass: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Compare image_tokens float[B, V, Dv] with audio_tokens float[B, A, Da].
+
+        The masses float[B, V] and float[B, A] are zero on padding; default uniform. Returns
+        image float[B, V, width] and audio float[B, A, width]: the projected unit vectors;
+        cost_matrix float[B, V, A], 1 - cosine, in 0..2; and of `transport`: distance, cost, plan.
+        loss_per_pair float[B] is the distance.
+        """
+        image = unit(Dense(self.width, name="image")(image_tokens))
+        audio = unit(Dense(self.width, name="audio")(audio_tokens))
+        cost_matrix = 1.0 - jnp.einsum("bvd,bad->bva", image, audio)
+        out = transport(
+            cost_matrix,
+            image_mass,
+            audio_mass,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            gradient=self.gradient,
+            solver=self.solver,
+            beta=self.beta,
+        )
+        return {
+            **out,
+            "loss_per_pair": out["distance"],
+            "image": image,
+            "audio": audio,
+            "cost_matrix": cost_matrix,
+        }
+
+
+def avopt_loss(out: dict[str, jax.Array], matched: jax.Array) -> jax.Array:
+    """Mean distance over the pairs with matched bool[B]; 0 with zero gradient if there is none."""
+    return masked_mean(out["loss_per_pair"], matched)
+
+
+def masked_mean(values: jax.Array, keep: jax.Array) -> jax.Array:
+    """Mean of float[B] over keep bool[B]; 0 when nothing is kept, whatever the values left out."""
+    return jnp.sum(jnp.where(keep, values, 0.0)) / jnp.maximum(jnp.sum(keep), 1)

@@ -1,0 +1,142 @@
+"""Contrastive alignment: token sets against class names, and pictures against sounds.
+
+`name_contrast` ties class names to a modality without saying where in the picture or the sound the
+class is: a multiple-instance contrast in which the tokens of one sample are the bag. `pair_contrast`
+is the plain InfoNCE (van den Oord et al. 2018) of pooled tokens, the rival of AVOpT.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from meerkat_jax.alignment.avopt import masked_mean, unit
+from meerkat_jax.errors import UserError
+from meerkat_jax.models.layers import NEGATIVE
+
+
+class ContrastScale(nn.Module):
+    """Learned temperature and bias of a contrast (SigLIP, Zhai et al. 2023: 1/10 and -10).
+
+    Returns {"temperature": float[], "bias": float[]}; the temperature is learned as a logarithm, so
+    it stays above 0.
+    """
+
+    temperature: float = 0.1
+    bias: float = -10.0
+
+    @nn.compact
+    def __call__(self) -> dict[str, jax.Array]:
+        """Read the two parameters."""
+        log_scale = self.param(
+            "log_scale", nn.initializers.constant(-jnp.log(self.temperature)), ()
+        )
+        bias = self.param("bias", nn.initializers.constant(self.bias), ())
+        return {"temperature": jnp.exp(-log_scale), "bias": bias}
+
+
+def pool_scores(cosine: jax.Array, valid: jax.Array | None, sharpness: float) -> jax.Array:
+    """Smooth maximum over tokens: log(mean(exp(sharpness * cosine))) / sharpness.
+
+    cosine float[B, N, C], valid bool[B, N] -> float[B, C] between the mean (sharpness to 0) and the
+    maximum (sharpness to infinity) of the valid tokens; 0 where no token is valid.
+    """
+    if valid is None:
+        valid = jnp.ones(cosine.shape[:2], bool)
+    masked = jnp.where(valid[..., None], sharpness * cosine, NEGATIVE)
+    count = jnp.sum(valid, axis=1)[:, None]
+    pooled = (jax.nn.logsumexp(masked, axis=1) - jnp.log(jnp.maximum(count, 1))) / sharpness
+    return jnp.where(count > 0, pooled, 0.0)
+
+
+def name_contrast(
+    tokens: jax.Array,
+    names: jax.Array,
+    present: jax.Array,
+    temperature: float | jax.Array,
+    valid: jax.Array | None = None,
+    *,
+    sharpness: float = 10.0,
+    form: str = "softmax",
+    bias: float | jax.Array = 0.0,
+) -> dict[str, jax.Array]:
+    """Contrast the tokens of each sample with the embeddings of all class names.
+
+    Args:
+      tokens: float[B, N, D].
+      names: float[C, D], one embedding per class.
+      present: bool[B, C], the classes that the sample holds.
+      temperature: above 0; scores are divided by it.
+      valid: bool[B, N], False on padding tokens.
+      sharpness: of the pooling over tokens, see `pool_scores`.
+      form: "softmax": cross-entropy of each present class against all absent ones, mean over the
+        present (sample, class) places; a sample with nothing present is left out. "sigmoid": every
+        (sample, class) is its own yes-or-no question, summed over classes and averaged over
+        samples (Zhai et al. 2023, equation 1); a sample with nothing present has only negatives.
+      bias: added to the logits of "sigmoid".
+
+    Returns:
+      loss float[]; scores float[B, C], pooled cosines in -1..1. A sample without a valid token is
+      left out of the loss and scores 0.
+
+    Raises:
+      UserError: an unknown form.
+    """
+    cosine = jnp.einsum("bnd,cd->bnc", unit(tokens), unit(names))
+    scores = pool_scores(cosine, valid, sharpness)
+    usable = jnp.ones(len(scores), bool) if valid is None else jnp.any(valid, axis=1)
+    logits = scores / temperature
+    if form == "softmax":
+        absent = jax.nn.logsumexp(jnp.where(present, NEGATIVE, logits), axis=1, keepdims=True)
+        loss = masked_mean(jax.nn.softplus(absent - logits), present & usable[:, None])
+    elif form == "sigmoid":
+        per_class = jax.nn.softplus(jnp.where(present, -1.0, 1.0) * (logits + bias))
+        loss = masked_mean(per_class.sum(axis=1), usable)
+    else:
+        raise UserError(f'form {form!r} is unknown; choose "softmax" or "sigmoid"')
+    return {"loss": loss, "scores": scores}
+
+
+def pair_contrast(
+    image_tokens: jax.Array,
+    audio_tokens: jax.Array,
+    matched: jax.Array,
+    temperature: float | jax.Array,
+    image_valid: jax.Array | None = None,
+    audio_valid: jax.Array | None = None,
+    excluded: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """Symmetric InfoNCE between mean-pooled pictures and sounds of one batch.
+
+    Args:
+      image_tokens: float[B, V, D], in the same space as audio_tokens (`AVOpT` returns such).
+      audio_tokens: float[B, A, D].
+      matched: bool[B]; a pair that does not match has no positive, and only serves as negative.
+      temperature: above 0.
+      image_valid: bool[B, V], False on padding.
+      audio_valid: bool[B, A], False on padding.
+      excluded: bool[B, B], picture i and sound j that must not count as negatives, because they
+        show the same class, say.
+
+    Returns:
+      loss float[], 0 with zero gradient if nothing matches; scores float[B, B], cosines of every
+      picture (row) with every sound (column).
+    """
+    image = unit(_mean_tokens(unit(image_tokens), image_valid))
+    audio = unit(_mean_tokens(unit(audio_tokens), audio_valid))
+    scores = image @ audio.T
+    logits = scores / temperature
+    own = jnp.eye(len(scores), dtype=bool)
+    if excluded is not None:
+        logits = jnp.where(excluded & ~own, NEGATIVE, logits)
+    to_sound = -jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+    to_picture = -jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
+    return {"loss": masked_mean((to_sound + to_picture) / 2, matched), "scores": scores}
+
+
+def _mean_tokens(tokens, valid):
+    """Mean over valid tokens: float[B, N, D], bool[B, N] -> float[B, D]."""
+    if valid is None:
+        return tokens.mean(axis=1)
+    return jnp.sum(tokens * valid[..., None], axis=1) / jnp.maximum(valid.sum(1), 1)[:, None]

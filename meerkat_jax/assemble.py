@@ -1,0 +1,91 @@
+"""A resolved configuration and a tokenizer -> the model and what stands before it.
+
+Doors build the same model from the same words here, whether they train, evaluate or answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meerkat_jax.alignment.avace import AVACE
+from meerkat_jax.alignment.avopt import AVOpT
+from meerkat_jax.data.audio import LogMel
+from meerkat_jax.data.image import normalise_pixels
+from meerkat_jax.data.pipeline import Shapes
+from meerkat_jax.data.prompt import Prompt, make_prompt
+from meerkat_jax.data.tokenizer import Tokenizer
+from meerkat_jax.models.clap import ClapAudio
+from meerkat_jax.models.clip import ClipVision
+from meerkat_jax.models.layers import LoraConfig
+from meerkat_jax.models.llama import Llama
+from meerkat_jax.models.meerkat import Meerkat
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The model with its tokenizer, prompt, log-mel and static shapes."""
+
+    model: Meerkat
+    tokenizer: Tokenizer
+    prompt: Prompt
+    logmel: LogMel
+    shapes: Shapes
+
+    def inputs(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """On the device: image uint8[B, H, W, 3] and audio float[B, samples] -> pixels, mel."""
+        return normalise_pixels(batch["image"]), self.logmel(batch["audio"])
+
+    def init(self, key: jax.Array) -> dict:
+        """Fresh parameters, a plain nested dict."""
+        side, samples = self.shapes.image_size, round(self.shapes.seconds * self.shapes.sample_rate)
+        batch = {
+            "image": np.zeros((1, side, side, 3), np.uint8),
+            "audio": np.zeros((1, samples), np.float32),
+        }
+
+        def fresh(key):
+            tokens = jnp.zeros((1, 1, 4), jnp.int32)
+            return self.model.init(key, *self.inputs(batch), tokens)["params"]
+
+        return jax.jit(fresh)(key)
+
+
+def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
+    """Build the model that `config` (data, model, prompt) describes."""
+    parts, data = config["model"], config["data"]
+    lora = parts["llama"].get("lora")
+    prompt = make_prompt(tokenizer, config["prompt"])
+    llama = {key: value for key, value in parts["llama"].items() if key != "lora"}
+    model = Meerkat(
+        image_tower=ClipVision(**parts["image"]),
+        audio_tower=ClapAudio(**_tuples(parts["audio"])),
+        llama=Llama(
+            vocab_size=tokenizer.padded_vocab_size,
+            lora=LoraConfig(**_tuples(lora)) if lora else None,
+            **llama,
+        ),
+        avopt=AVOpT(**parts["avopt"]),
+        avace=AVACE(**parts["avace"]),
+        prefix=prompt.prefix,
+        connector=parts["connector"],
+    )
+    shapes = Shapes(
+        image_size=parts["image"]["image_size"],
+        sample_rate=data["sample_rate"],
+        seconds=data["seconds"],
+        questions=data["questions"],
+        length=data["length"],
+    )
+    logmel = LogMel(sample_rate=data["sample_rate"], **parts["mel"])
+    return Assembly(model, tokenizer, prompt, logmel, shapes)
+
+
+def _tuples(fields: Mapping) -> dict:
+    """Lists as tuples: a config read back from JSON builds the same (hashable) modules."""
+    return {k: tuple(v) if isinstance(v, Sequence | list) and not isinstance(v, str) else v
+            for k, v in fields.items()}

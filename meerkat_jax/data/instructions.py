@@ -1,0 +1,210 @@
+"""Instruction templates, several per task, and the sentences that answer them.
+
+Train and test paraphrases are disjoint sets. A test paraphrase uses only words that some train
+paraphrase uses too, because a language model made from scratch knows no others.
+
+Fact checks and yes/no questions are answered with the evidence first and the verdict last ("I see a
+bee. I hear a dog: False."). The verdict is then a comparison of words that are already written; asked
+for the verdict first, a small model has to compare picture and sound before it has named either, and
+stays at chance (docs/decisions.md has the figures).
+
+Source: the paper's task figure (ARIG asks for a category and a box in 0..1); task list in section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+BOX_FORM = "Give [object, x_left, y_top, x_right, y_bottom]."
+TIME_FORM = "Give [object, start, end]."
+FACT_FORM = "True or False?"
+
+# kind -> split -> paraphrases; {label}, {box}, {start} and {end} are filled in
+TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
+    "arig": {
+        "train": (
+            f"Point to the object that makes the sound. {BOX_FORM}",
+            f"Show the object that is heard. {BOX_FORM}",
+            f"Find what makes the sound in the picture. {BOX_FORM}",
+            f"Find the box of the object that is heard. {BOX_FORM}",
+            f"Which object in the picture makes the sound? {BOX_FORM}",
+            f"Listen and point to what is heard. {BOX_FORM}",
+            f"What makes this sound? {BOX_FORM}",
+        ),
+        "test": (
+            f"Find the object that makes the sound. {BOX_FORM}",
+            f"Listen and show what makes this sound. {BOX_FORM}",
+            f"Point to what is heard in the picture. {BOX_FORM}",
+        ),
+    },
+    "igatl": {
+        "train": (
+            f"When does the object in the picture sound? {TIME_FORM}",
+            f"When is what you see heard? {TIME_FORM}",
+            f"Find the time at which the object in the picture is heard. {TIME_FORM}",
+            f"From when to when does what you see make a sound? {TIME_FORM}",
+            f"Listen and find when the object is heard. {TIME_FORM}",
+            f"At which time is it heard? {TIME_FORM}",
+        ),
+        "test": (
+            f"When is the object in the picture heard? {TIME_FORM}",
+            f"Find when what you see makes a sound. {TIME_FORM}",
+            f"From when to when is the object heard? {TIME_FORM}",
+        ),
+    },
+    "avfact1": {
+        "train": (
+            f"The object in {{box}} makes the sound. {FACT_FORM}",
+            f"What is in the box {{box}} is heard. {FACT_FORM}",
+            f"Check: the box {{box}} shows what makes this sound. {FACT_FORM}",
+            f"The sound is made by the object in {{box}}. {FACT_FORM}",
+            f"You hear what is in {{box}}. {FACT_FORM}",
+        ),
+        "test": (
+            f"The object in the box {{box}} is heard. {FACT_FORM}",
+            f"Check: what is in {{box}} makes the sound. {FACT_FORM}",
+        ),
+    },
+    "avfact2": {
+        "train": (
+            f"Something in the picture makes the sound. {FACT_FORM}",
+            f"The clip holds the sound of something in the picture. {FACT_FORM}",
+            f"Check: something that you see is heard. {FACT_FORM}",
+            f"The picture shows something that is heard in the clip. {FACT_FORM}",
+            f"You hear something that you see. {FACT_FORM}",
+        ),
+        "test": (
+            f"Something that you see makes the sound. {FACT_FORM}",
+            f"Check: the clip holds the sound of something that you see. {FACT_FORM}",
+        ),
+    },
+    "avfact3": {
+        "train": (
+            f"The object in {{box}} is heard between {{start}} and {{end}}. {FACT_FORM}",
+            f"Between {{start}} and {{end}} what is in {{box}} makes a sound. {FACT_FORM}",
+            f"Check: the box {{box}} is heard from {{start}} to {{end}}. {FACT_FORM}",
+            f"From {{start}} to {{end}} you hear what is in {{box}}. {FACT_FORM}",
+            f"Between {{start}} and {{end}} the sound is made by the object in {{box}}. {FACT_FORM}",
+        ),
+        "test": (
+            f"From {{start}} to {{end}} the object in {{box}} makes a sound. {FACT_FORM}",
+            f"Check: what is in {{box}} is heard between {{start}} and {{end}}. {FACT_FORM}",
+        ),
+    },
+    "avfact4": {
+        "train": (
+            f"Something in the picture is heard between {{start}} and {{end}}. {FACT_FORM}",
+            f"Between {{start}} and {{end}} something that you see makes a sound. {FACT_FORM}",
+            f"Check: from {{start}} to {{end}} something in the picture sounds. {FACT_FORM}",
+            f"From {{start}} to {{end}} you hear something that you see. {FACT_FORM}",
+            f"The picture shows something that is heard from {{start}} to {{end}}. {FACT_FORM}",
+        ),
+        "test": (
+            f"From {{start}} to {{end}} something in the picture makes a sound. {FACT_FORM}",
+            f"Check: something that you see is heard between {{start}} and {{end}}. {FACT_FORM}",
+        ),
+    },
+    "which": {
+        "train": (
+            "Which object makes the sound?",
+            "Which object in the picture is heard?",
+            "Which object do you see and hear?",
+            "Say which object makes this sound.",
+            "Listen: which object is it?",
+        ),
+        "test": ("Which object in the picture makes this sound?", "Say which object is heard."),
+    },
+    "count": {
+        "train": (
+            "How many objects are in the picture?",
+            "How many objects do you see?",
+            "Count the objects in the picture.",
+            "How many things does the picture show?",
+            "Say how many objects you see.",
+        ),
+        "test": ("How many objects does the picture show?", "Count the things that you see."),
+    },
+    "where": {
+        "train": (
+            "Where is the object that makes the sound: left, middle or right?",
+            "Is what you hear on the left, in the middle or on the right?",
+            "On which side is the object that is heard: left, middle or right?",
+            "Where in the picture is what makes the sound: left, middle or right?",
+            "Say where the sound is made: left, middle or right.",
+        ),
+        "test": (
+            "Where is the object that is heard: left, middle or right?",
+            "Is the object that makes the sound on the left, in the middle or on the right?",
+        ),
+    },
+    "exists": {
+        "train": (
+            "Is there a {label} in the picture?",
+            "Do you see a {label}?",
+            "Does the picture show a {label}?",
+            "Look at the picture: is a {label} in it?",
+            "Say if a {label} is in the picture.",
+        ),
+        "test": ("Is a {label} in the picture?", "Look: do you see a {label}?"),
+    },
+    "first": {
+        "train": (
+            "Which sound comes first?",
+            "Which object is heard first?",
+            "What do you hear first?",
+            "Say which sound is first in the clip.",
+            "Listen: what comes first?",
+        ),
+        "test": ("Which object do you hear first?", "Say what comes first in the clip."),
+    },
+    "heard_and_seen": {
+        "train": (
+            "Is the {label} both heard and seen?",
+            "Do you both see and hear a {label}?",
+            "Is a {label} both in the picture and in the clip?",
+            "Say if the {label} is both seen and heard.",
+            "Do both picture and sound hold a {label}?",
+        ),
+        "test": ("Is a {label} both seen and heard?", "Do you both hear and see the {label}?"),
+    },
+    "avc": {
+        "train": (
+            "Describe what you see and hear.",
+            "Describe the picture and the sound.",
+            "Say what is seen and what is heard.",
+            "Describe the clip.",
+            "What do you see, and what do you hear?",
+        ),
+        "test": ("Say what you see and hear.", "Describe what is seen and heard."),
+    },
+}
+
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five")
+
+
+def instruction(kind: str, split: str, choice: int, **fields: str) -> str:
+    """Fill the paraphrase `choice` (any integer; taken modulo their number) of `kind` in `split`."""
+    paraphrases = TEMPLATES[kind]["train" if split == "train" else "test"]
+    return paraphrases[choice % len(paraphrases)].format(**fields)
+
+
+def listing(names: Sequence[str]) -> str:
+    """("bee", "dog", "owl") -> "a bee, a dog and a owl"; nothing -> "nothing".
+
+    Alphabetical, and always with "a": one order and one article for one set of names, so that a
+    right answer is one text.
+    """
+    items = [f"a {name}" for name in sorted(names)]
+    if not items:
+        return "nothing"
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def evidence(seen: Sequence[str], heard: Sequence[str]) -> str:
+    """What is seen, then what is heard: "I see a bee. I hear a dog"."""
+    return f"I see {listing(seen)}. I hear {listing(heard)}"
+
+
+def yes_no(value: bool) -> str:
+    """The verdict word of a yes/no question."""
+    return "yes" if value else "no"

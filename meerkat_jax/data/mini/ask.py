@@ -1,0 +1,228 @@
+"""Every question of the paper's tasks that one scene allows, with its answer and its truth.
+
+Verdicts are balanced by construction: each yes/no question draws the answer it wants first, with
+odds that make up for how often each is possible (tests/data/test_mini_ask.py measures the shares).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from meerkat_jax.data import instructions
+from meerkat_jax.data.example import Box, Question, Segment
+from meerkat_jax.data.instructions import NUMBER_WORDS, evidence, listing, yes_no
+from meerkat_jax.data.mini.compose import CLIP_SECONDS, Plan
+from meerkat_jax.data.text import write_box, write_segment
+
+SIDES = ("left", "middle", "right")
+MARGIN = 0.3  # seconds and more between an interval and a sound that it must not hold
+KEEP_TRUE_2 = 0.62  # share of the matched scenes that ask type 2; makes true as frequent as false
+
+
+class Asker:
+    """Writes the questions of one scene. `boxes` are the boxes as rendered."""
+
+    def __init__(self, rng, plan: Plan, boxes: tuple[Box, ...], classes, split: str):
+        self.rng, self.plan, self.classes, self.split = rng, plan, classes, split
+        self.boxes = {box.label: box for box in boxes}
+        self.sounds = {sound.label: sound for sound in plan.sounds}
+
+    def all(self) -> tuple[Question, ...]:
+        """The questions that this scene allows, in the order of the tasks."""
+        kinds = ("arig", "igatl", "avfact1", "avfact2", "avfact3", "avfact4", "which", "count")
+        kinds += ("where", "exists", "first", "heard_and_seen", "avc")
+        questions = (getattr(self, f"ask_{kind}")() for kind in kinds)
+        return tuple(question for question in questions if question is not None)
+
+    def question(self, task, kind, response, answer=None, boxes=(), segments=(), **fields):
+        """A Question with the paraphrase drawn and the truth written down."""
+        choice = int(self.rng.integers(1 << 16))
+        truth = {
+            "kind": kind,
+            "answer": answer,
+            "seen": list(self.plan.seen),
+            "heard": list(self.plan.heard),
+            "objects": [[b.label, b.x0, b.y0, b.x1, b.y1] for b in self.boxes.values()],
+            "sounds": [[s.label, s.start, s.end] for s in self.plan.sounds],
+        }
+        text = instructions.instruction(kind, self.split, choice, **fields)
+        return Question(task, text, response, tuple(boxes), tuple(segments), truth)
+
+    def coin(self, true_possible: bool, false_possible: bool, odds: float) -> bool | None:
+        """The verdict to ask for: drawn first, None when this scene cannot give it."""
+        wanted = bool(self.rng.random() < odds)
+        return wanted if (true_possible if wanted else false_possible) else None
+
+    def choose(self, names) -> str:
+        """One of `names`, drawn evenly from their alphabetical order."""
+        return str(self.rng.choice(sorted(names)))
+
+    # grounding in space and time
+
+    def ask_arig(self):
+        """Audio-referred image grounding: the boxes of all that sounds and is seen."""
+        if not self.plan.both:
+            return None
+        boxes = [self.boxes[name] for name in self.plan.both]
+        return self.question("arig", "arig", " ".join(map(write_box, boxes)), boxes=boxes)
+
+    def ask_igatl(self):
+        """Image-guided temporal localisation: the segments of all that is seen and sounds."""
+        if not self.plan.both:
+            return None
+        segments = [self.sounds[name] for name in self.plan.both]
+        response = " ".join(map(write_segment, segments))
+        return self.question("igatl", "igatl", response, segments=segments)
+
+    # fact checks: {box, whole picture} x {whole clip, interval}
+
+    def verdict(self, task, value: bool, reason: str, **fields):
+        """A fact check whose answer gives the evidence first."""
+        return self.question(task, task, f"{reason}: {value}.", value, **fields)
+
+    def ask_avfact1(self):
+        """Does what is in the box make this sound?"""
+        silent = set(self.plan.seen) - set(self.plan.heard)
+        value = self.coin(bool(self.plan.both), bool(silent), 0.55)
+        if value is None:
+            return None
+        name = self.choose(self.plan.both if value else silent)
+        reason = f"The box holds a {name}. I hear {listing(self.plan.heard)}"
+        return self.verdict("avfact1", value, reason, box=self._corners(name))
+
+    def ask_avfact2(self):
+        """Does the clip hold the sound of something seen?"""
+        value = bool(self.plan.both)
+        if value and self.rng.random() > KEEP_TRUE_2:
+            return None
+        return self.verdict("avfact2", value, evidence(self.plan.seen, self.plan.heard))
+
+    def ask_avfact3(self):
+        """Does what is in the box sound in this interval?"""
+        value = self.coin(bool(self.plan.both), True, 0.6)
+        if value is None:
+            return None
+        name = self.choose(self.plan.both if value else self.plan.seen)
+        wanted = self.sounds.get(name)
+        interval = self._interval([wanted] if wanted else [], inside=value)
+        if interval is None:
+            return None
+        reason = f"The box holds a {name}. Then I hear {listing(self._heard_in(interval))}"
+        return self.verdict(
+            "avfact3", value, reason, box=self._corners(name), **_times(interval)
+        )
+
+    def ask_avfact4(self):
+        """Is something seen heard in this interval?"""
+        value = self.coin(bool(self.plan.both), True, 0.64)
+        if value is None:
+            return None
+        names = [self.choose(self.plan.both)] if value else self.plan.both
+        interval = self._interval([self.sounds[name] for name in names], inside=value)
+        if interval is None:
+            return None
+        seen, then = listing(self.plan.seen), listing(self._heard_in(interval))
+        return self.verdict(
+            "avfact4", value, f"I see {seen}. Then I hear {then}", **_times(interval)
+        )
+
+    # audio-visual questions
+
+    def ask_which(self):
+        """Which object makes the sound? Asked when exactly one does."""
+        if len(self.plan.both) != 1:
+            return None
+        name = self.plan.both[0]
+        return self.question("avqa", "which", f"The {name} makes the sound.", name)
+
+    def ask_count(self):
+        """How many objects are seen?"""
+        number = NUMBER_WORDS[len(self.plan.seen)]
+        response = f"I see {listing(self.plan.seen)}: {number}."
+        return self.question("avqa", "count", response, number)
+
+    def ask_where(self):
+        """Where is what sounds? Asked when one thing does and its side is plain."""
+        if len(self.plan.both) != 1:
+            return None
+        box = self.boxes[self.plan.both[0]]
+        centre = (box.x0 + box.x1) / 2
+        if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < 0.03:
+            return None
+        side = SIDES[int(centre * 3)]
+        place = "in the middle" if side == "middle" else f"on the {side}"
+        return self.question("avqa", "where", f"The {box.label} is {place}.", side)
+
+    def ask_exists(self):
+        """Is there such a thing in the picture? A thing that is only heard is a fair catch."""
+        value = bool(self.rng.random() < 0.5)
+        absent = set(self.classes) - set(self.plan.seen)
+        heard_only = absent & set(self.plan.heard)
+        if not value and heard_only and self.rng.random() < 0.5:
+            absent = heard_only
+        name = self.choose(self.plan.seen if value else absent)
+        response = f"I see {listing(self.plan.seen)}: {yes_no(value)}."
+        return self.question("avqa", "exists", response, value, label=name)
+
+    def ask_first(self):
+        """Which of two sounds comes first? Asked when they begin 0.7 s or more apart."""
+        if len(self.plan.sounds) != 2:
+            return None
+        first, second = sorted(self.plan.sounds, key=lambda sound: sound.start)
+        if second.start - first.start < 0.7:
+            return None
+        return self.question("avqa", "first", f"The {first.label} comes first.", first.label)
+
+    def ask_heard_and_seen(self):
+        """Is it both heard and seen? A no is about something that is one of the two."""
+        one = set(self.plan.seen) ^ set(self.plan.heard)
+        value = self.coin(bool(self.plan.both), bool(one), 0.6)
+        if value is None:
+            return None
+        name = self.choose(self.plan.both if value else one)
+        response = f"{evidence(self.plan.seen, self.plan.heard)}: {yes_no(value)}."
+        return self.question("avqa", "heard_and_seen", response, value, label=name)
+
+    def ask_avc(self):
+        """A caption that names all that is seen and heard."""
+        return self.question("avc", "avc", f"{evidence(self.plan.seen, self.plan.heard)}.")
+
+    # helpers
+
+    def _corners(self, name: str) -> str:
+        """The box without its label: the question must not give the name away."""
+        return "[" + write_box(self.boxes[name]).split(", ", 1)[1]
+
+    def _heard_in(self, interval: tuple[float, float]) -> list[str]:
+        start, end = interval
+        return [s.label for s in self.plan.sounds if s.end > start + 0.05 and s.start < end - 0.05]
+
+    def _interval(self, sounds: list[Segment], inside: bool) -> tuple[float, float] | None:
+        """An interval of 1 to 3 s inside the one sound, or clear of all of them; None if none fits.
+
+        Ends of other sounds are kept MARGIN away too, so that what is heard then is beyond doubt.
+        """
+        for _ in range(40):
+            length = int(self.rng.integers(10, 31)) / 10
+            start = int(self.rng.integers(0, round((CLIP_SECONDS - length) * 10) + 1)) / 10
+            end = round(start + length, 1)
+            if all(_plain(start, end, other) for other in self.plan.sounds):
+                heard = [s for s in sounds if s.start < end and s.end > start]
+                if bool(heard) == inside:
+                    return start, end
+        return None
+
+
+def _plain(start: float, end: float, sound: Segment) -> bool:
+    """Shares at least 0.6 s with the sound, or keeps MARGIN away from it."""
+    shared = min(end, sound.end) - max(start, sound.start)
+    return shared >= 0.6 or shared <= -MARGIN
+
+
+def _times(interval: tuple[float, float]) -> dict[str, str]:
+    return {"start": f"{interval[0]:.1f}", "end": f"{interval[1]:.1f}"}
+
+
+def ask(rng: np.random.Generator, plan: Plan, boxes, classes, split: str) -> tuple[Question, ...]:
+    """All questions of one scene, drawn with `rng`."""
+    return Asker(rng, plan, boxes, classes, split).all()

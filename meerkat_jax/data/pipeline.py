@@ -1,0 +1,129 @@
+"""Records to batches with Grain: shuffle, decode, resize, tokenise, pack; deterministic, resumable.
+
+The order depends on the seed alone, not on the number of workers: workers prefetch records before
+they are batched. The iterator's state is one integer, the examples consumed; a resumed run rebuilds
+the pipeline from there (a worker's own state would be tied to the number of workers and hosts).
+
+Decoding and resizing happen here on the host; pixel normalisation and log-mel on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from meerkat_jax.data.audio import load_audio
+from meerkat_jax.data.example import Example, from_bytes
+from meerkat_jax.data.image import load_image
+from meerkat_jax.data.prompt import Prompt, pack
+from meerkat_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Static shapes of a batch: picture side, clip length, questions per pair, tokens per question."""
+
+    image_size: int
+    sample_rate: int
+    seconds: float
+    questions: int
+    length: int
+    boxes: int = 4
+    names: int = 4
+
+
+def open_split(folder: Path, split: str) -> grain.MapDataset:
+    """The records of one split by index, as Example."""
+    paths = sorted(str(path) for path in Path(folder).glob(f"{split}-*.array_record"))
+    if not paths:
+        have = sorted({p.name.split("-")[0] for p in Path(folder).glob("*.array_record")})
+        raise UserError(f"{folder}: no split {split!r}; it holds {', '.join(have) or 'no records'}")
+    return grain.MapDataset.source(grain.sources.ArrayRecordDataSource(paths)).map(from_bytes)
+
+
+def read_manifest(folder: Path) -> dict:
+    """manifest.json of a built data set; UserError when the folder is not one."""
+    path = Path(folder) / "manifest.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a built data set ({error}); build it first") from error
+
+
+class Encode(grain.transforms.RandomMap):
+    """Example -> arrays. Draws `shapes.questions` of the pair's questions by task weight."""
+
+    def __init__(self, shapes: Shapes, prompt: Prompt, classes: tuple[str, ...], weights: dict):
+        self.shapes, self.prompt, self.weights = shapes, prompt, weights
+        self.index = {name: i for i, name in enumerate(classes)}
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """See the contract in the module docstring of `training/step.py` for shapes."""
+        chosen = self.choose(example, rng)
+        pairs = [(question.instruction, question.response) for question in chosen]
+        tokens, targets = pack(self.prompt, pairs, self.shapes.length)
+        missing = self.shapes.questions - len(pairs)  # a pair with few questions leaves rows empty
+        rows = ((0, missing), (0, 0))
+        tokens = np.pad(tokens, rows, constant_values=self.prompt.pad_id)
+        return encode_media(example, self.shapes) | {
+            "tokens": tokens,
+            "targets": np.pad(targets, rows),
+            "boxes": self.pad_boxes(example),
+            "matched": np.bool_(example.matched),
+            "seen": self.pad_names(example.seen),
+            "heard": self.pad_names(example.heard),
+        }
+
+    def choose(self, example: Example, rng: np.random.Generator):
+        """Without replacement, odds by the weight of `task` or `task/kind` (1 when not named)."""
+        questions = example.questions
+        keys = [(f"{q.task}/{q.truth.get('kind', q.task)}", q.task) for q in questions]
+        odds = np.array([self.weights.get(k, self.weights.get(t, 1.0)) for k, t in keys])
+        count = min(self.shapes.questions, int((odds > 0).sum()))
+        if not count:
+            raise UserError(f"{example.id}: no question left by the task weights {self.weights}")
+        picks = rng.choice(len(questions), count, replace=False, p=odds / odds.sum())
+        return [questions[i] for i in picks]
+
+    def pad_boxes(self, example: Example) -> np.ndarray:
+        """float32[N, 4]; a box of zero area is padding."""
+        boxes = [(b.x0, b.y0, b.x1, b.y1) for b in example.boxes]
+        return _pad(boxes, (self.shapes.boxes, 4), 0.0, f"{example.id}: boxes").astype(np.float32)
+
+    def pad_names(self, names: tuple[str, ...]) -> np.ndarray:
+        """int32[M]; class indices, -1 padding. Names that are not classes are left out."""
+        known = [self.index[name] for name in names if name in self.index]
+        return _pad(known, (self.shapes.names,), -1, "names").astype(np.int32)
+
+
+def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.ndarray:
+    if len(values) > shape[0]:
+        raise UserError(f"{what}: {len(values)} of them, the batch has room for {shape[0]}")
+    array = np.full(shape, fill)
+    array[: len(values)] = np.reshape(values, (len(values), *shape[1:]))
+    return array
+
+
+def encode_media(example: Example, shapes: Shapes) -> dict[str, np.ndarray]:
+    """image uint8[H, W, 3] squashed to the tower's size, audio float32[samples]."""
+    audio, _ = load_audio(example.audio, shapes.sample_rate, shapes.seconds)
+    return {"image": load_image(example.image, shapes.image_size), "audio": audio}
+
+
+def train_batches(
+    folder: Path, encode: Encode, batch: int, seed: int, start: int = 0, workers: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless shuffled batches, beginning at example number `start` of the endless order.
+
+    `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
+    """
+    records = open_split(folder, "train").seed(seed).shuffle().repeat().random_map(encode)
+    stream = records[start:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64))
+    if workers:
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(stream.batch(batch, drop_remainder=True))

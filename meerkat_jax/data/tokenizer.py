@@ -1,0 +1,210 @@
+"""Text to token ids and back, and the tokenizer of the mini preset.
+
+`Tokenizer` is a thin class over `tokenizers.Tokenizer`. Text from a user or a data set can never
+become a special token: those enter by id only (`meerkat_jax.data.prompt`).
+
+The mini tokenizer keeps sequences short, which is what a small model's time goes to: a coordinate
+(`0.123`), a time (`1.2`), the `, ` before a number, a word with the space before it and a class
+name are one token each. The space before a class name belongs to the word before that, so that a
+name is the same token wherever it stands ("[dog," and "a dog"). Everything else falls back to single
+characters (bytes outside ASCII), so that any text comes back unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
+
+from meerkat_jax.data.text import BOX_DECIMALS, TIME_DECIMALS
+from meerkat_jax.errors import UserError
+
+FILE = "tokenizer.json"
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+MARKERS = ("<image>", "</image>", "<audio>", "</audio>")
+CHAT = ("[INST]", "[/INST]")
+SPECIALS = ("<unk>", BOS, EOS, PAD, *MARKERS, *CHAT)
+MAX_SECONDS = 10
+VOCAB_MULTIPLE = 64
+ARTICLES = ("a", "an", "the", "A", "An", "The")
+
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_COORDINATES = [f"{i / 10**BOX_DECIMALS:.{BOX_DECIMALS}f}" for i in range(10**BOX_DECIMALS + 1)]
+_TIMES = [
+    f"{i / 10**TIME_DECIMALS:.{TIME_DECIMALS}f}" for i in range(MAX_SECONDS * 10**TIME_DECIMALS + 1)
+]
+
+
+class Tokenizer:
+    """Token ids of text; special tokens only by id.
+
+    Raises UserError when the vocabulary lacks a special token that prompts need.
+    """
+
+    def __init__(self, raw: tokenizers.Tokenizer):
+        """Take over `raw`: its setting for special tokens in text is changed."""
+        missing = [t for t in (BOS, EOS, PAD, *MARKERS) if raw.token_to_id(t) is None]
+        if missing:
+            raise UserError(
+                f"the tokenizer has no token {', '.join(missing)}; "
+                "add them to its tokenizer.json as special tokens"
+            )
+        # The library would otherwise turn a typed "</s>" into the end token. Not kept in the file.
+        raw.encode_special_tokens = True
+        self._raw = raw
+        self.bos_id, self.eos_id, self.pad_id = map(raw.token_to_id, (BOS, EOS, PAD))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self._raw.get_vocab_size()
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """`vocab_size` rounded up to a multiple of 64: rows of the embedding table."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file that `save` writes."""
+        return hashlib.sha256(self._raw.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as plain characters, without begin and end tokens."""
+        return self._raw.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        # One by one: the library's own batch call starts threads, which cost more than they save
+        # on a few short texts, and which do not survive a fork of the input workers.
+        encode = self._raw.encode
+        return [encode(text, add_special_tokens=False).ids for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens and the padding of the vocabulary left out."""
+        return self._raw.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def special_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a prompt marker: one special token, or plain text where it is no token.
+
+        Llama-2 itself spells `[INST]` in plain text, the mini tokenizer has a token for it.
+        """
+        token = self._raw.token_to_id(text)
+        return tuple(self.encode(text)) if token is None else (token,)
+
+    def token_values(self) -> dict[str, np.ndarray]:
+        """The number each id stands for, NaN elsewhere.
+
+        Returns:
+            `coordinate` float32[C] in 0..1 (three decimals) and `seconds` float32[C] in 0..10 (one
+            decimal), C = `padded_vocab_size`. All NaN for a tokenizer that splits numbers.
+        """
+        return {
+            "coordinate": self._values(_COORDINATES),
+            "seconds": self._values(_TIMES),
+        }
+
+    def _values(self, numbers: Sequence[str]) -> np.ndarray:
+        values = np.full(self.padded_vocab_size, np.nan, np.float32)
+        for number in numbers:
+            token = self._raw.token_to_id(number)
+            if token is not None:
+                values[token] = float(number)
+        return values
+
+    def save(self, directory: str | Path) -> None:
+        """Write `directory`/tokenizer.json."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / FILE).write_bytes(self._raw.to_str().encode())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """Read `directory`/tokenizer.json; UserError when it is missing or not one for us."""
+        path = Path(directory) / FILE
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected the tokenizer that training saved")
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """The tokenizer of a tokenizer.json's text; UserError when it is not one for us."""
+        try:
+            raw = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"not a tokenizer in the `tokenizers` format ({error})") from error
+        return cls(raw)
+
+    def __reduce__(self):
+        """Input workers get the tokenizer as its JSON text."""
+        return Tokenizer.from_json, (self._raw.to_str(),)
+
+
+def build_mini_tokenizer(texts: Iterable[str], names: Sequence[str]) -> Tokenizer:
+    """A tokenizer with one token for each number, each word of `texts` and each class name.
+
+    The result depends on the sets of words and names only, not on their order.
+
+    Args:
+        texts: instructions and answers to be written in few tokens.
+        names: class names, several words allowed; one token each, the same everywhere.
+
+    Raises:
+        UserError: a name is empty or holds a special token.
+    """
+    for name in names:
+        if not name.strip() or any(special in name for special in SPECIALS):
+            raise UserError(f"class name {name!r} cannot be a token; expected plain words")
+    split = _splitter(names)
+    pieces = {piece for text in set(texts) for piece, _ in split.pre_tokenize_str(text)}
+    bare = {piece.strip() for piece in pieces}
+    # Single marks and words; numbers with a point are listed already, without a space before.
+    words = {piece for piece in bare if len(piece) == 1 or piece.replace("_", "").isalnum()}
+    words -= set(names)
+    before_names = {piece for piece in pieces if piece.endswith(" ")}
+    before_names |= {space + word + " " for word in ARTICLES for space in ("", " ")}
+    spaced = {space + word for word in words for space in ("", " ")}
+    vocabulary = [
+        *SPECIALS,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *_COORDINATES,
+        *_TIMES,
+        _spelled(", "),
+        *map(_spelled, sorted(spaced | before_names | set(names))),
+    ]
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    # No merges: a piece is one token when it is in the vocabulary, single characters when not.
+    raw = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
+    raw.pre_tokenizer = pre_tokenizers.Sequence([split, _BYTES])
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(list(SPECIALS))
+    return Tokenizer(raw)
+
+
+def _splitter(names: Sequence[str]) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into the pieces that may be one token; first alternative that fits wins."""
+    longest_first = sorted(set(names), key=lambda name: (-len(name), name))
+    choice = "|".join(map(re.escape, longest_first)) or "(?!)"
+    name = rf"(?:{choice})(?![\p{{L}}_0-9])"
+    pieces = [
+        r"(?<![0-9.])(?:[01]\.[0-9]{3}|(?:10|[0-9])\.[0-9])(?![0-9])",
+        r", (?=[0-9])",
+        rf"(?<![\p{{L}}_0-9]){name}",
+        rf" ?(?:[\p{{L}}_]+|[^\s\p{{L}}_0-9]) (?={name})",
+        r" ?[\p{L}_]+",
+        r" ?[0-9]+(?![0-9]|\.[0-9])",
+        r" ?[^\s\p{L}_0-9]",
+    ]
+    return pre_tokenizers.Split(Regex("|".join(pieces)), behavior="isolated")
+
+
+def _spelled(text: str) -> str:
+    """`text` in the printable spelling that the vocabulary uses for bytes."""
+    return "".join(piece for piece, _ in _BYTES.pre_tokenize_str(text))

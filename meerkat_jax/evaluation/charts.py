@@ -1,0 +1,176 @@
+"""Line charts of the training curves as inline SVG that follows the page's colours."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from meerkat_jax.data.example import TASKS
+
+# The page's style sheet gives --line0 to --line5 (Okabe and Ito's colours, lighter in the dark); the
+# dashes repeat the difference for eyes that see few colours.
+COLOURS = 6
+DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 3", "4 2")
+MAX_POINTS = 200
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 44, 26, 10, 20
+LOSSES = {
+    "loss": "Total loss",
+    "loss/answer": "Answer tokens (cross-entropy)",
+    "loss/avopt": "AVOpT: distance of sound and picture",
+    "loss/avace": "AVACE: attention outside the box",
+    "loss/image_names": "Picture against class names",
+    "loss/audio_names": "Sound against class names",
+}
+
+Series = dict[str, list[tuple[float, float]]]
+
+
+def series(rows: Iterable[Mapping[str, Any]]) -> Series:
+    """Every finite number of the rows over its row's `step`; nested keys are joined by "/"."""
+    found: Series = defaultdict(list)
+    for row in rows:
+        step = row.get("step")
+        if not _is_number(step):
+            continue
+        for key, value in flatten(row):
+            if key != "step" and _is_number(value):
+                found[key].append((float(step), float(value)))
+    return dict(found)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "", joint: str = "/"):
+    """(path, leaf) of a nested mapping."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}{joint}", joint)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def panels(found: Series) -> tuple[dict[str, Series], dict[str, Series]]:
+    """Charts of losses (one term each) and of scores (one task each): title -> lines.
+
+    What is neither (learning rate, speed, ...) is left out.
+    """
+    losses: dict[str, Series] = {}
+    scores: dict[str, Series] = defaultdict(dict)
+    for key, points in found.items():
+        lower = key.lower()
+        task = next((t for t in TASKS if t in lower), None)
+        if "loss" in lower:
+            losses[LOSSES.get(key, key)] = {key: points}
+        elif task or lower.startswith(("score", "eval")) or "accuracy" in lower:
+            scores[task or "all tasks"][_without(key, task)] = points
+    return losses, dict(scores)
+
+
+def line_chart(title: str, lines: Series, unit_range: bool = False) -> str:
+    """One chart with axes; `unit_range` fixes the y axis to 0..1 and adds the names of the lines."""
+    lines = {name: _thinned(points) for name, points in lines.items() if points}
+    xs = [x for points in lines.values() for x, _ in points]
+    ys = [y for points in lines.values() for _, y in points]
+    if not xs:
+        return ""
+    x_ticks = ticks(0, max(xs))
+    y_ticks = [0, 0.25, 0.5, 0.75, 1] if unit_range else ticks(min(0, *ys), max(ys))
+    place = _placer(x_ticks, y_ticks)
+    parts = [_grid_line(place, x_ticks, y) for y in y_ticks]
+    parts += [_label(place(x, y_ticks[0])[0], HEIGHT - 8, _short(x), "middle") for x in x_ticks]
+    parts += [
+        _polyline(name, [place(x, y) for x, y in points], i)
+        for i, (name, points) in enumerate(lines.items())
+    ]
+    summary = "; ".join(f"{n} ends at {p[-1][1]:.3g}" for n, p in lines.items())
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">'
+        f"{''.join(parts)}</svg>{_legend(lines) if unit_range else ''}</figure>"
+    )
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers that cover low..high, at most `most` + 1 of them."""
+    if high - low < 1e-12 * max(abs(high), 1e-300):
+        high = low + 1
+    rough = (high - low) / (most - 1)
+    magnitude = 10 ** math.floor(math.log10(rough))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10, 20) if m * magnitude >= rough * 0.999999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _is_number(value: object) -> bool:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return numeric and math.isfinite(value)
+
+
+def _without(key: str, task: str | None) -> str:
+    parts = [p for p in key.split("/") if p not in (task, "score", "scores", "eval")]
+    return " ".join(parts).replace("_", " ") or key
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means of neighbouring points, so that no line has more than MAX_POINTS."""
+    points = sorted(points)
+    groups = np.array_split(np.array(points), min(len(points), MAX_POINTS))
+    return [tuple(group.mean(0).tolist()) for group in groups]
+
+
+def _placer(x_ticks: Sequence[float], y_ticks: Sequence[float]):
+    def place(x: float, y: float) -> tuple[float, float]:
+        u = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        v = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return LEFT + u * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - v * (HEIGHT - BOTTOM - TOP)
+
+    return place
+
+
+def _grid_line(place, x_ticks: Sequence[float], y: float) -> str:
+    (x0, y0), (x1, _) = place(x_ticks[0], y), place(x_ticks[-1], y)
+    line = f'<line class="grid" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y0:.1f}"/>'
+    return line + _label(LEFT - 6, y0 + 4, _short(y), "end")
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+
+
+def _polyline(name: str, points: Sequence[tuple[float, float]], index: int) -> str:
+    colour, dash = _style(index)
+    if len(points) == 1:
+        (x, y) = points[0]
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{colour}"/>'
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return (
+        f'<polyline points="{path}" style="stroke:{colour};stroke-dasharray:{dash}">'
+        f"<title>{escape(name)}</title></polyline>"
+    )
+
+
+def _style(index: int) -> tuple[str, str]:
+    """Colour and dash of a line; each round through the colours shifts the dashes by one."""
+    dash = DASHES[(index + index // COLOURS) % len(DASHES)]
+    return f"var(--line{index % COLOURS})", dash or "none"
+
+
+def _legend(lines: Series) -> str:
+    return f'<ul class="legend">{"".join(map(_key, range(len(lines)), lines))}</ul>'
+
+
+def _key(index: int, name: str) -> str:
+    colour, dash = _style(index)
+    return (
+        '<li><svg width="26" height="8" aria-hidden="true"><line x1="0" y1="4" x2="26" y2="4" '
+        f'style="stroke:{colour};stroke-dasharray:{dash}"/></svg>{escape(name)}</li>'
+    )
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.4g}"

@@ -1,0 +1,97 @@
+"""Layers that the towers and the language model share: Dense with LoRA, RMSNorm, attention.
+
+LoRA (Hu et al. 2021, eq. 3) lives inside `Dense`, so a model is adapted by its configuration and its
+parameter tree keeps its shape: `kernel` and `bias` as published, `lora_a` and `lora_b` beside them.
+
+Letters: B batch, S sequence, D width, H heads, K key-value heads, Q query places, R LoRA rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NEGATIVE = -1e30  # finite, so that a row with nothing to attend to gives a mean and not a NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """What to adapt: `targets` are names of Dense layers ("q", "k", "v", "o", "gate", "up", "down")."""
+
+    rank: int = 32
+    alpha: float = 32.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q", "k", "v", "o")
+
+    def for_layer(self, name: str) -> LoraConfig | None:
+        """This config if the layer `name` is a target, otherwise None."""
+        return self if name in self.targets else None
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias + alpha/R * dropout(x) @ lora_a @ lora_b`; lora_b starts at zero.
+
+    float[..., I] -> float[..., features]. Parameters: kernel float[I, features], bias
+    float[features], lora_a float[I, R], lora_b float[R, features].
+    """
+
+    features: int
+    use_bias: bool = True
+    lora: LoraConfig | None = None
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Apply to float[..., I]; dropout acts on the LoRA branch only, as in peft."""
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        if self.lora is not None:
+            init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # peft's kaiming
+            a = self.param("lora_a", init, (width, self.lora.rank)).astype(self.dtype)
+            b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
+            z = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
+            y += (self.lora.alpha / self.lora.rank) * (z @ a @ b.astype(self.dtype))
+        return y
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32. float[..., D] -> same."""
+
+    eps: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last axis and scale by the learned `scale` float[D]."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale).astype(self.dtype)
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Scaled dot-product attention; grouped queries when K < H (query head h reads head h // (H/K)).
+
+    q float[B, Q, H, D], k and v float[B, S, K, D], mask bool[B or 1, Q, S] (True: may attend) ->
+    (values float[B, Q, H, D], weights float32[B, H, Q, S] that sum to 1 over S).
+    """
+    b, n, h, d = q.shape
+    groups = k.shape[2]
+    q = q.reshape(b, n, groups, h // groups, d)
+    scores = jnp.einsum("bqkgd,bskd->bkgqs", q, k).astype(jnp.float32) * d**-0.5
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores, axis=-1)
+    values = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(v.dtype), v)
+    return values.reshape(b, n, h, d), weights.reshape(b, h, n, -1)

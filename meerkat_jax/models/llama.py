@@ -1,0 +1,343 @@
+"""The Llama decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped queries.
+
+Parameters keep the published names and values: `layers` holds q, k, v, o, gate, up, down of all
+layers, stacked on a leading axis L by `nn.scan`. Rotary embedding (Su et al. 2021, eq. 34) pairs
+feature i with i + Dh/2, as the published weights expect.
+
+Attention is a sum over *parts* of the keys (Milakov & Gimelshein 2018): a shared prefix, cached
+slots, the new tokens. So several questions share one picture-sound prefix (`Layout`) and generation
+extends a cache, neither ever forming the S x S square of scores.
+
+Letters: B batch, S sequence or cache slots, D width, H heads, K key-value heads, Dh head width,
+L layers, P prefix tokens, Q questions, T tokens per question, C vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from meerkat_jax.errors import UserError
+from meerkat_jax.models.layers import NEGATIVE, Dense, LoraConfig, RMSNorm
+
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "weights": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "qkvo": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "o"),
+}
+
+Cache = dict[str, jax.Array]
+Part = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A row of S = prefix + questions * length tokens: one prefix, then the questions in turn.
+
+    Prefix tokens attend causally to the prefix; each question's tokens attend to the whole prefix
+    and causally to themselves, never to another question.
+    """
+
+    prefix: int
+    questions: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Tokens in the row, S."""
+        return self.prefix + self.questions * self.length
+
+    def positions(self) -> np.ndarray:
+        """int32[S]: each question continues from the prefix."""
+        question = self.prefix + np.arange(self.length)
+        return np.r_[np.arange(self.prefix), np.tile(question, self.questions)].astype(np.int32)
+
+    def mask(self) -> np.ndarray:
+        """bool[S, S], True where the token of the row may attend to that of the column."""
+        owner = np.r_[np.full(self.prefix, -1), np.repeat(np.arange(self.questions), self.length)]
+        seen = (owner[None] == -1) | (owner[:, None] == owner[None])
+        return seen & np.tri(self.size, dtype=bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What is fixed when a call is traced: see `Llama.__call__`."""
+
+    layout: Layout | None = None
+    deterministic: bool = True
+    keep_layers: bool = False
+
+
+def init_cache(model: Llama, batch: int, slots: int) -> Cache:
+    """An empty cache: k and v float[L, B, K, S, Dh], valid bool[B, S]."""
+    shape = (model.depth, batch, model.kv_heads, slots, model.width // model.heads)
+    empty = jnp.zeros(shape, model.dtype)
+    return {"k": empty, "v": empty, "valid": jnp.zeros((batch, slots), bool)}
+
+
+def repeat_cache(cache: Cache, times: int) -> Cache:
+    """Share each row among `times` questions: row b becomes rows b*times ... b*times + times - 1."""
+    axis = {"k": 1, "v": 1, "valid": 0}
+    return {name: jnp.repeat(array, times, axis[name]) for name, array in cache.items()}
+
+
+def rotary(positions: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine float32[B, S, 1, width/2] of int[B, S] positions (1: for the heads)."""
+    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    """Turn each pair (i, i + Dh/2) of float[B, S, H, Dh] by its position's angle."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1).astype(x.dtype)
+
+
+def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
+    """Unnormalised attention to one part of the keys, to be joined by `merge`.
+
+    q float[B, K, N, T, G, Dh] (already scaled; N runs of T tokens, G queries per key-value head),
+    k and v float[B, K, S, Dh] (shared by the N) or float[B, K, N, S, Dh]; mask bool that broadcasts
+    to [B, K, N, T, G, S] -> peak, mass float32[B, K, N, T, G], total float32[B, K, N, T, G, Dh].
+    """
+    keys = "bksd" if k.ndim == 4 else "bknsd"
+    scores = jnp.einsum(f"bkntgd,{keys}->bkntgs", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, NEGATIVE)
+    peak = jax.lax.stop_gradient(scores.max(-1))  # it cancels in `merge`
+    weights = jnp.exp(scores - peak[..., None])
+    total = jnp.einsum(
+        f"bkntgs,{keys}->bkntgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return peak, weights.sum(-1), total
+
+
+def merge(parts: list[Part]) -> jax.Array:
+    """Join parts under one softmax -> float32[B, K, N, T, G, Dh]."""
+    highest = functools.reduce(jnp.maximum, [peak for peak, _, _ in parts])
+    scales = [jnp.exp(peak - highest) for peak, _, _ in parts]
+    mass = sum(scale * m for scale, (_, m, _) in zip(scales, parts, strict=True))
+    shares = [(scale / mass)[..., None] for scale in scales]
+    return sum(share * total for share, (_, _, total) in zip(shares, parts, strict=True))
+
+
+def causal(length: int, valid: jax.Array | None) -> jax.Array:
+    """bool[1 or B, 1, 1 or N, T, 1, T] from valid bool[B, N, T] or None."""
+    mask = jnp.tril(jnp.ones((length, length), bool))[:, None, :]
+    return mask if valid is None else mask & valid[:, None, :, None, None, :]
+
+
+def attend_row(q, k, v, valid=None, past=None) -> jax.Array:
+    """Causal attention within the row, and to all of `past` = (k, v, valid bool[B, S]).
+
+    q float[B, K, T, G, Dh], k and v float[B, K, T, Dh], valid bool[B, T] -> float32 like q.
+    """
+    mask = causal(q.shape[2], None if valid is None else valid[:, None])
+    parts = [attend_part(q[:, :, None], k, v, mask)]
+    if past is not None:
+        seen = past[2][:, None, None, None, None, :]
+        parts.append(attend_part(q[:, :, None], past[0], past[1], seen))
+    return merge(parts)[:, :, 0]
+
+
+def attend_layout(q, k, v, layout: Layout, valid=None) -> jax.Array:
+    """Attention under `layout` in two blocks, P x P and Q x T x (P + T); shapes of `attend_row`."""
+    prefix, rest = slice(layout.prefix), slice(layout.prefix, None)
+    runs = (layout.questions, layout.length)
+    pq, pk, pv = (x[:, :, prefix] for x in (q, k, v))
+    qq, qk, qv = (x[:, :, rest].reshape(*x.shape[:2], *runs, *x.shape[3:]) for x in (q, k, v))
+    p_valid = q_valid = shared = None
+    if valid is not None:
+        p_valid, q_valid = valid[:, prefix], valid[:, rest].reshape(-1, *runs)
+        shared = p_valid[:, None, None, None, None, :]
+    own = attend_part(qq, qk, qv, causal(layout.length, q_valid))
+    second = merge([attend_part(qq, pk, pv, shared), own]).reshape(q[:, :, rest].shape)
+    return jnp.concatenate([attend_row(pq, pk, pv, p_valid), second], axis=2)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)) (Shazeer 2020, eq. 6)."""
+
+    heads: int
+    kv_heads: int
+    mlp_dim: int
+    norm_eps: float
+    lora: LoraConfig | None
+    dtype: jnp.dtype
+
+    def dense(self, name: str, x: jax.Array, features: int, deterministic: bool) -> jax.Array:
+        """The bias-free Dense `name`, adapted if LoRA targets it; its output can be saved."""
+        lora = self.lora.for_layer(name) if self.lora else None
+        layer = Dense(features, use_bias=False, lora=lora, dtype=self.dtype, name=name)
+        return checkpoint_name(layer(x, deterministic=deterministic), name)
+
+    @nn.compact
+    def __call__(self, x, row, past, mode: Mode):
+        """x float[B, S, D], row = dict of cosine, sine, valid, seen; past = (k, v) of the cache.
+
+        Returns (x, kept): kept has k and v float[B, K, S, Dh] of these tokens when there is a past,
+        and x when the mode keeps layers.
+        """
+        b, s, width = x.shape
+        head = width // self.heads
+        dense = functools.partial(self.dense, deterministic=mode.deterministic)
+
+        y = RMSNorm(self.norm_eps, self.dtype, name="attention_norm")(x)
+        q = dense("q", y, self.heads * head).reshape(b, s, self.heads, head)
+        k = dense("k", y, self.kv_heads * head).reshape(b, s, self.kv_heads, head)
+        v = dense("v", y, self.kv_heads * head).reshape(b, s, self.kv_heads, head)
+        scale = head**-0.5  # of the scores, applied where it rounds once
+        q = rotate(q, row["cosine"] * scale, row["sine"] * scale)
+        k = rotate(k, row["cosine"], row["sine"])
+        q = q.reshape(b, s, self.kv_heads, -1, head).transpose(0, 2, 1, 3, 4)
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # batched products run faster
+        if mode.layout is not None:
+            y = attend_layout(q, k, v, mode.layout, row["valid"])
+        else:
+            y = attend_row(q, k, v, row["valid"], past and (*past, row["seen"]))
+        y = y.astype(self.dtype).transpose(0, 2, 1, 3, 4).reshape(b, s, width)
+        x = x + dense("o", y, width)
+
+        y = RMSNorm(self.norm_eps, self.dtype, name="mlp_norm")(x)
+        gate = nn.silu(dense("gate", y, self.mlp_dim))
+        x = x + dense("down", gate * dense("up", y, self.mlp_dim), width)
+        kept = {"k": k, "v": v} if past is not None else {}
+        return x, kept | {"x": x} if mode.keep_layers else kept
+
+
+class Llama(nn.Module):
+    """The decoder over embeddings, so that picture and sound tokens can stand among the words.
+
+    `remat` is "none" or a key of `REMAT`; `embed_std` None means width**-0.5; `tied` logits reuse
+    the embedding. Parameters are float32, computation is in `dtype`, logits are float32.
+    """
+
+    vocab_size: int = 32000
+    width: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    mlp_dim: int = 11008
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-5
+    tied: bool = False
+    remat: str = "none"
+    lora: LoraConfig | None = None
+    dtype: jnp.dtype = jnp.float32
+    embed_std: float | None = None
+
+    def setup(self):
+        """Build the scanned layers; raises UserError on sizes that do not divide."""
+        self._check()
+        std = self.width**-0.5 if self.embed_std is None else self.embed_std
+        init = nn.initializers.normal(std)
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.width))
+        block = Block
+        if self.remat != "none":
+            policy = REMAT[self.remat]
+            block = nn.remat(Block, policy=policy, prevent_cse=False, static_argnums=(4,))
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, 0, nn.broadcast),
+            length=self.depth,
+        )(self.heads, self.kv_heads, self.mlp_dim, self.norm_eps, self.lora, self.dtype)
+        self.norm = RMSNorm(self.norm_eps, self.dtype)
+        if not self.tied:
+            self.lm_head = Dense(self.vocab_size, use_bias=False, dtype=self.dtype)
+
+    def _check(self) -> None:
+        if self.width % (2 * self.heads) or self.heads % self.kv_heads:
+            raise UserError(
+                f"llama: width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: width "
+                "must be a multiple of 2 * heads, and heads of kv_heads; change one of them"
+            )
+        if self.remat != "none" and self.remat not in REMAT:
+            known = ", ".join(["none", *REMAT])
+            raise UserError(f"llama: remat {self.remat!r} is unknown; choose one of {known}")
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """int[...] token ids in 0..C-1 -> float[..., D]."""
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float[..., D] after the final norm -> float32[..., C]."""
+        if self.tied:
+            table = self.embedding.astype(self.dtype)
+            return jnp.einsum("...d,cd->...c", hidden, table, preferred_element_type=jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        layout: Layout | None = None,
+        valid: jax.Array | None = None,
+        cache: Cache | None = None,
+        slot: jax.Array | int = 0,
+        deterministic: bool = True,
+        keep_layers: bool = False,
+    ) -> dict[str, jax.Array | Cache]:
+        """Run the stack causally, or under `layout`, or after the tokens of `cache`.
+
+        x float[B, S, D]; positions int[B or 1, S], free of the slots; valid bool[B, S], False for
+        padding that nobody may attend to. With a cache the S tokens take the slots `slot` ... `slot`
+        + S - 1 and attend to the valid slots before and, causally, to one another.
+
+        Returns hidden float[B, S, D] (after the final norm), stream float[B, S, D] (before it), with
+        a cache the updated `cache`, with keep_layers `layers` float[L, B, S, D]. Dropout of LoRA is
+        on when `deterministic` is False and needs the rng "dropout".
+        """
+        cosine, sine = rotary(positions, self.width // self.heads, self.rope_theta)
+        row = {"cosine": cosine, "sine": sine, "valid": valid, "seen": None}
+        past = None
+        _check_call(x, layout, cache, slot)
+        if cache is not None:
+            row["seen"] = cache["valid"] & (jnp.arange(cache["valid"].shape[1]) < slot)
+            past = (cache["k"], cache["v"])
+        mode = Mode(layout, deterministic, keep_layers)
+        stream, new = self.layers(x.astype(self.dtype), row, past, mode)
+        out = {"hidden": self.norm(stream), "stream": stream}
+        if cache is not None:
+            out["cache"] = _write(cache, new, valid, slot)
+        if keep_layers:
+            out["layers"] = new["x"]
+        return out
+
+
+def _check_call(x, layout, cache, slot) -> None:
+    if layout is not None and layout.size != x.shape[1]:
+        raise UserError(f"llama: {layout} is for {layout.size} tokens, the row has {x.shape[1]}")
+    if layout is not None and cache is not None:
+        raise UserError("llama: a layout and a cache exclude each other; pass one of them")
+    if cache is not None:
+        slots = cache["valid"].shape[1]
+        start = slot if isinstance(slot, int) else 0
+        if start + x.shape[1] > slots:
+            raise UserError(
+                f"llama: {x.shape[1]} tokens at slot {start} do not fit a cache of {slots} slots; "
+                "make it longer"
+            )
+
+
+def _write(cache: Cache, new: dict[str, jax.Array], valid: jax.Array | None, slot) -> Cache:
+    def put(old: jax.Array, value: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, value.astype(old.dtype), slot, axis)
+
+    if valid is None:
+        _, batch, _, tokens, _ = new["k"].shape
+        valid = jnp.ones((batch, tokens), bool)
+    return {
+        "k": put(cache["k"], new["k"], 3),
+        "v": put(cache["v"], new["v"], 3),
+        "valid": put(cache["valid"], valid, 1),
+    }

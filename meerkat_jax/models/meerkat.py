@@ -1,0 +1,173 @@
+"""The whole model: two towers, two alignment modules, two connectors, one language model.
+
+    picture -> CLIP  -> tokens -+-> AVACE -> connector -+
+                                | AVOpT                  +-> prefix -> Llama -> answers
+    sound   -> HTSAT -> tokens -+-> AVACE -> connector -+
+
+Source: Meerkat (arXiv 2407.01851), figure 2 and section 3. One code for all sizes; what differs
+between the mini and the 7B model is in the fields of the parts.
+
+Letters: B pairs, Q questions per pair, T tokens per question, V image tokens, A audio tokens, P prefix
+tokens, D width of the language model, C vocabulary.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from meerkat_jax.alignment.avace import AVACE
+from meerkat_jax.alignment.avopt import AVOpT
+from meerkat_jax.errors import UserError
+from meerkat_jax.models.clap import ClapAudio
+from meerkat_jax.models.clip import ClipVision
+from meerkat_jax.models.layers import Dense
+from meerkat_jax.models.llama import Cache, Layout, Llama, init_cache
+
+CONNECTORS = ("linear", "mlp")
+
+
+class Connector(nn.Module):
+    """Tower tokens to the language model's width: float[B, N, I] -> float[B, N, width]."""
+
+    width: int
+    kind: str = "linear"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """One linear layer, or two with a GELU between (`mlp`)."""
+        if self.kind not in CONNECTORS:
+            raise UserError(f"connector {self.kind!r} is unknown; choose from {CONNECTORS}")
+        if self.kind == "mlp":
+            tokens = nn.gelu(Dense(self.width, dtype=self.dtype, name="inner")(tokens))
+        return Dense(self.width, dtype=self.dtype, name="outer")(tokens)
+
+
+class Meerkat(nn.Module):
+    """Answers questions about a picture and a sound.
+
+    `prefix` says how a sequence begins: runs of token ids and the words "image" and "audio" for the
+    places of the tokens that the towers give (data/prompt.py).
+    """
+
+    image_tower: ClipVision
+    audio_tower: ClapAudio
+    llama: Llama
+    avopt: AVOpT
+    avace: AVACE
+    prefix: tuple
+    connector: str = "linear"
+
+    def setup(self):
+        """The connectors, and the learned places of their tokens.
+
+        HTSAT carries no absolute time and a language model sees places only as differences, so each
+        connector adds a learned row per token: when it is heard, where it is seen.
+        """
+        width, dtype = self.llama.width, self.llama.dtype
+        self.image_connector = Connector(width, self.connector, dtype)
+        self.audio_connector = Connector(width, self.connector, dtype)
+        small = nn.initializers.normal(0.02)
+        side = self.image_tower.image_size // self.image_tower.patch_size
+        rows, columns = self.audio_tower.grid
+        self.image_places = self.param("image_places", small, (side * side, width))
+        self.audio_places = self.param("audio_places", small, (rows * columns, width))
+
+    @property
+    def image_grid(self) -> tuple[int, int]:
+        """(rows, columns) of the image tokens."""
+        return (self.image_tower.image_size // self.image_tower.patch_size,) * 2
+
+    @property
+    def prefix_length(self) -> int:
+        """P: markers, V and A."""
+        rows, columns = self.audio_tower.grid
+        places = {"image": self.image_grid[0] * self.image_grid[1], "audio": rows * columns}
+        return sum(places[part] if isinstance(part, str) else len(part) for part in self.prefix)
+
+    def perceive(
+        self, pixels: jax.Array, mel: jax.Array, longer: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """Both towers, both alignment modules, both connectors.
+
+        pixels float[B, H, W, 3] normalised; mel float[B, F, mels] in dB (or [B, 4, F, mels] with
+        longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected, before
+        places), attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A, V],
+        distance float[B] and plan float[B, V, A] (AVOpT), image_tokens and audio_tokens (towers).
+        """
+        image = self.image_tower(pixels)["tokens"]
+        audio = self.audio_tower(mel, longer)["tokens"]
+        transport = self.avopt(image, audio)
+        exchange = self.avace(image, audio)
+        return {
+            "image_tokens": image,
+            "audio_tokens": audio,
+            "distance": transport["distance"],
+            "plan": transport["plan"],
+            "attention": exchange["attention"],
+            "map": exchange["map"],
+            "image": self.image_connector(exchange["image"]),
+            "audio": self.audio_connector(exchange["audio"]),
+        }
+
+    def embed_prefix(self, image: jax.Array, audio: jax.Array) -> jax.Array:
+        """Connected tokens float[B, V, D] and float[B, A, D] in their places -> float[B, P, D]."""
+        filled = {"image": image + self.image_places, "audio": audio + self.audio_places}
+        parts = []
+        for part in self.prefix:
+            if isinstance(part, str):
+                parts.append(filled[part])
+            else:
+                row = self.llama.embed(jnp.asarray(part))
+                parts.append(jnp.broadcast_to(row, (image.shape[0], *row.shape)))
+        return jnp.concatenate(parts, axis=1)
+
+    def names(self, ids: jax.Array, weights: jax.Array) -> jax.Array:
+        """Class names as the language model's own word vectors: ids int[N, W], weights float[N, W]
+        (1 on the words of a name, 0 on padding) -> their means float[N, D].
+        """
+        return jnp.einsum("nwd,nw->nd", self.llama.embed(ids), weights / weights.sum(1)[:, None])
+
+    def __call__(
+        self,
+        pixels: jax.Array,
+        mel: jax.Array,
+        tokens: jax.Array,
+        longer: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> dict[str, jax.Array]:
+        """Training forward: tokens int[B, Q, T] (question, answer, end) behind one shared prefix.
+
+        Returns `perceive`'s entries, `hidden` float[B, Q, T, D] and `logits` float[B, Q, T, C];
+        logits at place t are for the token at t + 1.
+        """
+        out = self.perceive(pixels, mel, longer)
+        prefix = self.embed_prefix(out["image"], out["audio"])
+        pairs, questions, length = tokens.shape
+        layout = Layout(prefix.shape[1], questions, length)
+        text = self.llama.embed(tokens).reshape(pairs, questions * length, -1)
+        row = jnp.concatenate([prefix, text], axis=1)
+        positions = jnp.asarray(layout.positions())[None]
+        hidden = self.llama(row, positions, layout, deterministic=deterministic)["hidden"]
+        out["hidden"] = hidden[:, layout.prefix :].reshape(*tokens.shape, -1)
+        out["logits"] = self.llama.logits(out["hidden"])
+        return out
+
+    def prefill(self, image: jax.Array, audio: jax.Array, slots: int) -> Cache:
+        """The cache of the prefix, with room for `slots` tokens in all (>= P)."""
+        prefix = self.embed_prefix(image, audio)
+        cache = init_cache(self.llama, prefix.shape[0], slots)
+        positions = jnp.arange(prefix.shape[1])[None]
+        return self.llama(prefix, positions, cache=cache, slot=0)["cache"]
+
+    def extend(
+        self, tokens: jax.Array, positions: jax.Array, valid: jax.Array, cache: Cache, slot
+    ) -> tuple[jax.Array, Cache]:
+        """Tokens int[B, T] at `positions` int[B, T] into the slots from `slot` on.
+
+        valid bool[B, T] is False on padding. Returns logits float[B, T, C] and the cache.
+        """
+        out = self.llama(self.llama.embed(tokens), positions, None, valid, cache, slot)
+        return self.llama.logits(out["hidden"]), out["cache"]

@@ -1,0 +1,167 @@
+"""Numbers of a run: metrics.jsonl, TensorBoard and a line of progress, from one call per log step.
+
+metrics.jsonl holds one JSON object per row, `{"step": 20, "loss": 1.25, ...}`. JSON has no NaN, so
+a value that is not finite is written as null and named under "nonfinite": `{"loss": null,
+"nonfinite": {"loss": "nan"}}`; `read_metrics` puts the float back.
+
+**Resume.** The rows of a step are written before its checkpoint is saved, so the file never lacks a
+step that the checkpoint has; on resume at step k the rows after k are dropped, and are written anew
+when their steps are repeated. The file of an interrupted run is then equal to that of an
+uninterrupted one but for the fields in `TIMING`. With several processes, the first one writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from meerkat_jax.errors import UserError
+from meerkat_jax.training.config import write_text
+
+# Fields that say how fast, not what: the only ones that differ between equal runs.
+TIMING = frozenset(
+    "seconds examples_per_second tokens_per_second step_seconds data_wait_seconds tflops mfu"
+    " peak_memory_mib".split()
+)
+
+
+class MetricsWriter:
+    """Appends rows to `workdir`/metrics.jsonl and TensorBoard, and prints progress.
+
+    `total` is the number of steps of the run (None: no time left is shown). `resume_step` None
+    starts an empty file; k keeps the rows up to step k of the one that is there.
+    """
+
+    def __init__(
+        self, workdir: str | Path, total: int | None = None, resume_step: int | None = None
+    ):
+        """Open the files; raises UserError if the metrics.jsonl to go on with is damaged."""
+        self.path = Path(workdir) / "metrics.jsonl"
+        self._total, self._first = total, resume_step or 0
+        self._start = time.monotonic()
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _cut(self.path, resume_step)
+        purge = None if resume_step is None else resume_step + 1
+        self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge)
+        self._file = self.path.open("a")
+
+    def write(self, step: int, values: Mapping[str, Any], progress: bool = True) -> dict[str, Any]:
+        """Write one row and return it; `values` are scalars (nested dicts get keys "a/b").
+
+        `progress` prints the line "step 20/100  12.3 examples/s  loss 1.250  0:35 left".
+        """
+        row = {"step": int(step)} | _scalars(values)
+        if self._active:
+            self._file.write(json.dumps(_encode(row), allow_nan=False) + "\n")
+            self._file.flush()  # now a killed process loses no row
+            self._to_board(row)
+            if progress:
+                print(self._progress(row), flush=True)
+        return row
+
+    def _to_board(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._board.add_scalar(name, value, row["step"])
+        self._board.flush()
+
+    def _progress(self, row: Mapping[str, Any]) -> str:
+        step, spent = row["step"], time.monotonic() - self._start
+        rate = (step - self._first) / max(spent, 1e-9)
+        parts = [f"step {step}" if self._total is None else f"step {step}/{self._total}"]
+        if "examples_per_second" in row:
+            parts.append(f"{row['examples_per_second']:.1f} examples/s")
+        elif rate > 0:
+            parts.append(f"{rate:.2f} steps/s")
+        if "loss" in row:
+            parts.append(f"loss {row['loss']:.4f}")
+        if self._total is not None and rate > 0:
+            left = max(0, self._total - step) / rate
+            parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
+        return "  ".join(parts)
+
+    def close(self) -> None:
+        """Close both files."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+    def __enter__(self) -> MetricsWriter:
+        """Use as `with MetricsWriter(...) as writer`."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close both files."""
+        self.close()
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten and turn array scalars into Python numbers; UserError for anything else."""
+    row = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            row.update(_scalars(value, f"{prefix}{name}/"))
+        elif value is None or isinstance(value, str | bool | int | float):
+            row[prefix + name] = value
+        elif np.ndim(value) == 0:
+            row[prefix + name] = np.asarray(value).item()
+        else:
+            raise UserError(f"metric {prefix + name!r} has shape {np.shape(value)}, not a scalar")
+    return row
+
+
+def _encode(row: Mapping[str, Any]) -> dict[str, Any]:
+    bad = {k: str(v) for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {k: None if k in bad else v for k, v in row.items()} | (
+        {"nonfinite": bad} if bad else {}
+    )
+
+
+def _decode(row: dict[str, Any]) -> dict[str, Any]:
+    bad = row.pop("nonfinite", {})
+    return row | {name: float(kind) for name, kind in bad.items()}
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl (or of the one in a work directory), in order.
+
+    A last line without its end, which a killed process leaves, is passed over. Raises UserError
+    if the file is absent, or naming the line that is no row.
+    """
+    path = Path(path)
+    path = path / "metrics.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path} is not there; train writes it")
+    rows = []
+    for number, line in enumerate(path.read_text(errors="replace").split("\n")[:-1], 1):
+        try:
+            row = _decode(json.loads(line))
+            row["step"] = int(row["step"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{path} line {number} is no row of metrics: {line[:60]!r}") from None
+        rows.append(row)
+    return rows
+
+
+def _cut(path: Path, step: int | None) -> None:
+    """Keep the rows up to `step` (None: no row) in one atomic rewrite."""
+    keep: Iterable[dict] = []
+    if step is not None and path.exists():
+        keep = (row for row in read_metrics(path) if row["step"] <= step)
+    write_text(path, "".join(json.dumps(_encode(row), allow_nan=False) + "\n" for row in keep))
+
+
+def without_timing(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without the fields in `TIMING` (also as the last part of "a/b"), to compare runs."""
+    return [{k: v for k, v in row.items() if k.split("/")[-1] not in TIMING} for row in rows]

@@ -1,0 +1,142 @@
+"""One training step: gradients of the trainable tree, accumulated over microbatches, one update.
+
+Only the trainable tree meets `grad` and the optimizer; the frozen one is an argument. A phase says
+by its weights which loss terms there are, so one step function serves them all. The arrays of a batch:
+
+    image uint8[B, H, W, 3]  audio float32[B, samples]  tokens int32[B, Q, T]  targets float32[B, Q, T]
+    boxes float32[B, N, 4]   matched bool[B]            seen int32[B, M]       heard int32[B, M]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from meerkat_jax.assemble import Assembly
+from meerkat_jax.training import losses
+from meerkat_jax.training.params import merge
+
+State = dict  # trainable tree, opt state, step int32[], key
+ANSWERING = {"answer"}
+NAMING = {"image_names", "audio_names"}
+
+
+def make_optimizer(config: Mapping) -> optax.GradientTransformation:
+    """AdamW with clipping; each phase warms up linearly and decays by a cosine to a tenth."""
+    schedule = learning_rate(config["phases"])
+    return optax.chain(
+        optax.clip_by_global_norm(config["clip_norm"]),
+        optax.adamw(
+            schedule, b2=config.get("b2", 0.98), weight_decay=config["weight_decay"],
+            mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
+        ),
+    )
+
+
+def learning_rate(phases: Sequence[Mapping]) -> optax.Schedule:
+    """The phases' schedules one after another."""
+    schedules, ends, total = [], [], 0
+    for phase in phases:
+        peak, steps = phase["learning_rate"], phase["steps"]
+        schedules.append(
+            optax.warmup_cosine_decay_schedule(0.0, peak, phase["warmup"], steps, peak / 10)
+        )
+        total += steps
+        ends.append(total)
+    return optax.join_schedules(schedules, ends[:-1])
+
+
+def new_state(trainable: dict, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first step."""
+    return {
+        "trainable": trainable,
+        "opt": optimizer.init(trainable),
+        "step": jnp.zeros((), jnp.int32),
+        "key": jax.random.key_data(jax.random.key(seed)),
+    }
+
+
+def make_step(
+    assembly: Assembly,
+    optimizer: optax.GradientTransformation,
+    weights: Mapping[str, float],
+    names: tuple[jax.Array, jax.Array],
+    temperature: float,
+    spread: jax.Array | None = None,
+    accumulate: int = 1,
+) -> Callable[[State, dict, dict], tuple[State, dict]]:
+    """`step(state, frozen, batch) -> (state, metrics)` for one phase's `weights`."""
+    model, weights = assembly.model, dict(weights)
+    unknown = set(weights) - set(losses.TERMS)
+    if unknown:
+        raise losses.UserError(f"unknown loss terms {sorted(unknown)}; there are {losses.TERMS}")
+
+    def sums(params, batch, key):
+        """The terms' sums over a microbatch, and what is logged beside them."""
+        pixels, mel = assembly.inputs(batch)
+        terms, extra = {}, {}
+        if ANSWERING & set(weights):
+            out = model.apply(
+                {"params": params}, pixels, mel, batch["tokens"],
+                deterministic=False, rngs={"dropout": key},
+            )
+            terms["answer"], extra["right"] = losses.answer_loss(
+                out["logits"], batch["tokens"], batch["targets"], spread
+            )
+        else:
+            out = model.apply({"params": params}, pixels, mel, method="perceive")
+        terms |= losses.alignment_terms(out, batch, model.image_grid)
+        if NAMING & set(weights):
+            vectors = model.apply({"params": params}, *names, method="names")
+            terms |= losses.name_terms(out, vectors, batch, temperature)
+        return {name: terms[name] for name in weights}, extra
+
+    def objective(trainable, frozen, batch, items, key):
+        found, extra = sums(merge(trainable, frozen), batch, key)
+        terms = {name: value / items[name] for name, value in found.items()}
+        return losses.total(terms, weights), (terms, extra)
+
+    def step(state: State, frozen: dict, batch: dict) -> tuple[State, dict]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
+        items = losses.counts(batch)
+        gradient = jax.value_and_grad(objective, has_aux=True)
+
+        def micro(carry, part):
+            index, piece = part
+            found = gradient(
+                state["trainable"], frozen, piece, items, jax.random.fold_in(key, index)
+            )
+            return jax.tree.map(jnp.add, carry, found), None
+
+        if accumulate == 1:
+            found = gradient(state["trainable"], frozen, batch, items, key)
+        else:
+            pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+            first = jax.eval_shape(micro, None, None) if False else None
+            zero = jax.tree.map(
+                jnp.zeros_like,
+                jax.eval_shape(
+                    lambda: gradient(
+                        state["trainable"], frozen, jax.tree.map(lambda x: x[0], pieces), items, key
+                    )
+                ),
+            )
+            found, _ = jax.lax.scan(micro, zero, (jnp.arange(accumulate), pieces))
+        (loss, (terms, extra)), grads = found
+        updates, opt = optimizer.update(grads, state["opt"], state["trainable"])
+        new = {
+            "trainable": optax.apply_updates(state["trainable"], updates),
+            "opt": opt,
+            "step": state["step"] + 1,
+            "key": state["key"],
+        }
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics |= {f"loss/{name}": value for name, value in terms.items()}
+        if "right" in extra:
+            metrics["token_accuracy"] = extra["right"] / items["answer"]
+        return new, metrics
+
+    return step

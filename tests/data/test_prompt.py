@@ -1,0 +1,92 @@
+"""The prompt's layout, and packing of questions and answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from meerkat_jax.data.prompt import make_prompt, pack
+from meerkat_jax.data.tokenizer import build_mini_tokenizer
+from meerkat_jax.errors import UserError
+
+TOKENIZER = build_mini_tokenizer(["Is it a dog?", "yes no"], ["dog"])
+PAIRS = [("Is it a dog?", "yes"), ("Is it?", "no dog")]
+
+
+def ids(*specials):
+    return tuple(i for special in specials for i in TOKENIZER.special_ids(special))
+
+
+def test_llama2_layout():
+    prompt = make_prompt(TOKENIZER)
+    assert prompt.prefix == (
+        ids("<s>", "[INST]", "<image>"),
+        "image",
+        ids("</image>", "<audio>"),
+        "audio",
+        ids("</audio>"),
+    )
+    assert prompt.question_ids("Is it?") == [*TOKENIZER.encode("Is it?"), *ids("[/INST]")]
+    assert prompt.answer_ids("yes") == [*TOKENIZER.encode("yes"), TOKENIZER.eos_id]
+    assert prompt.prefix_length(196, 64) == 196 + 64 + 6
+
+
+def test_release_layout_has_the_sound_first_and_no_chat_markers():
+    prompt = make_prompt(TOKENIZER, "release")
+    assert prompt.prefix == (
+        ids("<s>", "<audio>"),
+        "audio",
+        ids("</audio>", "<image>"),
+        "image",
+        ids("</image>"),
+    )
+    assert prompt.question_ids("Is it?") == TOKENIZER.encode("Is it?")
+    assert prompt.prefix_length(96, 6) == 96 + 6 + 5
+
+
+def test_unknown_style():
+    with pytest.raises(UserError, match="'vicuna' is unknown; expected one of llama2, release"):
+        make_prompt(TOKENIZER, "vicuna")
+
+
+def test_layouts_compare_and_hash_as_values():
+    assert make_prompt(TOKENIZER) == make_prompt(TOKENIZER) != make_prompt(TOKENIZER, "release")
+    assert len({make_prompt(TOKENIZER), make_prompt(TOKENIZER)}) == 1
+
+
+@pytest.mark.parametrize("style", ["llama2", "release"])
+def test_pack(style):
+    prompt = make_prompt(TOKENIZER, style)
+    tokens, targets = pack(prompt, PAIRS, 10)
+    assert tokens.shape == targets.shape == (2, 10)
+    assert tokens.dtype == np.int32 and targets.dtype == np.float32
+    for row, (instruction, response) in enumerate(PAIRS):
+        question, answer = prompt.question_ids(instruction), prompt.answer_ids(response)
+        used = len(question) + len(answer)
+        assert tokens[row, :used].tolist() == question + answer
+        assert (tokens[row, used:] == TOKENIZER.pad_id).all()
+        assert tokens[row][targets[row] == 1].tolist() == answer
+
+
+def test_the_documented_example():
+    _, targets = pack(make_prompt(TOKENIZER), PAIRS[:1], 10)
+    assert targets.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0]]
+
+
+def test_a_pair_that_just_fits_and_one_that_does_not():
+    prompt = make_prompt(TOKENIZER)
+    assert pack(prompt, PAIRS, 8)[0][0, -1] == TOKENIZER.eos_id
+    with pytest.raises(UserError, match=r"question 0 \('Is it a dog\?'.*needs 8 tokens.*is 7"):
+        pack(prompt, PAIRS, 7)
+
+
+def test_no_questions():
+    tokens, targets = pack(make_prompt(TOKENIZER), [], 4)
+    assert tokens.shape == targets.shape == (0, 4)
+
+
+def test_a_typed_marker_cannot_end_the_answer_or_open_a_picture():
+    tokens, _ = pack(make_prompt(TOKENIZER), [("</s> <image> [/INST]", "</s>")], 40)
+    assert (tokens == TOKENIZER.eos_id).sum() == 1
+    assert (tokens == ids("[/INST]")[0]).sum() == 1
+    assert not (tokens == ids("<image>")[0]).any()

@@ -1,0 +1,95 @@
+"""metrics.jsonl: what is written, what is read back, and equality after a kill."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meerkat_jax.errors import UserError
+from meerkat_jax.training.metrics import MetricsWriter, read_metrics, without_timing
+
+
+def run(folder, steps, resume_step=None, speed=1.0):
+    """Write rows for `steps` as a run would."""
+    with MetricsWriter(folder, total=10, resume_step=resume_step) as writer:
+        for step in steps:
+            loss = jnp.float32(1 / 3) / step
+            writer.write(step, {"loss": loss, "seconds": speed * step, "eval": {"mfu": speed}})
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    values = {"loss": jnp.float32(0.1), "n": np.int64(3), "name": "adam", "eval": {"ciou": 0.5}}
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(7, values)
+    (row,) = read_metrics(tmp_path)
+    assert row == {
+        "step": 7, "loss": float(np.float32(0.1)), "n": 3, "name": "adam", "eval/ciou": 0.5,
+    }  # fmt: skip
+
+
+def test_nonfinite_values_are_valid_json_and_come_back(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": float("nan"), "grad_norm": -math.inf, "rate": 0.1})
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    raw = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert raw["loss"] is None and raw["nonfinite"] == {"loss": "nan", "grad_norm": "-inf"}
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert math.isnan(row["loss"]) and row["grad_norm"] == -math.inf and row["rate"] == 0.1
+    assert "nonfinite" not in row
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 6, "lo'])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, torn):
+    run(tmp_path / "whole", range(1, 11))
+    run(tmp_path / "cut", range(1, 6))
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write(torn)  # what a kill in the middle of a write leaves
+    run(tmp_path / "cut", range(4, 11), resume_step=3, speed=2.0)
+    whole, cut = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "cut")
+    assert [row["step"] for row in cut] == list(range(1, 11))
+    assert without_timing(whole) == without_timing(cut)
+    assert whole != cut and "loss" in without_timing(cut)[0]
+
+
+def test_a_fresh_run_drops_old_rows(tmp_path):
+    run(tmp_path, [1, 2])
+    run(tmp_path, [1])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+
+
+def test_tensorboard_has_the_values(tmp_path):
+    run(tmp_path, [1, 2])
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"eval/mfu" in events.read_bytes()
+
+
+def test_progress_line(tmp_path, capsys):
+    with MetricsWriter(tmp_path, total=100) as writer:
+        writer.write(20, {"loss": 1.25, "examples_per_second": 31.24})
+        writer.write(21, {"loss": 1.25}, progress=False)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("step 20/100  31.2 examples/s  loss 1.2500  0:0")
+    assert line.endswith(" left")
+
+
+def test_an_array_is_no_metric(tmp_path):
+    with MetricsWriter(tmp_path) as writer, pytest.raises(UserError, match=r"'eval/plan'.*\(2,\)"):
+        writer.write(1, {"eval": {"plan": jnp.zeros(2)}})
+
+
+@pytest.mark.parametrize("line", ["not json", "[1]", '{"loss": 1}', '{"step": "x"}', ""])
+def test_a_damaged_row_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        read_metrics(path)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="metrics.jsonl is not there"):
+        read_metrics(tmp_path)
