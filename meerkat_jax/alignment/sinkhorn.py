@@ -19,7 +19,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlogy
+import lineax
 from ott.geometry import epsilon_scheduler, geometry
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import acceleration, implicit_differentiation
@@ -32,8 +32,9 @@ SOLVERS = ("sinkhorn", "ipot")
 ANNEALED = 0.5  # share of the iterations that anneal; the rest settle at the final epsilon
 MOMENTUM = 1.5  # over-relaxation (Thibault et al. 2021); about halves the error on clustered costs
 SMALLEST_SCALE = 1e-4  # of the mean cost: equal token sets would otherwise give epsilon 0
+SMALLEST_MASS = 1e-30  # of a plan's entry that counts in the entropy: 1 / x must not overflow
 IMPLICIT_MASS = 1e-7  # implicit differentiation divides by the masses, so none may be zero
-IMPLICIT_RIDGE = 1e-6  # the dual Hessian is singular (potentials are free up to a constant)
+IMPLICIT_RIDGE = 1e-6  # the dual Hessian, of unit diagonal, is singular: potentials may shift
 
 
 def transport(
@@ -88,9 +89,8 @@ def transport(
     # The correction is detached: min(1, a/r) has its kink where the plan has converged.
     plan += jax.lax.stop_gradient(round_to_marginals(plan, a, b) - plan)
     distance = jnp.einsum("bva,bva->b", plan, cost)
-    outer = a[:, :, None] * b[:, None, :]
-    entropy = jnp.sum(xlogy(plan, plan / jnp.where(outer > 0, outer, 1)), axis=(1, 2))
-    return {"distance": distance, "cost": distance + width * entropy, "plan": plan}
+    divergence = _divergence(plan, a[:, :, None] * b[:, None, :])
+    return {"distance": distance, "cost": distance + width * divergence, "plan": plan}
 
 
 def round_to_marginals(plan: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -116,14 +116,18 @@ def _sinkhorn(cost, a, b, width, *, epsilon, iterations, implicit):
     decay = start ** (-1.0 / max(1, round(ANNEALED * iterations)))
     schedule = epsilon_scheduler.Epsilon(width, init=start, decay=decay)
     problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=schedule), a, b)
-    ridge = {"ridge_identity": IMPLICIT_RIDGE, "ridge_kernel": IMPLICIT_RIDGE}
+    system = {  # dense: conjugate gradients, OTT's default, do not converge on clustered costs
+        "nonsym_solver": lambda rtol, atol: lineax.LU(),
+        "ridge_identity": IMPLICIT_RIDGE,
+        "ridge_kernel": IMPLICIT_RIDGE,
+    }
     solve = ott_sinkhorn.Sinkhorn(
         threshold=-1.0,  # never met: the count is fixed
         min_iterations=iterations,
         max_iterations=iterations,
         inner_iterations=iterations,
         momentum=acceleration.Momentum(value=MOMENTUM),
-        implicit_diff=implicit_differentiation.ImplicitDiff(solver_kwargs=ridge)
+        implicit_diff=implicit_differentiation.ImplicitDiff(solver_kwargs=system)
         if implicit
         else None,
         use_danskin=True,
@@ -149,6 +153,13 @@ def _ipot(cost, a, b, *, beta, iterations):
     v = jnp.where(finite_b, 0.0, -jnp.inf).astype(cost.dtype)
     (log_plan, _), _ = jax.lax.scan(step, (log_plan, v), length=iterations)
     return jnp.exp(log_plan)
+
+
+def _divergence(plan, outer):
+    """KL(plan | outer) of each problem, with finite gradient where either is zero."""
+    both = (plan > SMALLEST_MASS) & (outer > 0)
+    ratio = jnp.where(both, plan, 1) / jnp.where(both, outer, 1)
+    return jnp.sum(plan * jnp.log(ratio), axis=(1, 2))
 
 
 def _normalised(mass, shape, dtype):

@@ -65,9 +65,7 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
     except OSError as error:
-        raise UserError(
-            f"{name}: cannot open the picture ({error.strerror}); check the path"
-        ) from None
+        raise UserError(f"{name}: cannot open ({error.strerror}); check the path") from None
     if not file.read(1):
         file.close()
         raise UserError(f"{name}: the picture is empty (0 bytes); get the file again")
@@ -78,19 +76,17 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
 def _decode(file: io.IOBase, name: str) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width} x {height}")
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             picture.load()
             return _rgb(_upright(picture))
     except Image.UnidentifiedImageError:
         raise UserError(
             f"{name}: not a picture; expected {', '.join(FORMATS)}: convert it to PNG or JPEG"
         ) from None
-    except Image.DecompressionBombError as error:
+    except Image.DecompressionBombError:
         raise UserError(
-            f"{name}: the picture is too large ({error}); expected at most "
-            f"{MAX_PIXELS // 10**6} million pixels: make it smaller"
+            f"{name}: the picture has more than {MAX_PIXELS // 10**6} million pixels; make it smaller"
         ) from None
     except Exception as error:  # Pillow's decoders raise a dozen types on broken files
         raise UserError(

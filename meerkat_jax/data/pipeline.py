@@ -69,7 +69,7 @@ class Encode(grain.transforms.RandomMap):
         tokens, targets = pack(self.prompt, pairs, self.shapes.length)
         missing = self.shapes.questions - len(pairs)  # a pair with few questions leaves rows empty
         rows = ((0, missing), (0, 0))
-        tokens = np.pad(tokens, rows, constant_values=self.prompt.pad_id)
+        tokens = np.pad(tokens, rows, constant_values=self.prompt.tokenizer.pad_id)
         return encode_media(example, self.shapes) | {
             "tokens": tokens,
             "targets": np.pad(targets, rows),

@@ -12,8 +12,8 @@ import numpy as np
 
 from meerkat_jax.data.example import TASKS
 
-# The page's style sheet gives --line0 to --line5 (Okabe and Ito's colours, lighter in the dark); the
-# dashes repeat the difference for eyes that see few colours.
+# The page's style sheet gives --line0 to --line5 (Okabe and Ito's colours, lighter in the dark);
+# the dashes repeat the difference for eyes that see few colours.
 COLOURS = 6
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 3", "4 2")
 MAX_POINTS = 200
@@ -70,7 +70,7 @@ def panels(found: Series) -> tuple[dict[str, Series], dict[str, Series]]:
 
 
 def line_chart(title: str, lines: Series, unit_range: bool = False) -> str:
-    """One chart with axes; `unit_range` fixes the y axis to 0..1 and adds the names of the lines."""
+    """One chart with axes; `unit_range` fixes the y axis to 0..1 and names the lines."""
     lines = {name: _thinned(points) for name, points in lines.items() if points}
     xs = [x for points in lines.values() for x, _ in points]
     ys = [y for points in lines.values() for _, y in points]

@@ -200,7 +200,7 @@ def _bar(role: str, segment: Segment, seconds: float) -> str:
 
 
 def _axis(seconds: float) -> str:
-    step = next(s for s in (1, 2, 5, 10, 30, 60, 600) if seconds / s <= 10)
+    step = next(s for s in (1, 2, 5, 10, 30, 60, 600, 3600) if seconds / s <= 6)
     ticks = np.arange(0, seconds + 1e-6, step)
     marks = "".join(
         f'<span style="left:{100 * t / seconds:.2f}%">{t:g}{" s" if t == ticks[-1] else ""}</span>'

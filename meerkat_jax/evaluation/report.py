@@ -87,9 +87,9 @@ def _curves(rows: Iterable[Mapping[str, Any]]) -> str:
         drawn = "".join(charts.line_chart(title, lines) for title, lines in losses.items())
         parts.append(f'<h3>Losses by training step</h3><div class="charts">{drawn}</div>')
     if scores:
+        titles = [tables.TASK_NAMES.get(task, task.capitalize()) for task in scores]
         drawn = "".join(
-            charts.line_chart(tables.TASK_NAMES.get(task, task.capitalize()), lines, unit_range=True)
-            for task, lines in scores.items()
+            charts.line_chart(*panel, True) for panel in zip(titles, scores.values(), strict=True)
         )
         parts.append(f'<h3>Scores by training step</h3><div class="charts">{drawn}</div>')
     return "".join(parts) or '<p class="note">No curves were recorded.</p>'

@@ -301,6 +301,12 @@ class ClapAudio(nn.Module):
         return mel, longer
 
     def _check_sizes(self) -> None:
+        widths = [self.width * 2**i for i in range(len(self.depths))]
+        fits = len(self.heads) == len(widths)
+        if not fits or any(w % h for w, h in zip(widths, self.heads, strict=True)):
+            raise UserError(
+                f"heads={self.heads} must hold one divisor of each stage's width {tuple(widths)}"
+            )
         for name in ("mel_bins", "patch_size"):
             if self.spec_size % getattr(self, name):
                 raise UserError(
@@ -314,5 +320,3 @@ class ClapAudio(nn.Module):
                 f"token grids {sides} do not fit window_size={self.window_size} and {self.fold} "
                 "stretches of time: choose spec_size / patch_size as a power of two"
             )
-        if len(self.heads) != len(self.depths):
-            raise UserError(f"heads={self.heads} and depths={self.depths} differ in length")

@@ -15,6 +15,7 @@ not depend on how the leaf is laid over devices, so a checkpoint restores onto a
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import zlib
 from collections.abc import Mapping
@@ -48,9 +49,10 @@ class Checkpoints:
         """Open the folder; unless `read_only`, make it and clear away what killed saves left."""
         self.folder = Path(folder).absolute()
         _refuse_foreign(self.folder, read_only)
+        if not read_only:
+            _clear_killed_saves(self.folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
-            cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
         )
@@ -234,6 +236,14 @@ def _refuse_foreign(folder: Path, must_exist: bool) -> None:
     ours = [n for n in names if n.isdigit() or n.startswith("damaged-") or "orbax" in n]
     if names and not ours:
         raise UserError(f"{folder} is no checkpoint folder (it holds {names[0]!r}); name another")
+
+
+def _clear_killed_saves(folder: Path) -> None:
+    """Delete what killed saves left. Orbax's own clearing runs in a thread, and two may collide."""
+    if jax.process_index() == 0:
+        for place in folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(place)
+    multihost_utils.sync_global_devices("killed saves cleared")
 
 
 def _refuse_mismatch(

@@ -91,7 +91,7 @@ def check_overrides(argv: Sequence[str], name: str = "config") -> None:
     """
     joined = [
         f"{this}={after}" if this.lstrip("-") == name else this
-        for this, after in zip(argv, [*argv[1:], ""], strict=True)
+        for this, after in zip(argv, [*argv, ""][1:], strict=True)
     ]
     specs = [arg.partition("=")[2] for arg in joined if re.match(rf"--?{name}=", arg)]
     keys = [m[1] for arg in argv if (m := re.match(rf"--?(?:no)?{name}\.([^=]+)", arg))]

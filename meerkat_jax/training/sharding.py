@@ -85,12 +85,13 @@ def param_shardings(
 ) -> Any:
     """A NamedSharding for each leaf of `shapes` (arrays or ShapeDtypeStructs; any pytree).
 
-    Raises one UserError that lists every leaf of `size_floor` numbers or more which no rule covers
-    or whose dimension does not divide by its mesh axis (a smaller leaf keeps that dimension whole),
-    every rule that puts one mesh axis on two dimensions, and, for `rules` other than the default
-    list, every rule that is the first match of no leaf.
+    Raises UserError for a rule that puts one mesh axis on two dimensions or names an unknown one;
+    and one that lists every leaf of `size_floor` numbers or more which no rule covers or whose
+    dimension does not divide by its mesh axis (a smaller leaf keeps that dimension whole) and, for
+    `rules` other than the default list, every rule that is the first match of no leaf.
     """
-    errors = _collisions(rules)
+    _refuse_collisions(rules)
+    errors: list[str] = []
     used: set[str] = set()
 
     def lay(path: tuple, leaf: Any) -> NamedSharding:
@@ -115,14 +116,12 @@ def param_shardings(
     return shardings
 
 
-def _collisions(rules: Sequence[Rule]) -> list[str]:
-    """Rules that name an axis twice or an axis that is not there."""
-    errors = []
+def _refuse_collisions(rules: Sequence[Rule]) -> None:
+    """UserError for a rule that names an axis twice or an axis that is not there."""
     for pattern, axes in rules:
         named = [axis for axis in axes if axis is not None]
         if len(named) != len(set(named)) or set(named) - set(AXES):
-            errors.append(f"rule {pattern!r} -> {axes} must name each of {AXES} at most once")
-    return errors
+            raise UserError(f"rule {pattern!r} -> {axes} may name each of {AXES} at most once")
 
 
 def _spec(mesh: Mesh, rule: Rule, shape: tuple[int, ...]) -> tuple[PartitionSpec, str]:

@@ -1,0 +1,198 @@
+"""MeerkatBench on hand-made answers: grouping, unreadable answers, subsets, baselines."""
+
+import json
+
+import pytest
+
+from meerkat_jax.data.example import Box, Question, Segment
+from meerkat_jax.errors import UserError
+from meerkat_jax.evaluation.benchmark import (
+    Answered,
+    class_names,
+    has_two_sounds_at_once,
+    judge,
+    score,
+)
+
+DOG_BOX, OWL_BOX = Box("dog", 0.0, 0.0, 0.4, 0.4), Box("owl", 0.6, 0.6, 1.0, 1.0)
+
+
+def truth(answer=None, kind="", objects=(DOG_BOX, OWL_BOX), sounds=(("dog", 1.0, 3.0),)):
+    return {
+        "kind": kind,
+        "answer": answer,
+        "seen": [box.label for box in objects],
+        "heard": [sound[0] for sound in sounds],
+        "objects": [[b.label, b.x0, b.y0, b.x1, b.y1] for b in objects],
+        "sounds": [list(sound) for sound in sounds],
+    }
+
+
+def answered(task, text, response="", boxes=(), segments=(), split="new", **known):
+    question = Question(task, "?", response, tuple(boxes), tuple(segments), truth(**known))
+    return Answered("id", split, question, text)
+
+
+def arig(text, **known):
+    return answered("arig", text, boxes=[DOG_BOX], **known)
+
+
+def igatl(text, start, end):
+    return answered("igatl", text, segments=[Segment("dog", start, end)])
+
+
+def test_groups_by_split_task_and_kind():
+    records = [
+        answered("avqa", "yes", answer=True, kind="exists"),
+        answered("avqa", "two", answer="two", kind="count"),
+        answered("avqa", "no", answer=True, kind="exists", split="other"),
+        answered("avfact1", "True", answer=True),
+    ]
+    scores = score(records)
+    assert list(scores) == [
+        "new/avfact1",
+        "new/avqa",
+        "new/avqa/count",
+        "new/avqa/exists",
+        "other/avqa",
+        "other/avqa/exists",
+    ]
+    assert (scores["new/avqa"]["accuracy"], scores["new/avqa"]["n"]) == (1.0, 2)
+    assert scores["other/avqa/exists"]["accuracy"] == 0.0
+
+
+def test_an_unreadable_answer_is_wrong_and_counted_apart():
+    scores = score(
+        [
+            arig("[dog, 0.000, 0.000, 0.400, 0.400]"),
+            arig("over there"),
+            igatl("[dog, 1.0, 3.0]", 1.0, 3.0),
+            igatl("later", 1.0, 3.0),
+            answered("avfact2", "True", answer=True),
+            answered("avfact2", "perhaps", answer=True),
+            answered("avqa", "the owl", answer="owl", kind="which"),
+            answered("avqa", "a unicorn", answer="owl", kind="which"),
+            answered("avc", "I see a dog and an owl. I hear a dog."),
+            answered("avc", "Hm."),
+        ]
+    )
+    assert scores["new/arig"]["ciou"] == scores["new/arig"]["labels_right"] == 0.5
+    assert scores["new/igatl"]["segment_recall"] == 0.5
+    assert scores["new/igatl"]["segment_precision"] == 1.0
+    for key in ("new/avfact2", "new/avqa/which"):
+        assert scores[key]["accuracy"] == 0.5
+    assert scores["new/avc"]["names_right"] == 0.5
+    assert all((entry["unparsed"], entry["n"]) == (1, 2) for entry in scores.values())
+
+
+def test_mended_answers_count_and_are_counted():
+    entry = score([arig("dog: 0.4 0.4 0.0 0.0")])["new/arig"]
+    assert (entry["ciou"], entry["mended"], entry["unparsed"]) == (1.0, 1, 0)
+
+
+def test_any_of_several_right_answers_is_right():
+    records = [
+        answered("avqa", f"The {name} comes first.", answer=["dog", "owl"], kind="first")
+        for name in ("dog", "owl", "bee")
+    ]
+    entry = score(records)["new/avqa/first"]
+    assert entry["accuracy"] == pytest.approx(2 / 3)
+    assert entry["unparsed"] == 1  # no truth mentions a bee
+
+
+def test_scenes_with_several_objects_and_two_sounds_are_scored_apart():
+    right, wrong = "[dog, 0.0, 0.0, 0.4, 0.4]", "[dog, 0.6, 0.6, 1.0, 1.0]"
+    both = (("dog", 1.0, 3.0), ("owl", 2.0, 4.0))
+    entry = score(
+        [
+            arig(right, objects=[DOG_BOX]),
+            arig(right, objects=[DOG_BOX]),
+            arig(wrong),
+            arig(right, sounds=both),
+        ]
+    )["new/arig"]
+    assert (entry["ciou"], entry["n"]) == (0.75, 4)
+    assert (entry["several_objects"]["ciou"], entry["several_objects"]["n"]) == (0.5, 2)
+    assert (entry["two_sounds"]["ciou"], entry["two_sounds"]["n"]) == (1.0, 1)
+    assert "several_objects" not in score([arig(right, objects=[DOG_BOX])])["new/arig"]
+
+
+@pytest.mark.parametrize(
+    ("sounds", "expected"),
+    [
+        ((("dog", 1.0, 3.0), ("owl", 3.0, 4.0)), False),
+        ((("owl", 2.9, 4.0), ("dog", 1.0, 3.0)), True),
+        ((("dog", 0.0, 9.0), ("owl", 1.0, 2.0), ("bee", 3.0, 4.0)), True),
+        ((), False),
+    ],
+)
+def test_two_sounds_at_once(sounds, expected):
+    assert has_two_sounds_at_once(arig("", sounds=sounds)) is expected
+
+
+def test_box_baselines():
+    baselines = score([arig(""), arig("", objects=[DOG_BOX])])["new/arig"]["baselines"]
+    assert baselines["constant_box"]["mean_iou"] == 1.0  # all truths are the same box
+    # one scene with a choice of two, one without a choice
+    assert baselines["no_hearing_one"]["ciou"] == 0.75
+    assert baselines["no_hearing_one"]["mean_iou"] == 0.75
+    assert baselines["no_hearing_all"]["mean_iou"] == 0.75
+
+
+def test_the_better_constant_box_is_taken():
+    corner = Box("dog", 0.0, 0.0, 0.1, 0.1)
+    middle = Box("dog", 0.25, 0.25, 0.75, 0.75)
+    records = [answered("arig", "", boxes=[box]) for box in (corner, corner, middle)]
+    assert score(records)["new/arig"]["baselines"]["constant_box"]["ciou"] == pytest.approx(1 / 3)
+
+
+def test_interval_baselines():
+    baselines = score([igatl("", 2.0, 4.0), igatl("", 3.0, 5.0)])["new/igatl"]["baselines"]
+    # 4 active seconds: 2 to 5 hits all with two false alarms; the clip hits all with sixteen
+    assert baselines["best_interval"]["segment_f1"] == pytest.approx(8 / 10)
+    assert baselines["whole_clip"]["segment_f1"] == pytest.approx(8 / 24)
+
+
+def test_majority_and_caption_baselines():
+    records = [answered("avfact1", "", answer=value) for value in (True, False, False)]
+    records += [answered("avqa", "", answer=a, kind="where") for a in ("left", "left", "right")]
+    records += [answered("avqa", "", answer=True, kind="exists")]
+    caption = "I see a dog and an owl. I hear a dog."
+    records += [answered("avc", "", response=caption) for _ in range(2)]
+    records += [answered("avc", "", response="I see a dog.", objects=[DOG_BOX], sounds=())]
+    scores = score(records)
+    assert scores["new/avfact1"]["baselines"]["majority"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores["new/avqa/where"]["baselines"]["majority"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores["new/avqa"]["baselines"]["majority"]["accuracy"] == pytest.approx(3 / 4)
+    share = scores["new/avc"]["baselines"]["frequent_caption"]["names_right"]
+    assert share == pytest.approx(2 / 3)
+
+
+def test_scores_are_plain_json():
+    records = [arig("[dog, 0.0, 0.0, 0.4, 0.4]"), igatl("[dog, 1, 3]", 1.0, 3.0)]
+    scores = score(records)
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(UserError, match="id.*'arag'"):
+        score([answered("arag", "")])
+
+
+@pytest.mark.parametrize(
+    ("record", "right", "parsed"),
+    [
+        (arig("[dog, 0.0, 0.0, 0.4, 0.3]"), True, True),
+        (arig("[dog, 0.6, 0.6, 1.0, 1.0]"), False, True),
+        (arig("nowhere"), False, False),
+        (igatl("[dog, 1.4, 3.0]", 1.0, 3.0), True, True),
+        (igatl("[dog, 5.0, 6.0]", 1.0, 3.0), False, True),
+        (answered("avfact3", "False", answer=False), True, True),
+        (answered("avqa", "one", answer="2", kind="count"), False, True),
+        (answered("avc", "I see a dog, an owl. I hear a dog."), True, True),
+        (answered("avc", "I see a dog."), False, True),
+    ],
+)
+def test_judging_one_answer(record, right, parsed):
+    verdict = judge(record, class_names([record]))
+    assert (verdict.right, verdict.parsed) == (right, parsed)

@@ -1,0 +1,346 @@
+"""CLAP's audio tower against transformers' ClapAudioModel with random weights, piece by piece."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
+from transformers import ClapAudioConfig, ClapAudioModel
+
+from meerkat_jax.errors import UserError
+from meerkat_jax.models.clap import STATISTICS, ClapAudio, mel_to_image, resize_frames
+from meerkat_jax.models.swin import (
+    PatchMerging,
+    SwinBlock,
+    SwinStage,
+    join_windows,
+    shift_mask,
+    split_windows,
+)
+from tests.tolerances import tolerance
+
+SMALL = {"patch_size": 8, "width": 32, "depths": (2, 2, 2), "heads": (2, 4, 8)}
+# Published widths, heads and token grids, the third stage with 2 blocks of its 6 to save seconds.
+REAL = {"depths": (2, 2, 2, 2)}
+SETUPS = {
+    "small": {**SMALL, "fused": False},
+    "small-fused": {**SMALL, "fused": True},
+    "real": {**REAL, "fused": False},
+    "real-fused": {**REAL, "fused": True},
+}
+LONGER = np.array([True, False, True])
+
+# Published names to ours, applied in order; the leaf is handled apart.
+RENAMES = (
+    (r"^audio_encoder\.", ""),
+    (r"^batch_norm", "mel_norm"),
+    (r"patch_embed\.proj\b", "patch_embed.projection"),
+    (r"mel_conv2d", "local_projection"),
+    (r"fusion_model\.local_att\.", "fusion.local_"),
+    (r"fusion_model\.global_att\.", "fusion.pooled_"),
+    (r"local_0|pooled_1", lambda m: m[0][:-1] + "in"),
+    (r"local_1|pooled_2", lambda m: m[0][:-1] + "in_norm"),
+    (r"local_3|pooled_4", lambda m: m[0][:-1] + "out"),
+    (r"local_4|pooled_5", lambda m: m[0][:-1] + "out_norm"),
+    (r"layers\.(\d)\.downsample", r"merge_\1"),
+    (r"layers\.(\d)\.blocks\.(\d)", r"stage_\1.block_\2"),
+    (r"attention\.self\.(query|key|value)", lambda m: f"attention.{m[1][0]}"),
+    (r"attention\.self\.relative_position_bias_table", "attention.relative_bias"),
+    (r"attention\.output\.dense", "attention.o"),
+    (r"layernorm_before", "norm1"),
+    (r"layernorm_after", "norm2"),
+    (r"intermediate\.dense", "up"),
+    (r"output\.dense", "down"),
+    (r"running_(mean|var)$", r"bn_\1"),
+)
+
+
+def convert(state: dict[str, torch.Tensor]) -> dict:
+    """A published state dict as our parameter tree."""
+    flat = {}
+    for key, value in state.items():
+        if key.endswith(("relative_position_index", "num_batches_tracked")):
+            continue
+        for pattern, new in RENAMES:
+            key = re.sub(pattern, new, key)
+        *path, leaf = key.split(".")
+        array = value.numpy()
+        if leaf == "weight":
+            leaf = "scale" if array.ndim == 1 else "kernel"
+        if leaf == "kernel" and array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
+            array = array[0, 0] if array.shape[:2] == (1, 1) else array
+        elif leaf == "kernel":
+            array = array.T
+        flat[(*path, leaf)] = np.array(array)
+    return unflatten_dict(flat)
+
+
+def published_config(ours: ClapAudio) -> ClapAudioConfig:
+    return ClapAudioConfig(
+        spec_size=ours.spec_size,
+        patch_size=ours.patch_size,
+        patch_stride=[ours.patch_size] * 2,
+        patch_embeds_hidden_size=ours.width,
+        hidden_size=ours.features,
+        depths=list(ours.depths),
+        num_attention_heads=list(ours.heads),
+        enable_fusion=ours.fused,
+    )
+
+
+@functools.cache
+def pair(name: str) -> tuple[ClapAudio, dict, ClapAudioModel]:
+    """(our module, its parameters, transformers' model), with weights large enough to matter."""
+    ours = ClapAudio(**SETUPS[name])
+    torch.manual_seed(0)
+    theirs = ClapAudioModel(published_config(ours)).eval()
+    with torch.no_grad():
+        for key, value in theirs.state_dict().items():
+            if key.endswith("running_var"):
+                value.uniform_(100.0, 400.0) if "encoder.batch_norm" in key else value.uniform_(0.5, 2)
+            elif key.endswith("running_mean"):
+                value.normal_(-40.0 if "encoder.batch_norm" in key else 0.0, 0.5)
+            elif key.endswith("bias_table"):
+                value.normal_(0.0, 0.5)
+            elif value.ndim > 1 and value.is_floating_point():
+                value.normal_(0.0, value[0].numel() ** -0.5)
+            elif value.ndim == 1:
+                value.add_(0.2 * torch.randn_like(value))
+    return ours, {"params": convert(theirs.state_dict())}, theirs
+
+
+def log_mel(name: str, frames: int = 1001) -> np.ndarray:
+    """Random log-mels in dB, float32[3, views, frames, 64]."""
+    views = 4 if SETUPS[name]["fused"] else 1
+    rng = np.random.default_rng(1)
+    return rng.normal(-40, 15, (3, views, frames, 64)).astype(np.float32)
+
+
+def our_input(mel: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    return (mel, LONGER) if mel.shape[1] == 4 else (mel[:, 0], None)
+
+
+def their_tokens(last_hidden_state: torch.Tensor) -> torch.Tensor:
+    return last_hidden_state.flatten(2).mT
+
+
+@functools.cache
+def their_run(name: str, frames: int = 1001) -> dict[str, np.ndarray]:
+    """transformers' intermediates for `log_mel(name)`."""
+    _, _, theirs = pair(name)
+    with torch.no_grad():
+        encoder = theirs.audio_encoder
+        out = encoder(
+            torch.tensor(log_mel(name, frames)),
+            is_longer=torch.tensor(LONGER)[:, None],
+            output_hidden_states=True,
+            output_hidden_states_before_downsampling=True,
+        )
+    maps = [h.permute(0, 2, 3, 1).numpy() for h in out.hidden_states]
+    return {
+        "patches": maps[0],
+        "stages": maps[1:],
+        "tokens": their_tokens(out.last_hidden_state).numpy(),
+        "pooled": out.pooler_output.numpy(),
+    }
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_tree_has_one_leaf_per_published_tensor(fused: bool) -> None:
+    ours = ClapAudio(fused=fused)
+    mel = jnp.zeros((1, 1001, 64))
+    tree = jax.eval_shape(ours.init, jax.random.key(0), mel)["params"]
+    theirs = ClapAudioModel(published_config(ours))
+    published = flatten_dict(convert(theirs.state_dict()))
+    assert {k: v.shape for k, v in flatten_dict(tree).items()} == {
+        k: v.shape for k, v in published.items()
+    }
+
+
+@pytest.mark.parametrize("source,target", [(1001, 1024), (501, 1024), (7, 20), (2, 5), (1, 3)])
+def test_resize_is_torch_bicubic(source: int, target: int) -> None:
+    mel = np.random.default_rng(0).normal(-40, 15, (2, 1, source, 8)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(mel), (target, 8), mode="bicubic", align_corners=True
+    )
+    got = jax.jit(resize_frames, static_argnums=1)(mel, target)
+    np.testing.assert_allclose(got, expected, **tolerance("resize"))
+
+
+def test_resize_keeps_a_full_input() -> None:
+    mel = np.random.default_rng(0).normal(size=(2, 16, 8)).astype(np.float32)
+    np.testing.assert_array_equal(resize_frames(mel, 16), mel)
+
+
+@pytest.mark.parametrize("name", ["small", "small-fused"])
+def test_image_is_the_published_fold(name: str) -> None:
+    ours, _, theirs = pair(name)
+    mel = log_mel(name, ours.frames)
+    expected = theirs.audio_encoder.reshape_mel2img(torch.tensor(mel))
+    np.testing.assert_array_equal(mel_to_image(mel, ours.fold), expected)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_tower(name: str) -> None:
+    ours, params, _ = pair(name)
+    got = jax.jit(ours.apply)(params, *our_input(log_mel(name)))
+    expected = their_run(name)
+    np.testing.assert_allclose(got["patches"], expected["patches"], **tolerance("module"))
+    for mine, published in zip(got["stages"], expected["stages"], strict=True):
+        np.testing.assert_allclose(mine, published, **tolerance("stack"))
+    np.testing.assert_allclose(got["tokens"], expected["tokens"], **tolerance("stack"))
+    np.testing.assert_allclose(got["pooled"], expected["pooled"], **tolerance("stack"))
+    assert tuple(map(int, got["grid"])) == ours.grid == (2, 32)
+    assert got["tokens"].shape == (3, 64, ours.features)
+
+
+def test_tower_on_a_short_clip() -> None:
+    ours, params, _ = pair("small")
+    got = ours.apply(params, log_mel("small", 400)[:, 0])
+    np.testing.assert_allclose(
+        got["tokens"], their_run("small", 400)["tokens"], **tolerance("stack")
+    )
+
+
+@pytest.mark.parametrize("block", [0, 1], ids=["plain", "shifted"])
+@pytest.mark.parametrize("stage,side", [(0, 64), (3, 8)], ids=["windows", "one-window"])
+def test_block(stage: int, side: int, block: int) -> None:
+    ours, params, theirs = pair("real")
+    heads, width = ours.heads[stage], ours.width * 2**stage
+    x = np.random.default_rng(2).normal(size=(2, side, side, width)).astype(np.float32)
+    shift = 4 if block and side > 8 else 0
+    module = SwinBlock(heads, 8, shift)
+    got = module.apply({"params": params["params"][f"stage_{stage}"][f"block_{block}"]}, x)
+    layer = theirs.audio_encoder.layers[stage].blocks[block]
+    with torch.no_grad():
+        expected = layer(torch.tensor(x).flatten(1, 2), (side, side))[0]
+    np.testing.assert_allclose(got, expected.reshape(x.shape), **tolerance("block"))
+
+
+def test_stage_and_merging() -> None:
+    ours, params, theirs = pair("real")
+    x = np.random.default_rng(3).normal(size=(2, 32, 32, 192)).astype(np.float32)
+    stage = SwinStage(2, ours.heads[1], 8).apply({"params": params["params"]["stage_1"]}, x)
+    merged = PatchMerging().apply({"params": params["params"]["merge_1"]}, stage)
+    with torch.no_grad():
+        out = theirs.audio_encoder.layers[1](torch.tensor(x).flatten(1, 2), (32, 32))
+    np.testing.assert_allclose(stage, out[1].reshape(x.shape), **tolerance("stack"))
+    np.testing.assert_allclose(merged, out[0].reshape(merged.shape), **tolerance("stack"))
+
+
+@pytest.mark.parametrize("name", ["small", "small-fused"])
+def test_gradients(name: str) -> None:
+    ours, params, theirs = pair(name)
+    mel = log_mel(name)
+    weight = np.random.default_rng(4).normal(size=(3, 64, ours.features)).astype(np.float32)
+
+    def loss(params: dict, mel: jax.Array) -> jax.Array:
+        return (ours.apply(params, *our_input(mel))["tokens"] * weight).mean()
+
+    by_params, by_mel = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, mel)
+    x = torch.tensor(mel, requires_grad=True)
+    out = theirs(x, is_longer=torch.tensor(LONGER)[:, None]).last_hidden_state
+    theirs.zero_grad()
+    (their_tokens(out) * torch.tensor(weight)).mean().backward()
+    expected = {k: p.grad for k, p in theirs.named_parameters() if p.grad is not None}
+    expected = flatten_dict(convert(expected))
+    got = flatten_dict(by_params["params"])
+    assert {k for k in got if k[-1] not in STATISTICS} == set(expected)
+    for path, value in expected.items():
+        size = np.abs(value).max()
+        np.testing.assert_allclose(
+            got[path] / size, value / size, **tolerance("tower gradient"), err_msg=str(path)
+        )
+    size = float(x.grad.abs().max())
+    np.testing.assert_allclose(by_mel / size, x.grad / size, **tolerance("tower gradient"))
+    assert all(not np.any(v) for k, v in got.items() if k[-1] in STATISTICS)
+
+
+def test_crops_count_only_for_longer_clips() -> None:
+    ours, params, _ = pair("small-fused")
+    mel = log_mel("small-fused")
+    other = mel.copy()
+    other[:, 1:] += 10.0
+    a, b = (np.asarray(ours.apply(params, m, LONGER)["tokens"]) for m in (mel, other))
+    changed = np.abs(a - b).max(axis=(1, 2)) > 1e-3
+    np.testing.assert_array_equal(changed, LONGER)
+    short = ours.apply(params, mel[:, 0])["tokens"]  # one view: no clip is longer
+    np.testing.assert_allclose(short[1], a[1], **tolerance("module"))
+
+
+def test_statistics_start_where_told() -> None:
+    ours = ClapAudio(**SETUPS["small"], mel_mean=-40.0, mel_var=225.0)
+    params = ours.init(jax.random.key(0), jnp.zeros((1, 1001, 64)))["params"]
+    assert np.all(params["mel_norm"]["bn_mean"] == -40.0)
+    assert np.all(params["mel_norm"]["bn_var"] == 225.0)
+
+
+def test_bfloat16_follows_float32() -> None:
+    ours, params, _ = pair("small")
+    half = ours.clone(dtype=jnp.bfloat16)
+    got = half.apply(params, log_mel("small")[:, 0])["tokens"]
+    assert got.dtype == jnp.bfloat16
+    expected = their_run("small")["tokens"]
+    error = np.linalg.norm(np.asarray(got, np.float32) - expected) / np.linalg.norm(expected)
+    assert error < tolerance("bfloat16 tower")["rtol"]
+
+
+@pytest.mark.parametrize("height,width,window", [(8, 8, 4), (8, 12, 4), (6, 6, 2)])
+def test_windows_come_back(height: int, width: int, window: int) -> None:
+    x = np.arange(2 * height * width * 3).reshape(2, height, width, 3)
+    windows = split_windows(x, window)
+    np.testing.assert_array_equal(windows[0, 1], x[0, :window, window : 2 * window].reshape(-1, 3))
+    np.testing.assert_array_equal(join_windows(windows, height, width), x)
+
+
+def test_shift_mask_keeps_old_neighbours() -> None:
+    """After the roll two tokens may attend exactly if less than a window apart before it."""
+    size, window, shift = 8, 4, 2
+    place = np.stack(np.meshgrid(*[np.arange(size)] * 2, indexing="ij"), -1)
+    rolled = np.roll(place, (-shift, -shift), axis=(0, 1))
+    windows = split_windows(rolled[None], window)[0]
+    apart = np.abs(windows[:, :, None] - windows[:, None]).max(-1)
+    np.testing.assert_array_equal(shift_mask(size, size, window, shift) == 0, apart < window)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"spec_size": 128, "mel_bins": 64, "patch_size": 8, "depths": (1, 1), "heads": (2, 4)},
+        {"spec_size": 64, "mel_bins": 32, "patch_size": 8, "depths": (1, 1), "heads": (2, 4)},
+    ],
+    ids=["two-folds", "grid-below-window"],
+)
+def test_other_sizes(sizes: dict) -> None:
+    ours = ClapAudio(**sizes, width=16, fused=False)
+    mel = jnp.ones((2, ours.frames // 2, ours.mel_bins))
+    out, _ = ours.init_with_output(jax.random.key(0), mel)
+    assert out["tokens"].shape == (2, ours.grid[0] * ours.grid[1], ours.features)
+    assert np.isfinite(out["tokens"]).all()
+
+
+@pytest.mark.parametrize(
+    "sizes,shape,words",
+    [
+        ({}, (1, 1001, 80), "80"),
+        ({}, (1, 1025, 64), "1024"),
+        ({}, (1, 4, 1001, 64), "expected"),
+        ({"fused": True}, (1, 4, 1001, 64), "longer"),
+        ({"fused": True}, (1, 1, 1001, 64), "4"),
+        ({"spec_size": 250}, (1, 1001, 64), "spec_size=250"),
+        ({"window_size": 7}, (1, 1001, 64), "window_size=7"),
+        ({"heads": (2, 4)}, (1, 1001, 64), "heads"),
+        ({"heads": (2, 5, 8)}, (1, 1001, 64), "heads"),
+    ],
+)
+def test_misfits_are_named(sizes: dict, shape: tuple[int, ...], words: str) -> None:
+    ours = ClapAudio(**{**SETUPS["small"], **sizes})
+    with pytest.raises(UserError, match=re.escape(words)):
+        jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros(shape))

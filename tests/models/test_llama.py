@@ -1,0 +1,404 @@
+"""The Llama decoder against transformers and peft, and against itself."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from meerkat_jax.errors import UserError
+from meerkat_jax.models.layers import LoraConfig
+from meerkat_jax.models.llama import REMAT, Layout, Llama, init_cache, repeat_cache
+from tests.tolerances import tolerance
+
+SMALL = {"vocab_size": 61, "width": 32, "depth": 3, "heads": 4, "kv_heads": 2, "mlp_dim": 44}
+CONFIGS = {
+    "grouped": SMALL,
+    "tied": SMALL | {"tied": True, "kv_heads": 1, "rope_theta": 1e5},
+    "ungrouped": SMALL | {"kv_heads": 4, "norm_eps": 1e-6},
+}
+NAMES = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+LORA = LoraConfig(rank=3, alpha=6.0, dropout=0.5)
+
+
+def reference(model: Llama) -> transformers.LlamaForCausalLM:
+    """transformers' model of the same sizes, with random weights."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=model.width,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        intermediate_size=model.mlp_dim,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        rms_norm_eps=model.norm_eps,
+        tie_word_embeddings=model.tied,
+        attn_implementation="eager",
+        initializer_range=0.1 if model.width < 1000 else 0.02,
+    )
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    for name, weight in theirs.named_parameters():  # norms start as ones, which would test nothing
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    return theirs
+
+
+def stacked(state: dict, pattern: str, depth: int) -> np.ndarray:
+    """Weights of one name of all layers, [L, ...], matrices as [in, out]."""
+    return np.stack([state[pattern.format(i)].detach().numpy().T for i in range(depth)])
+
+
+def converted(theirs, model: Llama) -> dict:
+    """Parameters of ours from transformers' weights."""
+    state = {name: value.detach() for name, value in theirs.named_parameters()}
+    layer, n = "model.layers.{}.", model.depth
+    layers = {
+        ours: {"kernel": stacked(state, f"{layer}{name}.weight", n)}
+        for name, ours in NAMES.items()
+    }
+    for name, ours in (("input", "attention_norm"), ("post_attention", "mlp_norm")):
+        layers[ours] = {"scale": stacked(state, f"{layer}{name}_layernorm.weight", n)}
+    params = {
+        "embedding": state["model.embed_tokens.weight"].numpy(),
+        "layers": layers,
+        "norm": {"scale": state["model.norm.weight"].numpy()},
+    }
+    if not model.tied:
+        params["lm_head"] = {"kernel": state["lm_head.weight"].numpy().T}
+    return params
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layout", "deterministic", "keep_layers"))
+def run(model: Llama, params: dict, x, positions=None, **kwargs) -> dict:
+    """The model on embeddings float[B, S, D], by default at positions 0 ... S - 1."""
+    positions = jnp.arange(x.shape[1])[None] if positions is None else positions
+    return model.apply({"params": params}, x, positions, **kwargs)
+
+
+@functools.cache
+def random_params(model: Llama, seed: int = 0) -> dict:
+    """Initial parameters, with LoRA's zero half made random so that it does something."""
+
+    def everything(self, x, positions):
+        return self.logits(self(x, positions)["hidden"])
+
+    x = jnp.zeros((1, 2, model.width))
+    init = jax.jit(functools.partial(model.init, method=everything))
+    params = init(jax.random.key(seed), x, jnp.arange(2)[None])["params"]
+
+    def disturb(path, leaf):
+        noise = 0.2 * jax.random.normal(jax.random.key(seed + 1), leaf.shape)
+        return noise if path[-1].key == "lora_b" else leaf
+
+    return jax.tree_util.tree_map_with_path(disturb, params)
+
+
+def tokens(*shape: int, width: int = SMALL["width"], seed: int = 3) -> jax.Array:
+    """Random embeddings."""
+    return jax.random.normal(jax.random.key(seed), (*shape, width))
+
+
+def close(ours, theirs, name: str) -> None:
+    """Compare arrays or tensors, to a named tolerance."""
+    if isinstance(theirs, torch.Tensor):
+        theirs = theirs.detach().numpy()
+    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), **tolerance(name))
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request):
+    """Ours, its parameters, and transformers' model with the same weights."""
+    model = Llama(**CONFIGS[request.param])
+    theirs = reference(model)
+    return model, converted(theirs, model), theirs
+
+
+def test_forward_equals_transformers(pair):
+    model, params, theirs = pair
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, (2, 17))
+    gold = theirs(torch.tensor(ids), output_hidden_states=True)
+    x = model.apply({"params": params}, ids, method="embed")
+    close(x, gold.hidden_states[0], "bitwise")
+    out = run(model, params, x, keep_layers=True)
+    close(out["layers"][0], gold.hidden_states[1], "module")
+    for ours, layer in zip(out["layers"][:-1], gold.hidden_states[1:-1], strict=True):
+        close(ours, layer, "stack")
+    close(out["layers"][-1], out["stream"], "bitwise")
+    close(out["hidden"], gold.hidden_states[-1], "stack")
+    close(model.apply({"params": params}, out["hidden"], method="logits"), gold.logits, "logits")
+
+
+def test_initial_tree_is_the_published_one(pair):
+    model, params, _ = pair
+    assert jax.tree.map(jnp.shape, random_params(model)) == jax.tree.map(jnp.shape, params)
+
+
+def test_input_gradient_equals_torch(pair):
+    model, params, theirs = pair
+    x, weight = tokens(2, 9), np.array(tokens(2, 9, seed=4))
+    leaf = torch.tensor(np.array(x), requires_grad=True)
+    (theirs.model(inputs_embeds=leaf)[0] * torch.tensor(weight)).sum().backward()
+    ours = jax.grad(lambda x: (run(model, params, x)["hidden"] * weight).sum())(x)
+    close(ours, leaf.grad, "stack_gradient")
+
+
+def test_real_width_equals_transformers():
+    """Llama-2-7B's width, heads and head width; fewer words and a narrower MLP for speed."""
+    model = Llama(vocab_size=64, width=4096, depth=1, heads=32, kv_heads=32, mlp_dim=1024)
+    theirs = reference(model)
+    ids = np.arange(12)[None] * 5
+    params = converted(theirs, model)
+    out = run(model, params, model.apply({"params": params}, ids, method="embed"))
+    with torch.no_grad():
+        gold = theirs(torch.tensor(ids), output_hidden_states=True)
+    close(out["hidden"], gold.hidden_states[-1], "stack")
+    close(model.apply({"params": params}, out["hidden"], method="logits"), gold.logits, "logits")
+
+
+def test_lora_equals_peft_in_value_and_gradient():
+    model = Llama(**SMALL, lora=LORA)
+    theirs = reference(model)
+    config = peft.LoraConfig(
+        r=LORA.rank,
+        lora_alpha=LORA.alpha,
+        lora_dropout=LORA.dropout,
+        target_modules=[f"{name}_proj" for name in LORA.targets],
+        init_lora_weights=False,
+    )
+    params = converted(theirs, model)
+    adapted = peft.get_peft_model(theirs, config).eval()
+    state = dict(adapted.named_parameters())
+    pattern = "base_model.model.model.layers.{{}}.{}.lora_{}.default.weight"
+    halves = [(o, n, h) for n, o in NAMES.items() if o in LORA.targets for h in "ab"]
+    for ours, name, half in halves:
+        weights = stacked(state, pattern.format(name, half.upper()), model.depth)
+        params["layers"][ours][f"lora_{half}"] = weights
+    x, weight = tokens(2, 9), np.array(tokens(2, 9, seed=4))
+    gold = adapted.base_model.model.model(inputs_embeds=torch.tensor(np.array(x)))[0]
+    (gold * torch.tensor(weight)).sum().backward()
+    close(run(model, params, x)["hidden"], gold, "stack")
+    grads = jax.grad(lambda p: (run(model, p, x)["hidden"] * weight).sum())(params)
+    state = {name: value.grad for name, value in state.items()}
+    for ours, name, half in halves:
+        gold = stacked(state, pattern.format(name, half.upper()), model.depth)
+        close(grads["layers"][ours][f"lora_{half}"], gold, "stack_gradient")
+
+
+@pytest.mark.parametrize("targets", [("q", "k", "v", "o"), ("gate", "up", "down"), ("q", "down")])
+def test_lora_starts_as_the_base_and_merges(targets):
+    lora = LoraConfig(rank=3, alpha=6.0, targets=targets)
+    base, model = Llama(**SMALL), Llama(**SMALL, lora=lora)
+    params, x = random_params(model), tokens(2, 9)
+    adapted = {name for name, leaves in params["layers"].items() if "lora_a" in leaves}
+    assert adapted == set(targets)
+
+    plain, merged = {}, {}
+    for name, leaves in params["layers"].items():
+        plain[name] = {k: v for k, v in leaves.items() if not k.startswith("lora")}
+        merged[name] = dict(plain[name])
+        if name in targets:
+            merged[name]["kernel"] += 2.0 * leaves["lora_a"] @ leaves["lora_b"]
+    start = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if path[-1].key == "lora_b" else leaf, params
+    )
+    unadapted = run(base, params | {"layers": plain}, x)["hidden"]
+    adapted = run(model, params, x)["hidden"]
+    close(run(model, start, x)["hidden"], unadapted, "bitwise")
+    close(run(base, params | {"layers": merged}, x)["hidden"], adapted, "stack")
+    assert np.abs(adapted - unadapted).max() > 0.1
+
+
+def test_dropout_only_when_not_deterministic():
+    model = Llama(**SMALL, lora=LORA)
+    params, x = random_params(model), tokens(2, 9)
+    still = run(model, params, x)["hidden"]
+
+    def dropped(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return run(model, params, x, deterministic=False, rngs=rngs)["hidden"]
+
+    close(run(model, params, x, rngs={"dropout": jax.random.key(0)})["hidden"], still, "bitwise")
+    close(dropped(0), dropped(0), "bitwise")
+    assert np.abs(dropped(0) - still).max() > 0.01
+    assert np.abs(dropped(0) - dropped(1)).max() > 0.01
+
+
+@pytest.mark.parametrize("remat", REMAT)
+def test_remat_gives_equal_gradients(remat):
+    plain = Llama(**SMALL, lora=LORA)
+    params, layout = random_params(plain), Layout(5, 2, 3)
+    x, positions = tokens(2, layout.size), layout.positions()[None]
+
+    def gradient(model):
+        def loss(params):
+            rngs = {"dropout": jax.random.key(0)}
+            out = run(model, params, x, positions, layout=layout, deterministic=False, rngs=rngs)
+            return (out["hidden"] * tokens(2, layout.size, seed=4)).sum()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    saved, ours = gradient(plain), gradient(plain.clone(remat=remat))
+    jax.tree.map(lambda a, b: close(a, b, "stack_gradient"), ours, saved)
+
+
+def test_layout_mask_and_positions_by_hand():
+    layout = Layout(prefix=2, questions=2, length=2)
+    assert layout.positions().tolist() == [0, 1, 2, 3, 2, 3]
+    assert layout.mask().astype(int).tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("layout", [Layout(17, 3, 29), Layout(29, 1, 17), Layout(1, 5, 1)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_layout_equals_the_masked_square(layout, padded, monkeypatch):
+    """Values and input gradients of the two blocks are those of one S x S attention."""
+    import meerkat_jax.models.llama as llama
+
+    model = Llama(**SMALL)
+    params = random_params(model)
+    x, positions = tokens(2, layout.size), layout.positions()[None]
+    valid = np.ones((2, layout.size), bool)
+    valid[1, layout.prefix // 2 : layout.prefix] = not padded
+    valid[0, -1] = not padded
+
+    def gradient(valid):
+        def loss(x):
+            out = model.apply({"params": params}, x, positions, layout=layout, valid=valid)
+            return (out["hidden"] * tokens(2, layout.size, seed=4)).sum(), out["hidden"]
+
+        return jax.jit(jax.grad(loss, has_aux=True))(x)  # a new jit: traced after the patch
+
+    def square(q, k, v, layout, valid):
+        allowed = layout.mask() if valid is None else layout.mask() & valid[:, None]
+        allowed = np.broadcast_to(allowed, (2, layout.size, layout.size))
+        scores = jnp.einsum("bktgd,bksd->bkgts", q, k)
+        scores = jnp.where(allowed[:, None, None], scores, -jnp.inf)
+        return jnp.einsum("bkgts,bksd->bktgd", jax.nn.softmax(scores), v)
+
+    grad, hidden = gradient(valid if padded else None)
+    monkeypatch.setattr(llama, "attend_layout", square)
+    valid[0, -1] = True  # it must see something; nobody else may see it
+    grad_square, hidden_square = gradient(valid if padded else None)
+    rows = np.s_[:, : layout.size - padded]
+    close(hidden[rows], hidden_square[rows], "stack")
+    if not padded:
+        close(grad, grad_square, "stack_gradient")
+
+
+def test_questions_do_not_see_each_other():
+    """Each question of a shared prefix is answered as if it were alone."""
+    model, layout = Llama(**SMALL), Layout(17, 3, 5)
+    params, x = random_params(model), tokens(2, layout.size)
+    shared = run(model, params, x, layout.positions()[None], layout=layout)["hidden"]
+    for n in range(layout.questions):
+        own = slice(17 + 5 * n, 22 + 5 * n)
+        alone = run(model, params, jnp.concatenate([x[:, :17], x[:, own]], 1))["hidden"]
+        close(shared[:, own], alone[:, 17:], "stack")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(side):
+    model = Llama(**SMALL)
+    params, x, junk = random_params(model), tokens(2, 9), 100.0 * tokens(2, 4, seed=5)
+    valid, order = np.ones((2, 13), bool), [junk, x] if side == "left" else [x, junk]
+    place = slice(4, None) if side == "left" else slice(0, 9)
+    valid[:] = False
+    valid[:, place] = True
+    positions = np.arange(13)[None] - (4 if side == "left" else 0)
+    padded = run(model, params, jnp.concatenate(order, 1), positions, valid=valid)["hidden"]
+    close(padded[:, place], run(model, params, x)["hidden"], "stack")
+    assert np.isfinite(padded).all()
+
+
+def test_cached_steps_equal_the_full_forward():
+    """Prefix once, shared by two questions each of its own length, then single steps."""
+    model = Llama(**SMALL, lora=LORA)
+    params = random_params(model)
+    prefixes, lengths = [7, 5], [[4, 2], [1, 3]]
+    prefix, question, steps = tokens(2, 7), tokens(4, 4, seed=5), tokens(4, 3, seed=6)
+    valid = np.arange(7) < np.array(prefixes)[:, None]
+    start, length = np.repeat(prefixes, 2), np.ravel(lengths)
+
+    def extend(x, positions, valid, cache, slot):
+        return run(model, params, x, positions, valid=valid, cache=cache, slot=slot)
+
+    out = extend(prefix, np.arange(7)[None], valid, init_cache(model, 2, 16), 0)
+    cache = repeat_cache(out["cache"], 2)
+    valid = np.arange(4) < length[:, None]
+    out = extend(question, start[:, None] + np.arange(4), valid, cache, 7)
+    found = [[out["hidden"][i, : length[i]]] for i in range(4)]
+    for step in range(3):
+        positions = (start + length + step)[:, None]
+        x = steps[:, step : step + 1]
+        out = extend(x, positions, np.ones((4, 1), bool), out["cache"], 11 + step)
+        for i in range(4):
+            found[i].append(out["hidden"][i])
+    for i in range(4):
+        row = [prefix[i // 2, : start[i]], question[i, : length[i]], steps[i]]
+        full = run(model, params, jnp.concatenate(row)[None])["hidden"][0]
+        close(np.concatenate(found[i]), full[start[i] :], "stack")
+
+
+def test_a_slot_written_again_hides_what_came_after():
+    """Going back to an earlier slot forgets the later ones, though they are still in the cache."""
+    model = Llama(**SMALL)
+    params, x = random_params(model), tokens(1, 6)
+    cache = run(model, params, x, cache=init_cache(model, 1, 8))["cache"]
+    again = run(model, params, x[:, 2:3], np.array([[2]]), cache=cache, slot=2)["hidden"]
+    close(again[0, 0], run(model, params, x)["hidden"][0, 2], "stack")
+
+
+def test_bfloat16_computes_narrow_and_scores_wide():
+    narrow, wide = Llama(**SMALL, dtype=jnp.bfloat16), Llama(**SMALL)
+    params, x = random_params(wide), tokens(2, 9)
+    hidden = run(narrow, params, x)["hidden"]
+    logits = narrow.apply({"params": params}, hidden, method="logits")
+    assert hidden.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    assert init_cache(narrow, 1, 4)["k"].dtype == jnp.bfloat16
+    close(hidden.astype(jnp.float32), run(wide, params, x)["hidden"], "bfloat16")
+
+
+@pytest.mark.parametrize(("std", "expected"), [(None, 64**-0.5), (0.02, 0.02)])
+def test_embedding_spread(std, expected):
+    model = Llama(**SMALL | {"vocab_size": 500, "width": 64}, embed_std=std)
+    assert np.std(random_params(model)["embedding"]) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "call", "words"),
+    [
+        ({"kv_heads": 3}, {}, "kv_heads 3"),
+        ({"width": 30}, {}, "width 30"),
+        ({"remat": "some"}, {}, "choose one of none, full"),
+        ({}, {"layout": Layout(2, 2, 2)}, "6 tokens, the row has 5"),
+        ({}, {"slot": 2, "cache": 6}, "5 tokens at slot 2 do not fit a cache of 6"),
+        ({}, {"layout": Layout(1, 2, 2), "cache": 6}, "exclude each other"),
+    ],
+)
+def test_bad_input_is_named(change, call, words):
+    model = Llama(**SMALL | change)
+    if "cache" in call:
+        call = call | {"cache": init_cache(model, 1, call["cache"])}
+    with pytest.raises(UserError, match=words):
+        model.init(jax.random.key(0), tokens(1, 5, width=model.width), np.arange(5)[None], **call)
