@@ -8,10 +8,39 @@ TOLERANCES: dict[str, tuple[float, float, str]] = {
     "gradient": (1e-4, 1e-6, "float32 gradients, relative"),
     "stack_gradient": (1e-4, 5e-5, "float32 gradients of size 10; small ones are sums that cancel"),
     "bfloat16": (0.0, 0.15, "eight bits of mantissa behind a few layers, values near 1"),
-    "resize": (1e-6, 1e-4, "dB; torch rounds the cubic's weights, differences of 6s, in another order"),
-    "block": (1e-4, 2e-5, "one transformer block: two norms, softmax and three products in float32"),
-    "tower gradient": (1e-3, 1e-4, "float32 gradients through a tower, relative to the leaf's largest"),
-    "bfloat16 tower": (3e-2, 0.0, "relative norm; bfloat16 keeps 8 bits and errors add over layers"),
+    "resize": (1e-6, 1e-4, "dB; torch sums the cubic's float32 weights (terms near 6) another way"),
+    "block": (
+        1e-4,
+        2e-5,
+        "one transformer block: two norms, softmax and three products in float32",
+    ),
+    "tower gradient": (
+        1e-3,
+        1e-4,
+        "float32 gradients through a tower, relative to the leaf's largest",
+    ),
+    "bfloat16 tower": (
+        3e-2,
+        0.0,
+        "relative norm; bfloat16 keeps 8 bits and errors add over layers",
+    ),
+    "emd_random": (5e-3, 0.0, "entropic bias at epsilon 0.01 of the mean cost"),
+    "emd_clustered": (2e-2, 0.0, "the same, where costs within a cluster are below epsilon"),
+    "emd_default_random": (2e-2, 0.0, "epsilon 0.02 and 50 iterations"),
+    "emd_default_clustered": (5e-2, 0.0, "the same; mass between clusters converges slowly"),
+    "marginal": (1e-4, 1e-6, "float32 sums of a rounded plan"),
+    "finite_difference": (1e-4, 1e-7, "central differences in float64"),
+    "implicit": (1e-2, 1e-5, "a ridged float32 linear system"),
+    "coverage": (1e-5, 1e-5, "float32 cell lengths"),
+    "pixels": (1e-5, 1e-6, "float32; one subtraction and two divisions in another order"),
+    "log mel float64": (0.0, 2e-5, "dB; the reference rounds its result to float32"),
+    "log mel": (
+        0.0,
+        1e-2,
+        "dB, where within 80 dB of the frame's strongest band; a float32 Fourier transform leaves "
+        "noise at 1e-14 of the strongest bin's power, which is what quieter bands are made of",
+    ),
+    "mel power": (0.0, 1e-5, "mel power as a part of the frame's strongest band, everywhere"),
 }
 
 

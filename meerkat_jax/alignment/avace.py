@@ -1,8 +1,8 @@
 """AVACE: image and audio tokens exchange a cross-attention map, which is confined to object boxes.
 
 Meerkat (arXiv 2407.01851, section 3.3). The map is a softmax over the image patches with the audio
-tokens as queries, so it says where each sound is seen. (A softmax over the audio keys, averaged over
-those same keys, would be the same constant for every patch and could not learn.) The output
+tokens as queries, so it says where each sound is seen. (A softmax over the audio keys, averaged
+over those same keys, would be the same constant for every patch and could not learn.) The output
 projections start at zero: at first both token sets pass unchanged.
 """
 

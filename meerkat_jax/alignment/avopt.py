@@ -17,7 +17,7 @@ from meerkat_jax.models.layers import Dense
 
 
 def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """Scale the last axis to length 1 in float32 or wider; zero stays zero, with finite gradient."""
+    """Scale the last axis to length 1, in float32 or wider; zero stays, with finite gradient."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + eps**2)
 

@@ -1,8 +1,8 @@
 """Contrastive alignment: token sets against class names, and pictures against sounds.
 
 `name_contrast` ties class names to a modality without saying where in the picture or the sound the
-class is: a multiple-instance contrast in which the tokens of one sample are the bag. `pair_contrast`
-is the plain InfoNCE (van den Oord et al. 2018) of pooled tokens, the rival of AVOpT.
+class is: a multiple-instance contrast in which the tokens of one sample are the bag.
+`pair_contrast` is the plain InfoNCE (van den Oord et al. 2018) of pooled tokens, a rival of AVOpT.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _decode(file: io.IOBase, name: str) -> Image.Image:
         ) from None
     except Image.DecompressionBombError:
         raise UserError(
-            f"{name}: the picture has more than {MAX_PIXELS // 10**6} million pixels; make it smaller"
+            f"{name}: over {MAX_PIXELS // 10**6} million pixels, which is too many; make it smaller"
         ) from None
     except Exception as error:  # Pillow's decoders raise a dozen types on broken files
         raise UserError(

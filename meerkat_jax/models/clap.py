@@ -1,10 +1,10 @@
 """CLAP's audio tower, HTSAT (Wu et al. 2023, arXiv 2211.06687; Chen et al. 2022, arXiv 2202.00874).
 
 A log-mel spectrogram is cut into `fold` stretches of time that are laid under one another as a
-square picture, which four Swin stages read. Clips longer than the window have a fused front end: one
-squeezed view of the whole clip and three crops of it, mixed by attentional feature fusion (Dai
-et al. 2021). The structure is that of the published checkpoints, one leaf per source tensor; dropout
-is left out, since the tower is frozen or trained at its inference statistics.
+square picture, which four Swin stages read. Clips longer than the window have a fused front end:
+one squeezed view of the whole clip and three crops of it, mixed by attentional feature fusion (Dai
+et al. 2021). The structure is that of the published checkpoints, one leaf per source tensor; there
+is no dropout, since the tower is frozen or trained at its inference statistics.
 
 Letters: B batch, F mel frames, M mel bins, A audio tokens, D width of the last stage.
 """
@@ -47,7 +47,7 @@ def bicubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resize_frames(mel: jax.Array, frames: int) -> jax.Array:
-    """Stretch time to `frames` by bicubic interpolation: float[..., F, M] -> float[..., frames, M]."""
+    """Stretch time by bicubic interpolation: float[..., F, M] -> float[..., frames, M]."""
     if mel.shape[-2] == frames:
         return mel
     places, weights = bicubic_taps(mel.shape[-2], frames)
@@ -173,7 +173,11 @@ class PatchEmbed(nn.Module):
     def _local(self, crops: jax.Array, columns: int) -> jax.Array:
         """Crops through patches three times as wide, side by side, zeros up to `columns`."""
         wide = PatchProjection(
-            self.patch, self.patch * CROPS, self.width, self.dtype, name="local_projection"
+            self.patch,
+            self.patch * CROPS,
+            self.width,
+            self.dtype,
+            name="local_projection",
         )
         y = wide(crops).swapaxes(1, 2)
         y = y.reshape(*y.shape[:2], -1, self.width)
@@ -229,12 +233,13 @@ class ClapAudio(nn.Module):
         """Encode log-mels in dB.
 
         mel float[B, F, mel_bins] with F <= `frames`, or when fused float[B, 4, F, mel_bins] (whole
-        clip, then three crops) with longer bool[B]. A fused tower takes float[B, F, mel_bins] without
-        `longer` for clips none of which is longer.
+        clip, then three crops) with longer bool[B]. A fused tower takes float[B, F, mel_bins]
+        without `longer` when no clip is longer.
 
         Returns `tokens` float[B, A, D] (index = frequency * time columns + time), `grid`
         (frequency, time), `pooled` float[B, D] their mean, `patches` float[B, h, w, width] and
-        `stages`, the output of each stage before merging. Raises UserError on sizes that do not fit.
+        `stages`, the output of each stage before merging. Raises UserError on sizes that do not
+        fit.
         """
         self._check_sizes()
         mel, longer = self._views(mel, longer)
@@ -275,7 +280,7 @@ class ClapAudio(nn.Module):
         }
 
     def _unfold(self, x: jax.Array) -> jax.Array:
-        """Put the stacked stretches back into one time axis: float[B, s, s, D] -> float[B, A, D]."""
+        """Join the stacked stretches into one time axis: float[B, s, s, D] -> float[B, A, D]."""
         b, side, _, d = x.shape
         x = x.reshape(b, self.fold, side // self.fold, side, d).swapaxes(1, 2)
         return x.reshape(b, side * side, d)

@@ -19,10 +19,11 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.models.layers import Dense, attend
 
 EPS = 1e-5
-REMAT = {
-    "none": None,
+REMAT = {  # what a layer saves for the backward pass beside its input
+    "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "weights": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
 }
 
 
@@ -69,7 +70,9 @@ class ClipLayer(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """The picture tower. `remat`: "none", "full" (save layer inputs) or "dots" (products too)."""
+    """The picture tower. `remat`: "none" saves all for the backward pass; "full" layer inputs only,
+    "weights" also products with weights, "dots" also attention's products.
+    """
 
     image_size: int = 224
     patch_size: int = 16

@@ -83,7 +83,7 @@ def init_cache(model: Llama, batch: int, slots: int) -> Cache:
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
-    """Share each row among `times` questions: row b becomes rows b*times ... b*times + times - 1."""
+    """Share each row among `times` questions: row b becomes rows b*times ... (b + 1)*times - 1."""
     axis = {"k": 1, "v": 1, "valid": 0}
     return {name: jnp.repeat(array, times, axis[name]) for name, array in cache.items()}
 
@@ -290,12 +290,13 @@ class Llama(nn.Module):
         """Run the stack causally, or under `layout`, or after the tokens of `cache`.
 
         x float[B, S, D]; positions int[B or 1, S], free of the slots; valid bool[B, S], False for
-        padding that nobody may attend to. With a cache the S tokens take the slots `slot` ... `slot`
-        + S - 1 and attend to the valid slots before and, causally, to one another.
+        padding that nobody may attend to. With a cache the S tokens take the slots from `slot` on
+        and attend to the valid slots before it and, causally, to one another.
 
-        Returns hidden float[B, S, D] (after the final norm), stream float[B, S, D] (before it), with
-        a cache the updated `cache`, with keep_layers `layers` float[L, B, S, D]. Dropout of LoRA is
-        on when `deterministic` is False and needs the rng "dropout".
+        Returns hidden float[B, S, D] (after the final norm), stream float[B, S, D] (before it),
+        with a cache the updated `cache`, with keep_layers `layers` float[L, B, S, D]. LoRA drops
+        out when `deterministic` is False, and then needs the rng "dropout". Raises UserError when
+        the layout or the cache does not fit the tokens.
         """
         cosine, sine = rotary(positions, self.width // self.heads, self.rope_theta)
         row = {"cosine": cosine, "sine": sine, "valid": valid, "seen": None}

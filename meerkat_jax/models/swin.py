@@ -1,9 +1,9 @@
 """Swin stages: attention in windows, in shifted windows, and patch merging (Liu et al. 2021).
 
-HTSAT (Chen et al. 2022), the audio tower of CLAP, is built of them. Relative-position indices and shift
-masks depend on sizes alone, so they are numpy constants of the compiled program. The blocks of a
-stage are a Python loop and not a scan: shifted and plain blocks alternate, so they are not the same
-function, and all stages but one hold a single such pair.
+HTSAT (Chen et al. 2022), the audio tower of CLAP, is built of them. Relative-position indices and
+shift masks depend on sizes alone, so they are numpy constants of the compiled program. The blocks
+of a stage are a Python loop and not a scan: plain and shifted blocks alternate, so they are not the
+same function, and all published stages but one hold a single such pair.
 
 Letters: B batch, h and w the token grid, W windows, T tokens of a window, H heads, D width.
 """
@@ -39,7 +39,7 @@ def join_windows(x: jax.Array, height: int, width: int) -> jax.Array:
 
 @functools.cache
 def relative_index(window: int) -> np.ndarray:
-    """int[T, T]: the row of the bias table for the step from token to token, (2 window - 1)^2 rows."""
+    """int[T, T]: which of the bias table's (2 window - 1)^2 rows holds the step between tokens."""
     row, column = np.divmod(np.arange(window * window), window)
     down = row[:, None] - row[None] + window - 1
     right = column[:, None] - column[None] + window - 1
@@ -61,7 +61,7 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU through erf. `nn.gelu` goes through erfc, whose gradient is several times slower on CPU."""
+    """Exact GELU through erf; `nn.gelu` goes through erfc, whose gradient is slow on CPU."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
@@ -86,7 +86,9 @@ class WindowAttention(nn.Module):
         b, w, t, d = x.shape
         q, k, v = (self._heads(name, x) for name in ("q", "k", "v"))
         rows = (2 * self.window - 1) ** 2
-        table = self.param("relative_bias", nn.initializers.truncated_normal(0.02), (rows, self.heads))
+        table = self.param(
+            "relative_bias", nn.initializers.truncated_normal(0.02), (rows, self.heads)
+        )
         bias = table[relative_index(self.window).reshape(-1)].T.reshape(1, self.heads, t, t)
         if mask is not None:
             bias = bias + mask[:, None]
@@ -99,7 +101,7 @@ class WindowAttention(nn.Module):
         return Dense(d, dtype=self.dtype, name="o")(values)
 
     def _heads(self, name: str, x: jax.Array) -> jax.Array:
-        """Project float[B, W, T, D] to float[B * W * H, T, D / H]: one flat batch is fast on CPU."""
+        """float[B, W, T, D] to float[B * W * H, T, D / H]: one flat batch is fast on CPU."""
         b, w, t, d = x.shape
         x = Dense(d, dtype=self.dtype, name=name)(x)
         return x.reshape(b * w, t, self.heads, -1).swapaxes(1, 2).reshape(b * w * self.heads, t, -1)

@@ -92,7 +92,11 @@ def test_rms_norm_is_computed_wide():
 @pytest.mark.parametrize("masked", [False, True])
 def test_attend_equals_torch(heads, masked):
     h, groups = heads
-    q, k, v = normal(2, 17, h, 8), normal(2, 29, groups, 8, seed=1), normal(2, 29, groups, 8, seed=2)
+    q, k, v = (
+        normal(2, 17, h, 8),
+        normal(2, 29, groups, 8, seed=1),
+        normal(2, 29, groups, 8, seed=2),
+    )
     mask = np.random.default_rng(3).random((2, 17, 29)) < 0.6 if masked else None
     values, weights = attend(q, k, v, mask)
     gold = torch.nn.functional.scaled_dot_product_attention(

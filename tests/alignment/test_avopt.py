@@ -1,0 +1,120 @@
+"""AVOpT: its loss reaches trainable weights and tells matched pairs from shuffled ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from meerkat_jax.alignment.avopt import AVOpT, avopt_loss, masked_mean, unit
+from tests.tolerances import tolerance
+
+B, V, A, DV, DA = 8, 9, 6, 12, 10
+
+
+def tokens(seed=0, batch=B):
+    """Pairs that share a hidden mix of 3 of 12 codes, seen through two unrelated linear maps."""
+    fixed = np.random.default_rng(99)
+    codes = fixed.normal(size=(12, 6))
+    to_image, to_audio = fixed.normal(size=(6, DV)), fixed.normal(size=(6, DA))
+    rng = np.random.default_rng(seed)
+    mix = np.stack([rng.choice(12, 3, replace=False) for _ in range(batch)])
+    image, audio = codes[np.repeat(mix, V // 3, 1)], codes[np.repeat(mix, A // 3, 1)]
+    image = image @ to_image + 0.1 * rng.normal(size=(batch, V, DV))
+    audio = audio @ to_audio + 0.1 * rng.normal(size=(batch, A, DA))
+    return jnp.float32(image), jnp.float32(audio)
+
+
+def built(**fields):
+    model = AVOpT(width=8, **fields)
+    return model, model.init(jax.random.key(0), *tokens())
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"solver": "ipot"}, {"gradient": "implicit", "epsilon": 0.1}]
+)
+def test_loss_changes_the_projections_and_what_is_upstream(fields):
+    model, variables = built(**fields)
+    matched = jnp.arange(B) < 5
+
+    def loss(variables, image, audio):
+        return avopt_loss(model.apply(variables, image, audio), matched)
+
+    gradients, image, audio = jax.jit(jax.grad(loss, (0, 1, 2)))(variables, *tokens())
+    assert set(gradients["params"]) == {"image", "audio"}
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-6
+    for upstream in (image, audio):
+        size = np.abs(upstream).max(axis=(1, 2))
+        assert (size[:5] > 1e-6).all() and (size[5:] == 0).all()
+
+
+def test_no_matched_pair_gives_zero_and_zero_gradient():
+    model, variables = built()
+
+    def loss(variables):
+        return avopt_loss(model.apply(variables, *tokens()), jnp.zeros(B, bool))
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(variables)
+    assert value == 0
+    assert all(np.all(np.array(leaf) == 0) for leaf in jax.tree.leaves(gradients))
+
+
+def test_masked_mean_ignores_what_is_left_out():
+    values = jnp.array([1.0, jnp.nan, 3.0])
+    assert masked_mean(values, jnp.array([True, False, True])) == 2
+
+
+def test_outputs_are_named_and_in_range():
+    model, variables = built()
+    out = model.apply(variables, *tokens())
+    assert out["plan"].shape == out["cost_matrix"].shape == (B, V, A)
+    assert out["distance"].shape == out["loss_per_pair"].shape == out["cost"].shape == (B,)
+    assert 0 <= out["cost_matrix"].min() and out["cost_matrix"].max() <= 2
+    np.testing.assert_allclose(out["plan"].sum((1, 2)), np.ones(B), **tolerance("marginal"))
+
+
+def test_padding_tokens_change_nothing():
+    model, variables = built()
+    image, audio = tokens()
+    out = model.apply(variables, image, audio)
+    mass = jnp.pad(jnp.ones((B, V)), ((0, 0), (0, 2)))
+    padded = jnp.concatenate([image, jnp.full((B, 2, DV), 5.0)], axis=1)
+    np.testing.assert_allclose(
+        model.apply(variables, padded, audio, mass)["distance"],
+        out["distance"],
+        **tolerance("module"),
+    )
+
+
+def test_unit_of_zero_is_zero_with_finite_gradient():
+    assert np.all(np.array(unit(jnp.zeros((2, 3)))) == 0)
+    assert np.isfinite(jax.grad(lambda x: unit(x).sum())(jnp.zeros((2, 3)))).all()
+
+
+def test_training_brings_matched_pairs_below_shuffled_ones():
+    model, variables = built(epsilon=0.05)
+    held_out = tokens(seed=1, batch=32)
+
+    def gap(variables):
+        image, audio = held_out
+        matched = model.apply(variables, image, audio)["distance"]
+        shuffled = model.apply(variables, image, jnp.roll(audio, 1, axis=0))["distance"]
+        return float((matched - shuffled).mean()), float((matched < shuffled).mean())
+
+    optimiser = optax.adam(1e-2)
+    state = optimiser.init(variables)
+
+    @jax.jit
+    def step(variables, state):
+        def loss(variables):
+            return avopt_loss(model.apply(variables, *tokens(2, 64)), jnp.ones(64, bool))
+
+        updates, state = optimiser.update(jax.grad(loss)(variables), state)
+        return optax.apply_updates(variables, updates), state
+
+    before, _ = gap(variables)
+    for _ in range(40):
+        variables, state = step(variables, state)
+    after, share = gap(variables)
+    assert after < before - 0.05 and after < 0 and share > 0.8
