@@ -29,7 +29,8 @@ def mini() -> dict:
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 12000},
             "questions": 8,  # of each scene, behind one shared prefix
-            "length": 48,
+            "length": 48,  # tokens of a question with its answer
+            "answer": 28,  # tokens of an answer
             "sample_rate": 16000,
             "seconds": 10.0,
             "workers": 1,
@@ -100,4 +101,9 @@ def mini() -> dict:
         "spread": {"coordinate": 0.01, "seconds": 0.1},
         "weight_decay": 0.01,
         "clip_norm": 1.0,
+        "log_every": 20,
+        "evaluate_every": 300,
+        "evaluate_batches": 4,  # of the new compositions
+        "checkpoint_every": 300,
+        "keep_checkpoints": 2,
     }

@@ -19,6 +19,7 @@ from meerkat_jax.data.image import normalise_pixels
 from meerkat_jax.data.pipeline import Shapes
 from meerkat_jax.data.prompt import Prompt, make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
+from meerkat_jax.errors import construct
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.layers import LoraConfig
@@ -60,17 +61,16 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
     parts, data = config["model"], config["data"]
     lora = parts["llama"].get("lora")
     prompt = make_prompt(tokenizer, config["prompt"])
-    llama = {key: value for key, value in parts["llama"].items() if key != "lora"}
+    llama = dict(parts["llama"]) | {
+        "vocab_size": tokenizer.padded_vocab_size,
+        "lora": construct(LoraConfig, _tuples(lora), "model.llama.lora") if lora else None,
+    }
     model = Meerkat(
-        image_tower=ClipVision(**parts["image"]),
-        audio_tower=ClapAudio(**_tuples(parts["audio"])),
-        llama=Llama(
-            vocab_size=tokenizer.padded_vocab_size,
-            lora=LoraConfig(**_tuples(lora)) if lora else None,
-            **llama,
-        ),
-        avopt=AVOpT(**parts["avopt"]),
-        avace=AVACE(**parts["avace"]),
+        image_tower=construct(ClipVision, parts["image"], "model.image"),
+        audio_tower=construct(ClapAudio, _tuples(parts["audio"]), "model.audio"),
+        llama=construct(Llama, llama, "model.llama"),
+        avopt=construct(AVOpT, parts["avopt"], "model.avopt"),
+        avace=construct(AVACE, parts["avace"], "model.avace"),
         prefix=prompt.prefix,
         connector=parts["connector"],
     )
@@ -80,12 +80,15 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
         seconds=data["seconds"],
         questions=data["questions"],
         length=data["length"],
+        answer=data["answer"],
     )
-    logmel = LogMel(sample_rate=data["sample_rate"], **parts["mel"])
+    logmel = construct(LogMel, {"sample_rate": data["sample_rate"], **parts["mel"]}, "model.mel")
     return Assembly(model, tokenizer, prompt, logmel, shapes)
 
 
 def _tuples(fields: Mapping) -> dict:
     """Lists as tuples: a config read back from JSON builds the same (hashable) modules."""
-    return {k: tuple(v) if isinstance(v, Sequence | list) and not isinstance(v, str) else v
-            for k, v in fields.items()}
+    return {
+        k: tuple(v) if isinstance(v, Sequence | list) and not isinstance(v, str) else v
+        for k, v in fields.items()
+    }

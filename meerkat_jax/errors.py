@@ -4,6 +4,26 @@ Doors print it as a single line without a traceback and exit with code 2; everyt
 raised is a fault of ours and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
 
 class UserError(ValueError):
     """Bad input. The message names the thing, what was found, what was expected, and the remedy."""
+
+
+def construct(kind: Callable, fields: Mapping[str, Any], where: str) -> Any:
+    """`kind(**fields)`; UserError for a field that it does not have, naming the nearest one.
+
+    `where` is the place in the config that the fields come from, as in "model.image".
+    """
+    known = [name for name in inspect.signature(kind).parameters if name not in ("parent", "name")]
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise UserError(f"config key {where}.{key} is unknown; did you mean {where}.{near[0]}?")
+    return kind(**fields)

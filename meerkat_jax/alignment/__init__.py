@@ -1,0 +1,1 @@
+"""The alignment losses: AVOpT (optimal transport), AVACE (attention into the box), contrast."""

@@ -1,8 +1,8 @@
 """The one record that every source becomes: a picture, a sound, and questions about the two.
 
 A picture-sound pair is stored once with all questions about it, because they share the prefix of
-picture and sound tokens that is most of a sequence. Serialised as msgpack: bytes stay bytes, nothing
-is executed on reading.
+picture and sound tokens that is most of a sequence. Serialised as msgpack: bytes stay bytes,
+nothing is executed on reading.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Segment:
 class Question:
     """One instruction and its answer. `truth` holds what the evaluator needs beside `response`.
 
-    truth keys: `kind` (the AVQA question type, or the task), `answer` (verdict bool, word or number),
-    `references` (captions), `seen` and `heard` (class names), `baseline` (answers that use one
-    modality only, by name).
+    truth keys: `kind` (the AVQA question type, or the task), `answer` (verdict bool, word or
+    number), `references` (captions), `seen` and `heard` (class names), `baseline` (answers that use
+    one modality only, by name).
     """
 
     task: str
@@ -76,7 +76,14 @@ class Example:
 
 def to_bytes(example: Example) -> bytes:
     """Serialise one record."""
-    return msgpack.packb(dataclasses.asdict(example))
+    return msgpack.packb(example, default=_fields)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """One level of a record: `dataclasses.asdict` would copy everything below it."""
+    if not dataclasses.is_dataclass(record):
+        raise TypeError(f"{record!r} is not part of an example record")
+    return vars(record)
 
 
 def from_bytes(record: bytes) -> Example:

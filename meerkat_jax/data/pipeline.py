@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,13 +29,16 @@ from meerkat_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Static shapes of a batch: picture side, clip length, questions per pair, tokens per question."""
+    """Static shapes of a batch: picture side, clip length, questions per pair, tokens per question
+    with its answer (`length`) and of the answer alone (`answer`).
+    """
 
     image_size: int
     sample_rate: int
     seconds: float
     questions: int
     length: int
+    answer: int
     boxes: int = 4
     names: int = 4
 
@@ -67,6 +73,12 @@ class Encode(grain.transforms.RandomMap):
         chosen = self.choose(example, rng)
         pairs = [(question.instruction, question.response) for question in chosen]
         tokens, targets = pack(self.prompt, pairs, self.shapes.length)
+        longest = int(targets.sum(axis=1).max())
+        if longest > self.shapes.answer:
+            raise UserError(
+                f"{example.id}: an answer has {longest} tokens, data.answer is"
+                f" {self.shapes.answer}; raise it"
+            )
         missing = self.shapes.questions - len(pairs)  # a pair with few questions leaves rows empty
         rows = ((0, missing), (0, 0))
         tokens = np.pad(tokens, rows, constant_values=self.prompt.tokenizer.pad_id)
@@ -111,8 +123,8 @@ def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.nda
 
 def encode_media(example: Example, shapes: Shapes) -> dict[str, np.ndarray]:
     """image uint8[H, W, 3] squashed to the tower's size, audio float32[samples]."""
-    audio, _ = load_audio(example.audio, shapes.sample_rate, shapes.seconds)
-    return {"image": load_image(example.image, shapes.image_size), "audio": audio}
+    audio, _ = load_audio(example.audio, shapes.sample_rate, shapes.seconds, name=example.id)
+    return {"image": load_image(example.image, shapes.image_size, name=example.id), "audio": audio}
 
 
 def train_batches(
@@ -123,7 +135,30 @@ def train_batches(
     `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
     """
     records = open_split(folder, "train").seed(seed).shuffle().repeat().random_map(encode)
-    stream = records[start:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=64))
+    reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+    stream = records[start:].to_iter_dataset(reading)
     if workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        stream = stream.mp_prefetch(options, worker_init_fn=leave_with_parent)
     return iter(stream.batch(batch, drop_remainder=True))
+
+
+def fixed_batches(
+    folder: Path, split: str, encode: Encode, batch: int, count: int
+) -> list[dict[str, np.ndarray]]:
+    """The first `count` batches of a split (fewer if it is small), the same questions each time."""
+    records = open_split(folder, split).seed(0).random_map(encode)
+    usable = len(records) // batch * batch
+    return list(records[: min(usable, count * batch)].batch(batch))
+
+
+def leave_with_parent(*_: int) -> None:
+    """End this worker process when the one that started it ends, even if that is killed."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

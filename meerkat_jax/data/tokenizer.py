@@ -6,8 +6,8 @@ become a special token: those enter by id only (`meerkat_jax.data.prompt`).
 The mini tokenizer keeps sequences short, which is what a small model's time goes to: a coordinate
 (`0.123`), a time (`1.2`), the `, ` before a number, a word with the space before it and a class
 name are one token each. The space before a class name belongs to the word before that, so that a
-name is the same token wherever it stands ("[dog," and "a dog"). Everything else falls back to single
-characters (bytes outside ASCII), so that any text comes back unchanged.
+name is the same token wherever it stands ("[dog," and "a dog"). Everything else falls back to
+single characters (bytes outside ASCII), so that any text comes back unchanged.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""MeerkatBench: metrics, baselines, score tables and the report."""

@@ -1,0 +1,1 @@
+"""The towers (CLIP, CLAP), the language model, and Meerkat made of them."""

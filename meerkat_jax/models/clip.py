@@ -70,8 +70,10 @@ class ClipLayer(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """The picture tower. `remat`: "none" saves all for the backward pass; "full" layer inputs only,
-    "weights" also products with weights, "dots" also attention's products.
+    """The picture tower.
+
+    remat: "none" saves all for the backward pass; "full" layer inputs only, "weights" also products
+    with weights, "dots" also attention's products.
     """
 
     image_size: int = 224
@@ -86,7 +88,7 @@ class ClipVision(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
-        """Normalised pixels float[B, image_size, image_size, 3] -> a dict of
+        """Normalised pixels float[B, image_size, image_size, 3] -> named features.
 
         tokens float[B, V, projection_dim], row by row, V = (image_size / patch_size)^2;
         class_token float[B, D], the class token behind CLIP's last norm;

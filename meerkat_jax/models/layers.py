@@ -48,9 +48,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         """Apply to float[..., I]; dropout acts on the LoRA branch only, as in peft."""
-        width = x.shape[-1]
+        *lead, width = x.shape
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
-        x = x.astype(self.dtype)
+        x = x.reshape(-1, width).astype(self.dtype)  # XLA's CPU backend is slow on more dimensions
         y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
@@ -60,7 +60,7 @@ class Dense(nn.Module):
             b = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.features))
             z = nn.Dropout(self.lora.dropout)(x, deterministic=deterministic)
             y += (self.lora.alpha / self.lora.rank) * (z @ a @ b.astype(self.dtype))
-        return y
+        return y.reshape(*lead, self.features)
 
 
 class RMSNorm(nn.Module):

@@ -7,8 +7,8 @@
 Source: Meerkat (arXiv 2407.01851), figure 2 and section 3. One code for all sizes; what differs
 between the mini and the 7B model is in the fields of the parts.
 
-Letters: B pairs, Q questions per pair, T tokens per question, V image tokens, A audio tokens, P prefix
-tokens, D width of the language model, C vocabulary.
+Letters: B pairs, Q questions per pair, T tokens per question, V image tokens, A audio tokens,
+P prefix tokens, D width of the language model, C vocabulary.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Meerkat(nn.Module):
         """Both towers, both alignment modules, both connectors.
 
         pixels float[B, H, W, 3] normalised; mel float[B, F, mels] in dB (or [B, 4, F, mels] with
-        longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected, before
-        places), attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A, V],
-        distance float[B] and plan float[B, V, A] (AVOpT), image_tokens and audio_tokens (towers).
+        longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected,
+        before places), attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A,
+        V], distance float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (towers).
         """
         image = self.image_tower(pixels)["tokens"]
         audio = self.audio_tower(mel, longer)["tokens"]
@@ -125,8 +125,9 @@ class Meerkat(nn.Module):
         return jnp.concatenate(parts, axis=1)
 
     def names(self, ids: jax.Array, weights: jax.Array) -> jax.Array:
-        """Class names as the language model's own word vectors: ids int[N, W], weights float[N, W]
-        (1 on the words of a name, 0 on padding) -> their means float[N, D].
+        """Class names as the language model's own word vectors.
+
+        ids int[N, W], weights float[N, W] (1 on a name's words, 0 on padding) -> means float[N, D].
         """
         return jnp.einsum("nwd,nw->nd", self.llama.embed(ids), weights / weights.sum(1)[:, None])
 
@@ -135,13 +136,15 @@ class Meerkat(nn.Module):
         pixels: jax.Array,
         mel: jax.Array,
         tokens: jax.Array,
+        places: jax.Array | None = None,
         longer: jax.Array | None = None,
         deterministic: bool = True,
     ) -> dict[str, jax.Array]:
         """Training forward: tokens int[B, Q, T] (question, answer, end) behind one shared prefix.
 
         Returns `perceive`'s entries, `hidden` float[B, Q, T, D] and `logits` float[B, Q, T, C];
-        logits at place t are for the token at t + 1.
+        logits at place t are for the token at t + 1. With places int[B, Q, A] only theirs are made:
+        both are float[B, Q, A, ...].
         """
         out = self.perceive(pixels, mel, longer)
         prefix = self.embed_prefix(out["image"], out["audio"])
@@ -151,7 +154,10 @@ class Meerkat(nn.Module):
         row = jnp.concatenate([prefix, text], axis=1)
         positions = jnp.asarray(layout.positions())[None]
         hidden = self.llama(row, positions, layout, deterministic=deterministic)["hidden"]
-        out["hidden"] = hidden[:, layout.prefix :].reshape(*tokens.shape, -1)
+        hidden = hidden[:, layout.prefix :].reshape(*tokens.shape, -1)
+        if places is not None:
+            hidden = jnp.take_along_axis(hidden, places[..., None], axis=2)
+        out["hidden"] = hidden
         out["logits"] = self.llama.logits(out["hidden"])
         return out
 

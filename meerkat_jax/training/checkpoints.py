@@ -117,7 +117,7 @@ class Checkpoints:
         UserError naming both values on a mismatch, or if no step can be read.
         """
         (items, data, meta), bad = self._newest(_items(abstract), ("data",), expect)
-        self._set_aside(bad)
+        self._rename(bad)
         return {**abstract, **items.get("opt", {}), "trainable": items["trainable"]}, data, meta
 
     def restore_params(
@@ -210,7 +210,12 @@ class Checkpoints:
         except Exception as error:
             raise Damaged(f"{name}: {type(error).__name__}: {error}") from error
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def set_aside(self, step: int) -> None:
+        """Rename this step's checkpoint, if there is one, so that the one before is the newest."""
+        self.wait()
+        self._rename([step] if step in self._manager.all_steps() else [])
+
+    def _rename(self, steps: list[int]) -> None:
         """Rename damaged steps, so that their numbers are free for training to reach again."""
         if not steps:
             return

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from meerkat_jax.errors import UserError
@@ -101,17 +101,50 @@ def check_overrides(argv: Sequence[str], name: str = "config") -> None:
         return
     known = _keys(load_config(specs[-1]).to_dict())
     for key in keys:
-        plain = re.sub(r"\[.*?\]", "", key)  # an index into a list: the list is what must exist
-        if plain not in known:
-            near = nearest(plain, known, 1)[0] if known else "none"
+        if key not in known:
+            near = nearest(key, known, 1)[0] if known else "none"
             raise UserError(f"--{name}.{key} is not in {specs[-1]}; did you mean --{name}.{near}?")
 
 
-def _keys(config: Mapping[str, Any]) -> list[str]:
-    """All dotted paths of a nested dict, inner nodes too."""
-    inner = [key for key, value in config.items() if isinstance(value, Mapping)]
-    below = [f"{key}.{path}" for key in inner for path in _keys(config[key])]
-    return [*config, *below]
+def _below(node: Any, path: str) -> dict[str, Any]:
+    """What lies in a dict or list, by path as on the command line: "a.b", "phases[0]"."""
+    if isinstance(node, Mapping):
+        return {f"{path}.{key}" if path else key: value for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return {f"{path}[{i}]": value for i, value in enumerate(node)}
+    return {}
+
+
+def _keys(node: Any, path: str = "") -> list[str]:
+    """All paths below, inner nodes too."""
+    below = _below(node, path).items()
+    return [key for name, value in below for key in (name, *_keys(value, name))]
+
+
+def _leaves(node: Any, path: str = "") -> dict[str, Any]:
+    """Path -> value of what has nothing below it."""
+    below = _below(node, path)
+    if not below:
+        return {path: node}
+    return {
+        key: leaf for name, value in below.items() for key, leaf in _leaves(value, name).items()
+    }
+
+
+def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> None:
+    """UserError if a run that was begun with `then` is to go on with `now`, naming what differs.
+
+    `free` are the dotted keys that may change.
+    """
+    was, new = (_leaves(to_json(config)) for config in (then, now))
+    keys = [key for key in {**was, **new} if key not in free and was.get(key) != new.get(key)]
+    if keys:
+        said = [f"{key}: {was.get(key)!r} then, {new.get(key)!r} now" for key in keys[:5]]
+        more = f"; and {len(keys) - 5} more" if len(keys) > 5 else ""
+        raise UserError(
+            f"--resume with another config: {'; '.join(said)}{more};"
+            " give the config of the run, or another --workdir"
+        )
 
 
 def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +169,10 @@ def run_door(main: Callable[[list[str]], Any], required: Iterable[str] = ()) -> 
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        return _guarded(_parse, list(argv), tuple(required))
+        rest = _guarded(_parse, list(argv), tuple(required))
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries tell every file that they touch
+        return rest
 
     app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
 

@@ -55,19 +55,31 @@ def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in items.items()}
 
 
-def answer_loss(logits, tokens, targets, spread=None) -> tuple[jax.Array, jax.Array]:
+def answer_places(targets: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """Where the answers are predicted, so that logits are made there only.
+
+    targets float[B, Q, T], 1 on the (contiguous) answer -> places int[B, Q, length], from the token
+    before the answer on, and float[B, Q, length], 1 where the token after the place is to be answered.
+    """
+    last = targets.shape[-1] - 2
+    start = jnp.maximum(targets.argmax(axis=-1) - 1, 0)
+    wanted = start[..., None] + jnp.arange(length)
+    places = jnp.minimum(wanted, last)
+    return places, jnp.take_along_axis(targets, places + 1, axis=-1) * (wanted <= last)
+
+
+def answer_loss(logits, answers, targets, spread=None) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy of the answer tokens, the end token among them, and how many are right.
 
-    logits float[B, Q, T, C] (place t is for token t + 1), tokens int[B, Q, T], targets float[B, Q, T]
-    (1 where the token is to be answered), spread float[C, C] soft targets or None.
+    logits float[B, Q, A, C], answers int[B, Q, A], targets float[B, Q, A] (1 on what is to be
+    answered), spread float[C, C] soft targets or None.
     """
-    logits, tokens, targets = logits[:, :, :-1], tokens[:, :, 1:], targets[:, :, 1:]
     log_mass = jax.nn.logsumexp(logits, axis=-1)
     if spread is None:
-        picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+        picked = jnp.take_along_axis(logits, answers[..., None], axis=-1)[..., 0]
     else:
-        picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(spread, tokens, axis=0))
-    right = (logits.argmax(-1) == tokens) * targets
+        picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(spread, answers, axis=0))
+    right = (logits.argmax(-1) == answers) * targets
     return ((log_mass - picked) * targets).sum(), right.sum()
 
 

@@ -12,10 +12,14 @@ uninterrupted one but for the fields in `TIMING`. With several processes, the fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import multiprocessing
+import os
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,8 @@ class MetricsWriter:
     def _progress(self, row: Mapping[str, Any]) -> str:
         step, spent = row["step"], time.monotonic() - self._start
         rate = (step - self._first) / max(spent, 1e-9)
+        if "step_seconds" in row:  # without what came before the first step
+            rate = 1 / max(row["step_seconds"], 1e-9)
         parts = [f"step {step}" if self._total is None else f"step {step}/{self._total}"]
         if "examples_per_second" in row:
             parts.append(f"{row['examples_per_second']:.1f} examples/s")
@@ -104,6 +110,66 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         """Close both files."""
         self.close()
+
+
+class Clock:
+    """Wall time of the steps since the last row; compiling, scoring and saving are kept apart."""
+
+    def __init__(self):
+        """Begin now."""
+        self._start, self._waited, self._steps = time.monotonic(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for one step's batch."""
+        begun = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begun
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around what is no part of a step."""
+        begun = time.monotonic()
+        yield
+        self._start += time.monotonic() - begun
+
+    def row(self, examples: int, length: int) -> dict[str, float]:
+        """Fields of `TIMING` since the last call, of steps with `examples` of `length` tokens each.
+
+        Call it when the steps' results are here, else it tells how fast they were asked for.
+        """
+        spent, steps = max(time.monotonic() - self._start, 1e-9), max(self._steps, 1)
+        row = {
+            "examples_per_second": examples * steps / spent,
+            "tokens_per_second": examples * length * steps / spent,
+            "step_seconds": spent / steps,
+            "data_wait_seconds": self._waited / steps,
+            "peak_memory_mib": peak_memory_mib(),
+        }
+        self.__init__()
+        return row
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process and its living workers have held, summed (Linux), MiB.
+
+    On an accelerator: that of the first device.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 2**20
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    return sum(_peak_kib(pid) for pid in pids) / 2**10
+
+
+def _peak_kib(pid: int) -> int:
+    """VmHWM of a process in KiB; 0 where there is no /proc or the process is gone."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

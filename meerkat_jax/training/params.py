@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.models.clap import STATISTICS
 
 Tree = dict[str, Any]
 
@@ -80,10 +81,13 @@ def split(params: Mapping[str, Any], trainable: Sequence[str]) -> Tree:
     """Params -> {"trainable": nested dict, "frozen": nested dict}; leaves are shared, not copied.
 
     A leaf is trainable if any pattern of `trainable` is found in its path; no pattern freezes all.
+    Running statistics (`STATISTICS`) stay frozen whatever the patterns say: they have no gradient
+    that means anything.
     Raises UserError for a pattern that matches nothing.
     """
     flat = flatten(params)
     chosen = {path for pattern in trainable for path in matching(pattern, flat)}
+    chosen = {path for path in chosen if path.rsplit("/", 1)[-1] not in STATISTICS}
     return {
         "trainable": unflatten({path: leaf for path, leaf in flat.items() if path in chosen}),
         "frozen": unflatten({path: leaf for path, leaf in flat.items() if path not in chosen}),

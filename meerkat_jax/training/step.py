@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from meerkat_jax.assemble import Assembly
+from meerkat_jax.errors import UserError
 from meerkat_jax.training import losses
 from meerkat_jax.training.params import merge
 
@@ -72,19 +73,26 @@ def make_step(
     model, weights = assembly.model, dict(weights)
     unknown = set(weights) - set(losses.TERMS)
     if unknown:
-        raise losses.UserError(f"unknown loss terms {sorted(unknown)}; there are {losses.TERMS}")
+        raise UserError(f"unknown loss terms {sorted(unknown)}; there are {losses.TERMS}")
 
     def sums(params, batch, key):
         """The terms' sums over a microbatch, and what is logged beside them."""
         pixels, mel = assembly.inputs(batch)
         terms, extra = {}, {}
         if ANSWERING & set(weights):
+            places, targets = losses.answer_places(batch["targets"], assembly.shapes.answer)
             out = model.apply(
-                {"params": params}, pixels, mel, batch["tokens"],
-                deterministic=False, rngs={"dropout": key},
+                {"params": params},
+                pixels,
+                mel,
+                batch["tokens"],
+                places,
+                deterministic=False,
+                rngs={"dropout": key},
             )
+            answers = jnp.take_along_axis(batch["tokens"], places + 1, axis=-1)
             terms["answer"], extra["right"] = losses.answer_loss(
-                out["logits"], batch["tokens"], batch["targets"], spread
+                out["logits"], answers, targets, spread
             )
         else:
             out = model.apply({"params": params}, pixels, mel, method="perceive")
@@ -99,32 +107,25 @@ def make_step(
         terms = {name: value / items[name] for name, value in found.items()}
         return losses.total(terms, weights), (terms, extra)
 
+    gradient = jax.value_and_grad(objective, has_aux=True)
+
+    def accumulated(trainable, frozen, batch, items, key):
+        """Loss, terms and gradients of the whole batch, one microbatch in memory at a time."""
+        pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        keys = jax.random.split(key, accumulate)
+
+        def micro(found, piece):
+            more = gradient(trainable, frozen, piece[0], items, piece[1])
+            return jax.tree.map(jnp.add, found, more), None
+
+        first = gradient(trainable, frozen, jax.tree.map(lambda x: x[0], pieces), items, keys[0])
+        rest = jax.tree.map(lambda x: x[1:], (pieces, keys))
+        return jax.lax.scan(micro, first, rest)[0]
+
     def step(state: State, frozen: dict, batch: dict) -> tuple[State, dict]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         items = losses.counts(batch)
-        gradient = jax.value_and_grad(objective, has_aux=True)
-
-        def micro(carry, part):
-            index, piece = part
-            found = gradient(
-                state["trainable"], frozen, piece, items, jax.random.fold_in(key, index)
-            )
-            return jax.tree.map(jnp.add, carry, found), None
-
-        if accumulate == 1:
-            found = gradient(state["trainable"], frozen, batch, items, key)
-        else:
-            pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-            first = jax.eval_shape(micro, None, None) if False else None
-            zero = jax.tree.map(
-                jnp.zeros_like,
-                jax.eval_shape(
-                    lambda: gradient(
-                        state["trainable"], frozen, jax.tree.map(lambda x: x[0], pieces), items, key
-                    )
-                ),
-            )
-            found, _ = jax.lax.scan(micro, zero, (jnp.arange(accumulate), pieces))
+        found = accumulated(state["trainable"], frozen, batch, items, key)
         (loss, (terms, extra)), grads = found
         updates, opt = optimizer.update(grads, state["opt"], state["trainable"])
         new = {

@@ -1,0 +1,1 @@
+"""The embedded data set: scenes composed from cut-out photographs and recordings."""

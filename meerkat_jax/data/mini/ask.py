@@ -108,9 +108,7 @@ class Asker:
         if interval is None:
             return None
         reason = f"The box holds a {name}. Then I hear {listing(self._heard_in(interval))}"
-        return self.verdict(
-            "avfact3", value, reason, box=self._corners(name), **_times(interval)
-        )
+        return self.verdict("avfact3", value, reason, box=self._corners(name), **_times(interval))
 
     def ask_avfact4(self):
         """Is something seen heard in this interval?"""

@@ -1,14 +1,17 @@
 """Render the mini data set once to ArrayRecord: scenes of real (or procedural) media, all tasks.
 
-The folder holds `<split>-00000-of-00004.array_record` files and `manifest.json` (seed, classes,
-counts, measured shares), which is written last: a folder without one is not a data set. The same
-settings give the same folder, so a second run reuses it.
+The folder holds `<split>-00000-of-00024.array_record` files (scenes in order of their index) and
+`manifest.json` (seed, classes, counts, measured shares), which is written last: a folder without
+one is not a data set. The same settings give the same folder, so a second run reuses it; of two
+runs at once the second waits and then reuses what the first has made.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -16,17 +19,21 @@ import os
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from array_record.python import array_record_module
 
 from meerkat_jax.data.example import Example, to_bytes
 from meerkat_jax.data.mini import ask, compose
 from meerkat_jax.data.mini.media import Media, MediaSet, load_media
+from meerkat_jax.data.pipeline import leave_with_parent
 from meerkat_jax.errors import UserError
 
-SHARDS = 4
-VERSION = 1  # raise it when scenes or questions change: old folders are then not reused
+SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
+REPORT_SECONDS = 3.0  # between two lines that tell how far it is
+VERSION = 2  # raise it when scenes or questions change: old folders are then not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +48,16 @@ class MiniConfig:
     compositions: int = 800
     augmentations: int = 400
     instances: int = 400
+
+
+class Job(NamedTuple):
+    """One file: the scenes `start` to `stop` (not included) of a split."""
+
+    config: MiniConfig
+    split: str
+    start: int
+    stop: int
+    path: str
 
 
 def choose_classes(media: MediaSet, count: int) -> tuple[str, ...]:
@@ -85,76 +102,130 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
 
 def build(config: MiniConfig, cache: Path, workers: int | None = None) -> Path:
     """Render the data set below `cache` unless it is there; return its folder."""
-    media = load_media(config.media, config.sample_rate)
+    media = load_media(config.media, config.sample_rate, cache)
     key = json.dumps([VERSION, dataclasses.asdict(config), media.notes])
     folder = Path(cache) / f"mini-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if (folder / "manifest.json").exists():
-        print(f"mini data: reusing {folder}", flush=True)
-        return folder
-    print(f"mini data: rendering {folder} ({media.notes})", flush=True)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        shares = _render_all(config, partial, workers or os.cpu_count() or 1)
-        manifest = {
-            "config": dataclasses.asdict(config),
-            "classes": choose_classes(media, config.classes),
-            "classes_of_instances": sorted(instances(config, media, "instances")),
-            "media": media.notes,
-            "shares": shares,
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _alone(folder):
+        if (folder / "manifest.json").exists():
+            print(f"mini data: reusing {folder}", flush=True)
+            return folder
+        print(f"mini data: rendering {folder} ({media.notes})", flush=True)
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir()
+        try:
+            shares = _render_all(config, media, partial, Path(cache), workers)
+            manifest = {
+                "config": dataclasses.asdict(config),
+                "classes": choose_classes(media, config.classes),
+                "classes_of_instances": sorted(instances(config, media, "instances")),
+                "media": media.notes,
+                "shares": shares,
+            }
+            (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _render_all(config: MiniConfig, folder: Path, workers: int) -> dict[str, dict[str, int]]:
-    jobs = [
-        (config, str(folder), split, shard)
-        for split in compose.SPLITS
-        for shard in range(SHARDS)
-        if getattr(config, split) > 0
-    ]
-    begun, done, shares = time.time(), 0, {split: Counter() for split in compose.SPLITS}
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`; the system frees it when this process ends, however it ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"mini data: waiting for another run that renders {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _jobs(config: MiniConfig, media: MediaSet, folder: Path) -> list[Job]:
+    """One job for each file."""
+    jobs = []
+    for split in compose.SPLITS:
+        # a scene needs four classes, and other instances there may be of fewer
+        total = getattr(config, split) if len(instances(config, media, split)) >= 4 else 0
+        starts = range(0, total, SHARD)
+        for number, start in enumerate(starts):
+            name = f"{split}-{number:05d}-of-{len(starts):05d}.array_record"
+            jobs.append(Job(config, split, start, min(start + SHARD, total), str(folder / name)))
+    return jobs
+
+
+def _render_all(
+    config: MiniConfig, media: MediaSet, folder: Path, cache: Path, workers: int | None
+) -> dict[str, dict[str, int]]:
+    """Render every file with `workers` processes (default: one for each core); count what is in."""
+    jobs = _jobs(config, media, folder)
+    progress = _Progress(sum(job.stop - job.start for job in jobs))
+    shares = {job.split: Counter() for job in jobs}
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
+    workers = min(workers or os.cpu_count() or 1, len(jobs)) or 1
     with concurrent.futures.ProcessPoolExecutor(
-        workers, spawn, initializer=_prepare, initargs=(config,)
+        workers, spawn, initializer=_prepare, initargs=(config, cache)
     ) as pool:
-        for split, counts in pool.map(_render_shard, jobs):
-            done += 1
-            shares[split].update(counts)
-            left = (time.time() - begun) / done * (len(jobs) - done)
-            scenes = sum(counter["scenes"] for counter in shares.values())
-            print(f"mini data: {scenes} scenes rendered, about {left:.0f} s left", flush=True)
-    return {split: dict(sorted(counter.items())) for split, counter in shares.items() if counter}
+        try:
+            futures = [pool.submit(_render, job) for job in jobs]
+            for future in concurrent.futures.as_completed(futures):
+                split, counts = future.result()
+                shares[split].update(counts)
+                progress.add(counts["scenes"])
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a process that renders the mini data was ended from outside (out of memory?); "
+                "run the same command again"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {split: dict(sorted(counter.items())) for split, counter in shares.items()}
+
+
+class _Progress:
+    """Says every few seconds how far the rendering is, how fast it goes and how long it takes."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.begun = self.said = time.monotonic()
+
+    def add(self, scenes: int) -> None:
+        """Count `scenes` as rendered."""
+        self.done += scenes
+        now = time.monotonic()
+        if now - self.said < REPORT_SECONDS and self.done < self.total:
+            return
+        self.said, rate = now, self.done / (now - self.begun)
+        print(
+            f"mini data: {self.done} of {self.total} scenes, {rate:.0f} a second, "
+            f"{(self.total - self.done) / rate:.0f} s left",
+            flush=True,
+        )
 
 
 _parts: dict[str, dict[str, Media]] = {}  # of this worker process
 
 
-def _prepare(config: MiniConfig) -> None:
+def _prepare(config: MiniConfig, cache: Path) -> None:
     """Load the media once per worker."""
-    media = load_media(config.media, config.sample_rate, say=lambda line: None)
+    leave_with_parent()
+    media = load_media(config.media, config.sample_rate, cache, say=lambda line: None)
     _parts.update({split: instances(config, media, split) for split in compose.SPLITS})
 
 
-def _render_shard(job: tuple[MiniConfig, str, str, int]) -> tuple[str, Counter]:
-    config, folder, split, shard = job
-    parts = _parts[split]
+def _render(job: Job) -> tuple[str, Counter]:
+    """Write one file; gives the split and what its scenes hold."""
     counts: Counter = Counter()
-    name = f"{split}-{shard:05d}-of-{SHARDS:05d}.array_record"
-    writer = array_record_module.ArrayRecordWriter(f"{folder}/{name}", "group_size:1,uncompressed")
-    total = getattr(config, split) if len(parts) >= 4 else 0  # procedural media: no other instances
-    for index in range(shard, total, SHARDS):
-        example = scene(config, parts, split, index)
+    writer = array_record_module.ArrayRecordWriter(job.path, "group_size:1,uncompressed")
+    for index in range(job.start, job.stop):
+        example = scene(job.config, _parts[job.split], job.split, index)
         writer.write(to_bytes(example))
         counts.update(_shares(example))
     writer.close()
-    return split, counts
+    return job.split, counts
 
 
 def _shares(example: Example) -> Counter:

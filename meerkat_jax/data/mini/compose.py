@@ -1,13 +1,14 @@
 """Compose scenes from single pictures and single sounds: what is where, what sounds when.
 
-A scene is planned first (names, boxes, segments: pure and cheap), then rendered. Everything is drawn
-from one `numpy` generator seeded by (seed, split, index), so a scene does not depend on the number of
-processes or on the scenes before it.
+A scene is planned first (names, boxes, segments: pure and cheap), then rendered. Everything is
+drawn from one `numpy` generator seeded by (seed, split, index), so a scene does not depend on the
+number of processes or on the scenes before it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from meerkat_jax.data.mini.media import Media
 
 PICTURE_SIZE = 224
 CLIP_SECONDS = 10.0
+STEPS = 2048  # of a sample's amplitude: 12 of FLAC's 16 bits, half the bytes; error at -77 dB
 SPLITS = ("train", "compositions", "augmentations", "instances")
 
 SHARE_MATCHED, SHARE_MISMATCHED = 0.62, 0.30  # the rest is silence or noise
@@ -56,9 +58,7 @@ def scene_generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
-def plan_scene(
-    rng: np.random.Generator, classes: Sequence[str], aspect: dict[str, float]
-) -> Plan:
+def plan_scene(rng: np.random.Generator, classes: Sequence[str], aspect: dict[str, float]) -> Plan:
     """Draw 1 to 3 pictured and 0 to 2 sounding classes, their boxes and their segments.
 
     `aspect` is width / height of each class's picture.
@@ -144,11 +144,11 @@ def render_picture(
 
 def _jitter(rng: np.random.Generator, stamp: Image.Image, new: bool) -> Image.Image:
     """Brightness as in training; `new` adds what training never shows: turn, tint and blur."""
-    pixels = np.asarray(stamp).astype(np.float32)
-    pixels[..., :3] *= rng.uniform(0.8, 1.2)
+    gains = np.ones(4, np.float32)
+    gains[:3] *= rng.uniform(0.8, 1.2)
     if new:
-        pixels[..., :3] *= rng.uniform(0.75, 1.25, size=3)
-    stamp = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        gains[:3] *= rng.uniform(0.75, 1.25, size=3)
+    stamp = Image.fromarray(np.minimum(np.asarray(stamp) * gains, 255).astype(np.uint8))
     if new:
         angle = rng.choice([-1, 1]) * rng.uniform(8, 20)
         turned = stamp.rotate(angle, Image.Resampling.BICUBIC, expand=True)
@@ -160,8 +160,9 @@ def _jitter(rng: np.random.Generator, stamp: Image.Image, new: bool) -> Image.Im
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """Smooth colour noise, a gradient, stripes or a chequer; uint8[224, 224, 3]."""
-    y, x = np.mgrid[0:PICTURE_SIZE, 0:PICTURE_SIZE].astype(np.float32) / PICTURE_SIZE
-    one, two = rng.uniform(30, 225, (2, 3)).astype(np.float32)
+    axis = np.arange(PICTURE_SIZE, dtype=np.float32) / PICTURE_SIZE
+    x, y = axis, axis[:, None]
+    one, two = rng.uniform(30, 225, (2, 3))
     kind = rng.integers(4)
     if kind == 0:
         n = int(rng.integers(3, 12))
@@ -171,13 +172,31 @@ def _background(rng: np.random.Generator) -> np.ndarray:
         angle = rng.uniform(0, 2 * np.pi)
         mix = 0.5 + 0.7 * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
     elif kind == 2:
-        mix = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(2, 8) * (x + rng.uniform(-1, 1) * y))
+        waves, slant = rng.uniform(2, 8), rng.uniform(-1, 1)
+        mix = 0.5 + 0.5 * np.sin(2 * np.pi * waves * x + 2 * np.pi * waves * slant * y)
     else:
         n = rng.integers(2, 9)
-        mix = ((np.floor(x * n) + np.floor(y * n)) % 2).astype(np.float32)
-    mix = mix[..., None]
-    noise = rng.normal(0, 6, (PICTURE_SIZE, PICTURE_SIZE, 1)).astype(np.float32)
-    return (one * mix + two * (1 - mix) + noise).clip(0, 255).astype(np.uint8)
+        mix = (np.floor(x * n) + np.floor(y * n)) % 2
+    # A table of 256 mixed colours, since mixing every pixel would be the dearest step of a scene.
+    ramp = np.linspace(0, 1, 256)[:, None]
+    colours = (one * ramp + two * (1 - ramp)).astype(np.int16)
+    side = len(_grain())
+    top, left = rng.integers(0, side - PICTURE_SIZE + 1, 2)
+    grain = _grain()[top : top + PICTURE_SIZE, left : left + PICTURE_SIZE, None]
+    pixels = np.take(colours, (255 * mix).clip(0, 255).astype(np.uint8), axis=0) + grain
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+@functools.cache
+def _grain() -> np.ndarray:
+    """Where pictures cut their grain from, int16[512, 512]: drawing it anew would cost more."""
+    return np.random.default_rng(0).normal(0, 6, (512, 512)).round().astype(np.int16)
+
+
+@functools.cache
+def _noise() -> np.ndarray:
+    """Where clips cut their noise from, float32[2 ** 20] of RMS 1; for the same reason."""
+    return np.random.default_rng(1).standard_normal(1 << 20, dtype=np.float32)
 
 
 def render_sound(
@@ -187,10 +206,11 @@ def render_sound(
     sample_rate: int,
     new_augmentations: bool,
 ) -> bytes:
-    """FLAC bytes: each sound repeated to fill its segment, over faint noise (or none, if silent)."""
+    """FLAC bytes: each sound repeated to fill its segment, over faint noise (none if silent)."""
     total = round(CLIP_SECONDS * sample_rate)
     level = {"": rng.uniform(-65, -45), "noise": rng.uniform(-40, -20), "silence": -200}[plan.quiet]
-    clip = rng.standard_normal(total, dtype=np.float32) * np.float32(10 ** (level / 20))
+    begin = int(rng.integers(0, len(_noise()) - total + 1))
+    clip = _noise()[begin : begin + total] * np.float32(10 ** (level / 20))
     for sound in plan.sounds:
         wave = media[sound.label].sound
         if new_augmentations:
@@ -198,11 +218,11 @@ def render_sound(
         start, n = (round(s * sample_rate) for s in (sound.start, sound.end - sound.start))
         gain = 10 ** (rng.uniform(-4, 2) / 20)
         clip[start : start + n] += _repeat(wave, n, sample_rate) * np.float32(gain)
-    peak = np.abs(clip).max()
-    if peak > 0.99:
-        clip *= 0.99 / peak
+    peak = max(clip.max(), -clip.min())
+    clip *= np.float32(STEPS * min(1.0, 0.99 / peak))
+    samples = np.rint(clip).astype(np.int16) * np.int16(32768 // STEPS)
     buffer = io.BytesIO()
-    soundfile.write(buffer, clip, sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, samples, sample_rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
 
 

@@ -1,0 +1,320 @@
+"""The library's door: load what training left, ask about a picture and a sound.
+
+    from meerkat_jax import Meerkat
+    model = Meerkat.load("runs/mini")
+    answer = model.ask("scene.jpg", "clip.wav", "Where is the object that makes this sound?")
+    answer.text, answer.boxes, answer.segments
+
+A picture is a path, encoded bytes, a PIL image or uint8[H, W, 3]; a sound is a path, encoded bytes
+or (samples [n] or [n, channels], sample rate). Either, not both, may be None: the model then sees
+plain grey or hears silence. Of a sound longer than the model's `seconds`, the beginning is heard.
+Whatever of that an answer rests on stands in its `notes`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import io
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import soundfile
+from PIL import Image
+
+from meerkat_jax.assemble import Assembly, assemble
+from meerkat_jax.data.audio import load_audio
+from meerkat_jax.data.image import load_image
+from meerkat_jax.data.tokenizer import Tokenizer
+from meerkat_jax.errors import UserError
+from meerkat_jax.generation.answers import Answer, View, read_answer
+from meerkat_jax.generation.sampling import Generated, Sampler
+from meerkat_jax.training.checkpoints import Checkpoints
+from meerkat_jax.training.config import read_config
+from meerkat_jax.training.params import merge, split
+
+ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image | None
+AudioLike = str | os.PathLike | bytes | tuple[np.ndarray, int] | None
+
+MAX_PROMPT = 1024  # tokens
+ROWS = 192  # questions that are answered side by side
+GREY = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """A picture, a sound, and what is asked about the two; `seeds` one per prompt (default 0)."""
+
+    image: ImageLike
+    audio: AudioLike
+    prompts: Sequence[str]
+    seeds: Sequence[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Loaded:
+    """Decoded: image uint8[H, W, 3], audio float32[samples], token ids of each prompt."""
+
+    image: np.ndarray
+    audio: np.ndarray
+    questions: list[list[int]]
+    seeds: Sequence[int]
+    notes: tuple[str, ...]
+
+
+class Meerkat:
+    """A trained model that answers questions about a picture and a sound."""
+
+    def __init__(self, assembly: Assembly, params: dict[str, Any], config: Mapping[str, Any]):
+        """Use `load` unless you have the parameters at hand."""
+        self.assembly, self.params, self.config = assembly, params, config
+        self.sampler = Sampler(assembly, params, assembly.shapes.answer)
+        self.meta: dict[str, Any] = {}  # what the checkpoint says of itself
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Meerkat:
+        """The newest checkpoint of a training's work directory.
+
+        Raises UserError when the folder is not there, is not a work directory, or cannot be read.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; name a work directory of training")
+        config = read_config(path).to_dict()
+        tokenizer = Tokenizer.load(path)
+        try:
+            assembly = assemble(config, tokenizer)
+            trainable, seed = config["trainable"], config["seed"]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path / 'config.json'} does not describe a model of this version ({error}); "
+                "name another work directory, or train anew"
+            ) from error
+        key = jax.random.key(seed)
+        halves = jax.eval_shape(lambda key: split(assembly.init(key), trainable), key)
+        with Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
+            expect = {"tokenizer": tokenizer.sha256}
+            learned, meta = checkpoints.restore_params(halves["trainable"], expect)
+        frozen = {}
+        if jax.tree.leaves(halves["frozen"]):
+            frozen = jax.jit(lambda key: split(assembly.init(key), trainable)["frozen"])(key)
+        model = cls(assembly, merge(learned, frozen), config)
+        model.meta = meta
+        return model
+
+    @property
+    def step(self) -> int | None:
+        """Steps of training behind the parameters; None when they are not from a checkpoint."""
+        return self.meta.get("step")
+
+    @property
+    def seconds(self) -> float:
+        """How much of a sound is heard."""
+        return self.assembly.shapes.seconds
+
+    def ask(
+        self,
+        image: ImageLike,
+        audio: AudioLike,
+        prompt: str,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Answer:
+        """One answer. `temperature` 0 is the likeliest text; above it, text drawn with `seed`.
+
+        Raises UserError for media that cannot be read and for an empty or endless prompt.
+        """
+        return next(self.stream([Asked(image, audio, [prompt], [seed])], temperature))[0]
+
+    def ask_batch(
+        self,
+        questions: Sequence[Mapping[str, Any] | tuple[ImageLike, AudioLike, str]],
+        temperature: float = 0.0,
+        seed: int = 0,
+        batch: int = 16,
+    ) -> list[Answer]:
+        """Answers to (image, audio, prompt) or {"image", "audio", "prompt"}, in their order.
+
+        Neighbours about the same picture and sound share the work of looking and listening.
+        Question i is drawn with seed + i, so that `ask(..., seed=seed + i)` gives the same answer.
+        """
+        rows = [_question(question, i) for i, question in enumerate(questions)]
+        asked = []
+        for _, group in itertools.groupby(enumerate(rows), key=lambda row: _same(row[1])):
+            numbers, members = zip(*group, strict=True)
+            prompts, seeds = [prompt for _, _, prompt in members], [seed + i for i in numbers]
+            asked.append(Asked(*members[0][:2], prompts, seeds))
+        return [answer for found in self.stream(asked, temperature, batch) for answer in found]
+
+    def stream(
+        self,
+        asked: Iterable[Asked],
+        temperature: float = 0.0,
+        batch: int = 16,
+        views: bool = True,
+    ) -> Iterator[list[Answer]]:
+        """The answers about each of `asked`, one list per pair, in order; `batch` pairs at a time.
+
+        The media of the next batch are decoded meanwhile. Without `views`, answers carry none.
+        """
+        if not 0 <= temperature < float("inf"):
+            raise UserError(f"temperature is {temperature}; expected 0 (greedy) or above")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            waiting = None
+            for chunk in itertools.chain(_chunks(asked, batch), [None]):
+                loading = chunk and pool.submit(lambda pairs: [*map(self._load, pairs)], chunk)
+                if waiting is not None:
+                    yield from self._answer(waiting.result(), temperature, views)
+                waiting = loading
+
+    def _answer(
+        self, pairs: list[_Loaded], temperature: float, views: bool
+    ) -> Iterator[list[Answer]]:
+        perceived = self.sampler.perceive(
+            np.stack([pair.image for pair in pairs]), np.stack([pair.audio for pair in pairs])
+        )
+        owners = [b for b, pair in enumerate(pairs) for _ in pair.questions]
+        questions = [ids for pair in pairs for ids in pair.questions]
+        seeds = [seed for pair in pairs for seed in pair.seeds]
+        found: list[Generated] = []
+        for start in range(0, len(owners), ROWS):
+            some = slice(start, start + ROWS)
+            found += self.sampler.answer(
+                perceived, owners[some], questions[some], temperature, seeds[some]
+            )
+        kept = {key: perceived[key] for key in ("mel", "attention", "plan")} if views else {}
+        kept = jax.device_get(kept)
+        rest = iter(found)
+        for b, pair in enumerate(pairs):
+            view = self._view(pair.image, {key: x[b] for key, x in kept.items()}) if kept else None
+            yield [self._read(ids, next(rest), pair.notes, view) for ids in pair.questions]
+
+    def _view(self, image: np.ndarray, kept: dict[str, np.ndarray]) -> View:
+        model = self.assembly.model
+        return View(
+            image=image,
+            logmel=kept["mel"],
+            attention=kept["attention"].reshape(model.image_grid),
+            plan=kept["plan"],
+            grid=(*model.image_grid, *model.audio_tower.grid),
+            seconds=self.seconds,
+        )
+
+    def _read(
+        self, question: list[int], found: Generated, notes: tuple[str, ...], view: View | None
+    ) -> Answer:
+        length = self.assembly.shapes.length
+        if len(question) >= length:
+            notes += (
+                f"the prompt has {len(question)} tokens, more than any in training ({length}): "
+                "ask in fewer and plainer words",
+            )
+        if not found.ended:
+            notes += (f"the answer was cut off after {len(found.ids)} tokens",)
+        text = self.assembly.tokenizer.decode(found.ids).strip()
+        return read_answer(text, self.seconds, notes, view)
+
+    def _load(self, asked: Asked) -> _Loaded:
+        shapes, notes = self.assembly.shapes, []
+        if asked.image is None and asked.audio is None:
+            raise UserError("neither a picture nor a sound is given; give one of them at least")
+        if asked.image is None:
+            image = np.full((shapes.image_size,) * 2 + (3,), GREY, np.uint8)
+            notes.append("no picture was given: the model saw plain grey")
+        else:
+            image = load_image(_picture_source(asked.image), shapes.image_size)
+        if asked.audio is None:
+            audio = np.zeros(round(shapes.seconds * shapes.sample_rate), np.float32)
+            notes.append("no sound was given: the model heard silence")
+        else:
+            source = _sound_source(asked.audio)
+            audio, info = load_audio(source, shapes.sample_rate, shapes.seconds)
+            if info.truncated:
+                notes.append(
+                    f"the sound is {info.seconds:.1f} s long: heard were its first "
+                    f"{shapes.seconds:g} s"
+                )
+            if info.silent:
+                notes.append("the sound is silent")
+        questions = [self._prompt_ids(prompt) for prompt in asked.prompts]
+        seeds = asked.seeds or [0] * len(questions)
+        return _Loaded(image, audio, questions, seeds, tuple(notes))
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"the prompt is {prompt!r}; expected a question in words")
+        ids = self.assembly.prompt.question_ids(" ".join(prompt.split()))
+        if len(ids) > MAX_PROMPT:
+            raise UserError(f"the prompt has {len(ids)} tokens; expected at most {MAX_PROMPT}")
+        return ids
+
+
+def cache_programs(folder: Path) -> None:
+    """Keep compiled programs in `folder`/compiled, unless a place for them is set already."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _chunks(items: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _question(question: Any, index: int) -> tuple[ImageLike, AudioLike, str]:
+    if isinstance(question, Mapping):
+        unknown = set(question) - {"image", "audio", "prompt"}
+        if unknown or "prompt" not in question:
+            keys = ", ".join(map(str, question))
+            raise UserError(f"question {index} has the keys {keys}; expected image, audio, prompt")
+        return question.get("image"), question.get("audio"), question["prompt"]
+    if not isinstance(question, tuple | list) or len(question) != 3:
+        raise UserError(f"question {index} is {question!r:.80}; expected (image, audio, prompt)")
+    return tuple(question)
+
+
+def _same(row: tuple[ImageLike, AudioLike, str]) -> tuple:
+    """Equal for questions about the same media: by value where that is cheap, else by identity."""
+    plain = (str, os.PathLike, bytes, type(None))
+    return tuple(source if isinstance(source, plain) else id(source) for source in row[:2])
+
+
+def _picture_source(image: ImageLike) -> str | os.PathLike | bytes:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise UserError(f"picture array {image.dtype}{image.shape}; expected uint8[H, W, 3]")
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        return file.getvalue()
+    if not isinstance(image, str | os.PathLike | bytes):
+        raise UserError(f"picture is a {type(image).__name__}; expected a path, bytes or an array")
+    return image
+
+
+def _sound_source(audio: AudioLike) -> str | os.PathLike | bytes:
+    if isinstance(audio, tuple):
+        try:
+            samples, rate = np.asarray(audio[0]), int(audio[1])
+            if samples.dtype.kind == "i":  # full scale is 1
+                samples = samples / (np.iinfo(samples.dtype).max + 1)
+            file = io.BytesIO()
+            soundfile.write(file, samples.astype(np.float32), rate, "FLOAT", format="WAV")
+            return file.getvalue()
+        except (TypeError, ValueError, IndexError, soundfile.SoundFileError) as error:
+            raise UserError(
+                f"sound: not (samples, sample rate) ({error}); expected float[n] or "
+                "float[n, channels], and Hz"
+            ) from error
+    if not isinstance(audio, str | os.PathLike | bytes):
+        raise UserError(
+            f"sound is a {type(audio).__name__}; expected a path, bytes or (samples, sample rate)"
+        )
+    return audio

@@ -1,0 +1,78 @@
+"""From the words of a config to a data set that can be read: folder, classes and tokenizer.
+
+`data.kind` names the source; the embedded mini data set is rendered into the cache folder when it
+is not there yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from meerkat_jax.data import instructions
+from meerkat_jax.data.mini.build import MiniConfig, build
+from meerkat_jax.data.pipeline import open_split, read_manifest
+from meerkat_jax.data.tokenizer import Tokenizer, build_mini_tokenizer
+from meerkat_jax.errors import UserError, construct
+
+KINDS = ("mini",)
+TEXT_RECORDS = 1000  # records whose words the tokenizer learns; each has about ten questions
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """Records on disk: `folder` of ArrayRecord files, class names in the order of their indices."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    tokenizer: Tokenizer
+
+    def name_ids(self) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids int32[N, W] of the class names and float32[N, W], 1 on words, 0 on padding."""
+        ids = self.tokenizer.encode_batch(self.classes)
+        table = np.full((len(ids), max(map(len, ids))), self.tokenizer.pad_id, np.int32)
+        weights = np.zeros(table.shape, np.float32)
+        for row, words in enumerate(ids):
+            table[row, : len(words)], weights[row, : len(words)] = words, 1.0
+        return table, weights
+
+
+def open_data(data: Mapping, cache: Path) -> DataSet:
+    """The data set of `config["data"]`, below `cache`; the same words give the same data set.
+
+    Raises UserError for an unknown kind or key, and when the cache folder cannot be used.
+    """
+    folder = open_folder(data, cache)
+    classes = tuple(read_manifest(folder)["classes"])
+    return DataSet(folder, classes, build_mini_tokenizer(words(folder), classes))
+
+
+def open_folder(data: Mapping, cache: Path) -> Path:
+    """The folder alone, rendered now if it is not there."""
+    if data["kind"] not in KINDS:
+        raise UserError(f"data.kind {data['kind']!r} is unknown; there is: {', '.join(KINDS)}")
+    settings = {"sample_rate": data["sample_rate"], **data["mini"]}
+    try:
+        return build(construct(MiniConfig, settings, "data.mini"), cache)
+    except OSError as error:
+        raise UserError(
+            f"data folder {cache}: {error.strerror or error}; name another with --data_dir"
+        ) from error
+
+
+def words(folder: Path) -> Iterator[str]:
+    """Texts that hold every word the tokenizer should know: templates, then questions and answers
+    of evenly spaced training records.
+    """
+    for paraphrases in instructions.TEMPLATES.values():
+        for text in (text for split in paraphrases.values() for text in split):
+            yield re.sub(r"\{\w+\}", "", text)
+    records = open_split(folder, "train")
+    for index in range(0, len(records), max(1, len(records) // TEXT_RECORDS)):
+        for question in records[index].questions:
+            yield question.instruction
+            yield question.response

@@ -1,0 +1,290 @@
+"""Ask a trained model: one question, or a manifest of questions.
+
+    python -m meerkat_jax.generate --checkpoint=runs/mini --image=scene.jpg --audio=clip.wav
+        --prompt="Where is the object that makes this sound?" [--annotate=out.png] [--json]
+    python -m meerkat_jax.generate --checkpoint=runs/mini --manifest=ask.jsonl --out=answers.jsonl
+
+A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
+"Is it a dog?", "id": "a1"}`. Paths are relative to the manifest; `instruction` may stand for
+`prompt`; `id` (default: the line's number) comes back with the answer; of image and audio one may
+be missing. All lines and all their media are checked before the model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from PIL import Image
+
+from meerkat_jax.api import Asked, Meerkat, cache_programs
+from meerkat_jax.data.audio import load_audio
+from meerkat_jax.data.image import load_image
+from meerkat_jax.data.mini.packages import default_cache
+from meerkat_jax.errors import UserError
+from meerkat_jax.generation.annotate import annotate
+from meerkat_jax.generation.answers import Answer
+from meerkat_jax.generation.progress import Progress
+from meerkat_jax.training.config import run_door
+
+KEYS = ("id", "image", "audio", "prompt", "instruction")
+FAULTS_SHOWN = 50
+DRAWN_SIZE = 640  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One question of a manifest."""
+
+    id: str | int
+    image: Path | None
+    audio: Path | None
+    prompt: str
+
+
+def answer_one(
+    model: Meerkat,
+    image: str | None,
+    audio: str | None,
+    prompt: str,
+    temperature: float = 0.0,
+    seed: int = 0,
+    picture: str | Path | None = None,
+) -> Answer:
+    """One answer, drawn into the file `picture` (PNG) if that is given."""
+    answer = model.ask(image, audio, prompt, temperature, seed)
+    if picture is not None:
+        _draw(Path(picture), image, answer, prompt)
+    return answer
+
+
+def answer_manifest(
+    model: Callable[[], Meerkat],
+    manifest: str | Path,
+    out: str | Path,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch: int = 16,
+    overwrite: bool = False,
+    say: Callable[[str], Any] = print,
+) -> int:
+    """Answer the questions of `manifest` into `out`, a JSON object per line; returns their number.
+
+    `model` is called when all is checked. `out` appears under its name when it is whole; until then
+    the answers so far are in `out`.part. Raises UserError if a line has a fault, after telling them
+    all, or if `out` is there and not to be overwritten.
+    """
+    out = Path(out)
+    _refuse_existing(out, overwrite)
+    lines = read_manifest(manifest, say)
+    loaded = model()
+    asked, numbers = _pairs(lines, seed)
+    progress, rest = Progress(f"{Path(manifest).name}: questions", len(lines), say=say), iter(lines)
+    part = out.with_name(out.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        stream = loaded.stream(asked, temperature, batch, views=False)
+        for number, answers in zip(numbers, stream, strict=True):
+            for answer in answers:
+                row = {"id": next(rest).id, **answer.to_json()}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            progress.report(number)
+    os.replace(part, out)
+    say(f"{len(lines)} answers: {out}")
+    return len(lines)
+
+
+# The manifest ------------------------------------------------------------------------------------
+
+
+def read_manifest(path: str | Path, say: Callable[[str], Any] = print) -> list[Line]:
+    """The checked lines of a manifest; tells every fault, then raises UserError."""
+    path = Path(path)
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--manifest={path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--manifest={path}: not a text in UTF-8 ({error})") from None
+    numbered = [(number, text) for number, text in enumerate(texts, 1) if text.strip()]
+    if not numbered:
+        raise UserError(f"--manifest={path} holds no questions; expected a JSON object per line")
+    lines, faults = [], []
+    for number, text in numbered:
+        try:
+            lines.append(_line(text, number, path.parent))
+        except UserError as error:
+            faults.append(f"line {number}: {error}")
+    ids = [line.id for line in lines]
+    faults += [f"id {name!r} is there twice" for name in {i for i in ids if ids.count(i) > 1}]
+    if faults:
+        for fault in faults[:FAULTS_SHOWN]:
+            say(" ".join(fault.split()))
+        more = "" if len(faults) <= FAULTS_SHOWN else f" (the first {FAULTS_SHOWN} of them)"
+        raise UserError(
+            f"--manifest={path}: {len(faults)} faults{more}, told above; mend them, nothing was "
+            "answered yet"
+        )
+    return lines
+
+
+def _line(text: str, number: int, folder: Path) -> Line:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"a {type(fields).__name__}; expected an object with image, audio, prompt")
+    for key in fields:
+        if key not in KEYS:
+            raise UserError(f"unknown key {key!r}; expected {', '.join(KEYS)}")
+    prompts = [fields[key] for key in ("prompt", "instruction") if key in fields]
+    if len(prompts) != 1:
+        raise UserError("expected one of prompt and instruction")
+    if not isinstance(prompts[0], str) or not prompts[0].strip():
+        raise UserError(f"prompt {prompts[0]!r}; expected a question in words")
+    media = {key: _medium(fields.get(key), key, folder) for key in ("image", "audio")}
+    if not any(media.values()):
+        raise UserError("neither image nor audio is given; give one of them at least")
+    name = fields.get("id", number)
+    if not isinstance(name, str | int):
+        raise UserError(f"id {name!r}; expected text or a whole number")
+    return Line(name, media["image"], media["audio"], prompts[0])
+
+
+def _medium(source: Any, key: str, folder: Path) -> Path | None:
+    if source is None:
+        return None
+    if not isinstance(source, str) or not source:
+        raise UserError(f"{key} {source!r}; expected the path of a file")
+    path = folder / source
+    fault = _fault(path, key)
+    if fault:
+        raise UserError(fault)
+    return path
+
+
+@functools.cache
+def _fault(path: Path, key: str) -> str | None:
+    """What is wrong with the file; a file in many lines is decoded once."""
+    try:
+        if key == "image":
+            load_image(path, 16)
+        else:
+            load_audio(path, 16000, 10.0)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _pairs(lines: list[Line], seed: int) -> tuple[Iterator[Asked], Iterator[int]]:
+    """Neighbouring lines about the same media as one pair, and the lines done after each pair."""
+    groups, start = [], 0
+    for (image, audio), group in itertools.groupby(lines, key=lambda x: (x.image, x.audio)):
+        prompts = [line.prompt for line in group]
+        first, start = seed + start, start + len(prompts)
+        groups.append(Asked(image, audio, prompts, range(first, first + len(prompts))))
+    return iter(groups), itertools.accumulate(len(asked.prompts) for asked in groups)
+
+
+def _refuse_existing(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder; name a file")
+    if out.exists() and not overwrite:
+        raise UserError(f"--out={out} is there already; --overwrite replaces it")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out={out}: its folder is not there or not writable")
+
+
+def _draw(path: Path, image: str | None, answer: Answer, prompt: str) -> None:
+    # The original proportions; the squashed picture of the tower would show them distorted.
+    pixels = answer.view.image if image is None else load_image(image, DRAWN_SIZE)
+    drawn = Image.fromarray(pixels)
+    if image is not None:
+        width, height = _proportions(image)
+        drawn = drawn.resize((DRAWN_SIZE, max(1, round(DRAWN_SIZE * height / width))))
+    page = annotate(drawn, answer, prompt)
+    try:
+        page.save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"--annotate={path} cannot be written: {error.strerror}") from None
+
+
+def _proportions(image: str) -> tuple[int, int]:
+    """Width and height of the picture as it is shown, upright."""
+    with Image.open(image) as picture:
+        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return picture.size[::-1] if turned else picture.size
+
+
+# The door ----------------------------------------------------------------------------------------
+
+
+def define_flags() -> None:
+    """The flags of the command line."""
+    flags.DEFINE_string("checkpoint", None, "Work directory of training.")
+    flags.DEFINE_string("image", None, "Picture.")
+    flags.DEFINE_string("audio", None, "Sound.")
+    flags.DEFINE_string("prompt", None, "Question, in words.")
+    flags.DEFINE_string("annotate", None, "Draw the answer into this PNG file.")
+    flags.DEFINE_bool("json", False, "Print the answer as JSON.")
+    flags.DEFINE_float("temperature", 0.0, "0: the likeliest text; above: drawn.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
+    flags.DEFINE_string("manifest", None, "Questions, a JSON object per line.")
+    flags.DEFINE_string("out", None, "Answers to the manifest, a JSON object per line.")
+    flags.DEFINE_bool("overwrite", False, "Replace --out when it is there.")
+    flags.DEFINE_integer("batch", 16, "Pairs answered at a time.", lower_bound=1)
+    flags.DEFINE_string("data_dir", None, "Cache of compiled programs; else $MEERKAT_CACHE.")
+
+
+def main(_: list[str]) -> None:
+    """Read the flags and answer."""
+    given = flags.FLAGS
+    cache_programs(Path(given.data_dir).expanduser() if given.data_dir else default_cache())
+    load = functools.partial(Meerkat.load, given.checkpoint)
+    if given.manifest is not None:
+        _refuse_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
+        if given.out is None:
+            raise UserError("--manifest needs --out=FILE.jsonl for the answers")
+        answer_manifest(
+            load, given.manifest, given.out, given.temperature, given.seed, given.batch,
+            given.overwrite, say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+        return
+    _refuse_flags(("out",), "without --manifest")
+    if given.prompt is None:
+        raise UserError("missing --prompt (or --manifest); see generate --help")
+    for check, source in ((_fault, (given.image, "image")), (_fault, (given.audio, "audio"))):
+        if source[0] is not None and (fault := check(Path(source[0]), source[1])):
+            raise UserError(fault)
+    answer = answer_one(
+        load(), given.image, given.audio, given.prompt, given.temperature, given.seed,
+        given.annotate,
+    )  # fmt: skip
+    if given.json:
+        print(json.dumps(answer.to_json(), ensure_ascii=False))
+        return
+    print(answer.text)
+    for note in answer.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if given.annotate:
+        print(f"drawn: {given.annotate}", file=sys.stderr)
+
+
+def _refuse_flags(names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if flags.FLAGS[name].value is not None:
+            raise UserError(f"--{name} has no meaning {where}; leave it out")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_door(main, required=("checkpoint",))

@@ -1,0 +1,217 @@
+"""Answers from the model: one prefix per pair, a key-value cache, a compiled call per shape bucket.
+
+A picture and a sound are encoded once; the cache of their prefix is filled once and shared out to
+the pair's questions; the questions follow, padded at the right; then one token per row and turn, in
+a loop on the device that ends when every row has ended. Batches are padded up to few sizes
+(`bucket`), so that few programs are compiled; a padded row has ended before it begins.
+
+A row's answer does not depend on the other rows: it attends to its own slots only, and draws from a
+key of its own.
+
+Letters: B pairs, R rows (questions of all pairs), T question tokens, N new tokens, V, A, P, C as in
+models/meerkat.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meerkat_jax.assemble import Assembly
+from meerkat_jax.data.tokenizer import EOS, SPECIALS, Tokenizer
+from meerkat_jax.models.layers import NEGATIVE
+from meerkat_jax.models.llama import Cache, init_cache
+from meerkat_jax.models.meerkat import Meerkat
+
+QUESTION_STEP = 16  # question lengths are rounded up to a multiple of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """The new tokens of one row, without the end token; `ended` is False when N did not suffice."""
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+def bucket(count: int) -> int:
+    """`count` rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most a third is padding."""
+    power = 1 << max(count - 1, 0).bit_length()
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
+
+
+class Sampler:
+    """Generates answers with the model of `assembly` and its parameters `params`."""
+
+    def __init__(self, assembly: Assembly, params: dict[str, Any], max_new: int = 64):
+        """`max_new` is N, the most tokens of an answer."""
+        self.assembly, self.params, self.max_new = assembly, params, max_new
+        self._banned = banned(assembly.tokenizer)
+        self._perceive = jax.jit(functools.partial(_perceive, assembly))
+        self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
+
+    def perceive(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
+        """Pictures uint8[B, H, W, 3] and sounds float[B, samples], looked at and listened to.
+
+        Returns what `Meerkat.perceive` gives and `mel` float[B, F, mels] in dB, on the device; B is
+        rounded up to its bucket.
+        """
+        size = bucket(len(image))
+        batch = {"image": _padded(image, size), "audio": _padded(audio, size)}
+        return self._perceive(self.params, batch)
+
+    def answer(
+        self,
+        perceived: dict[str, jax.Array],
+        owners: Sequence[int],
+        questions: Sequence[Sequence[int]],
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Generated]:
+        """Answer R `questions` (token ids), the r-th about pair `owners[r]` of `perceived`.
+
+        `temperature` 0 is greedy; above it row r is drawn with `seeds[r]` (default: 0).
+        """
+        if not questions:
+            return []
+        rows = bucket(len(questions))
+        longest = max(map(len, questions))
+        tokens = np.full(
+            (rows, -(-longest // QUESTION_STEP) * QUESTION_STEP), self.assembly.tokenizer.pad_id
+        )
+        lengths = np.ones(rows, np.int32)
+        for row, ids in enumerate(questions):
+            tokens[row, : len(ids)] = ids
+            lengths[row] = len(ids)
+        seeds = np.zeros(rows, np.int32) if seeds is None else _padded(np.array(seeds), rows)
+        found = self._answer(
+            temperature > 0,
+            self.params,
+            {"image": perceived["image"], "audio": perceived["audio"]},
+            {
+                "owners": _padded(np.array(owners, np.int32), rows),
+                "tokens": tokens.astype(np.int32),
+                "lengths": lengths,
+                "idle": np.arange(rows) >= len(questions),
+                "seeds": seeds.astype(np.uint32),
+            },
+            self._banned,
+            np.float32(max(temperature, 1e-6)),
+        )
+        texts, ends = jax.device_get(found)
+        cut = [self._cut(ids) for ids in texts[: len(questions)]]
+        return [Generated(ids, bool(e)) for ids, e in zip(cut, ends, strict=False)]
+
+    def _cut(self, ids: np.ndarray) -> tuple[int, ...]:
+        """The ids before the end token."""
+        ends = np.flatnonzero(ids == self.assembly.tokenizer.eos_id)
+        return tuple(ids[: ends[0] if len(ends) else None].tolist())
+
+
+def banned(tokenizer: Tokenizer) -> np.ndarray:
+    """bool[C], True for what is no part of an answer: markers and the padding of the vocabulary."""
+    table = np.arange(tokenizer.padded_vocab_size) >= tokenizer.vocab_size
+    for special in SPECIALS:
+        ids = tokenizer.special_ids(special)
+        if len(ids) == 1 and special != EOS:  # several: spelled in ordinary tokens
+            table[ids[0]] = True
+    return table
+
+
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the first entry at the end, up to `size` entries."""
+    array = np.asarray(array)
+    return np.concatenate([array, np.repeat(array[:1], size - len(array), axis=0)])
+
+
+def _perceive(assembly: Assembly, params: dict, batch: dict) -> dict[str, jax.Array]:
+    pixels, mel = assembly.inputs(batch)
+    out = assembly.model.apply({"params": params}, pixels, mel, method="perceive")
+    return out | {"mel": mel}
+
+
+def _answer(
+    assembly: Assembly,
+    max_new: int,
+    draws: bool,
+    params: dict,
+    pairs: dict[str, jax.Array],
+    rows: dict[str, jax.Array],
+    banned: jax.Array,
+    temperature: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """New tokens int32[R, N], filled up with the end token, and bool[R]: whether the row ended."""
+    model, end = assembly.model, assembly.tokenizer.eos_id
+    prefix, (count, length) = model.prefix_length, rows["tokens"].shape
+    keys = jax.vmap(jax.random.key)(rows["seeds"])
+
+    def extend(tokens, positions, valid, cache, slot, last):
+        return model.apply(
+            {"params": params}, tokens, positions, valid, cache, slot, last, method=_extend
+        )
+
+    def choose(logits: jax.Array, turn: jax.Array) -> jax.Array:
+        logits = jnp.where(banned, NEGATIVE, logits)
+        if not draws:
+            return logits.argmax(-1).astype(jnp.int32)
+        draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, turn), row))
+        return draw(keys, logits / temperature).astype(jnp.int32)
+
+    cache = model.apply({"params": params}, pairs["image"], pairs["audio"], method=_prefill)
+    cache = _share(cache, rows["owners"], length + max_new)
+    places = jnp.arange(length)[None]
+    logits, cache = extend(
+        rows["tokens"],
+        jnp.broadcast_to(prefix + places, (count, length)),
+        places < rows["lengths"][:, None],
+        cache,
+        prefix,
+        rows["lengths"] - 1,
+    )
+
+    def turn(state):
+        i, logits, ended, texts, cache = state
+        token = jnp.where(ended, end, choose(logits, i))
+        texts = jax.lax.dynamic_update_slice_in_dim(texts, token[:, None], i, axis=1)
+        position = (prefix + rows["lengths"] + i)[:, None]
+        valid, last = jnp.ones((count, 1), bool), jnp.zeros(count, jnp.int32)
+        logits, cache = extend(token[:, None], position, valid, cache, prefix + length + i, last)
+        return i + 1, logits, ended | (token == end), texts, cache
+
+    texts = jnp.full((count, max_new), end, jnp.int32)
+    state = (jnp.int32(0), logits, rows["idle"], texts, cache)
+    state = jax.lax.while_loop(lambda s: (s[0] < max_new) & ~s[2].all(), turn, state)
+    return state[3], state[2]
+
+
+def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
+    """The cache of the prefixes, without room for more."""
+    row = model.embed_prefix(image, audio)
+    # The barrier keeps the compiler from computing attention to an empty cache while it compiles.
+    empty = jax.lax.optimization_barrier(init_cache(model.llama, *row.shape[:2]))
+    return model.llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
+
+
+def _extend(model: Meerkat, tokens, positions, valid, cache, slot, last):
+    """`Meerkat.extend`, but with the logits float[R, C] of one place `last` int[R] per row only."""
+    out = model.llama(model.llama.embed(tokens), positions, None, valid, cache, slot)
+    hidden = jnp.take_along_axis(out["hidden"], last[:, None, None], axis=1)[:, 0]
+    return model.llama.logits(hidden), out["cache"]
+
+
+def _share(cache: Cache, owners: jax.Array, more: int) -> Cache:
+    """Row r gets the prefix of pair owners[r], and `more` empty slots behind it."""
+    axes = {"k": (1, 3), "v": (1, 3), "valid": (0, 1)}
+
+    def grown(array: jax.Array, row: int, slot: int) -> jax.Array:
+        array = jnp.take(array, owners, axis=row)
+        widths = [(0, more if axis == slot else 0) for axis in range(array.ndim)]
+        return jnp.pad(array, widths)
+
+    return {name: grown(array, *axes[name]) for name, array in cache.items()}

@@ -1,0 +1,246 @@
+"""Train Meerkat: config, data, mesh, model, steps, checkpoints. Reads from top to bottom.
+
+    python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
+
+The same command with --resume goes on where a run was stopped or killed, and ends with the same
+numbers, bit for bit, as a run that was not. What is written: config.json, versions.json,
+tokenizer.json, metrics.jsonl, tensorboard/ and checkpoints/ in the work directory.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from ml_collections import config_flags
+
+from meerkat_jax.assemble import assemble
+from meerkat_jax.data.mini.packages import default_cache
+from meerkat_jax.data.open import open_data
+from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
+from meerkat_jax.errors import UserError
+from meerkat_jax.training import config as configs
+from meerkat_jax.training import losses, params, sharding
+from meerkat_jax.training.checkpoints import Checkpoints
+from meerkat_jax.training.metrics import Clock, MetricsWriter
+from meerkat_jax.training.step import learning_rate, make_optimizer, make_step, new_state
+
+config_flags.DEFINE_config_file("config", None, "FILE.py:ARG; --config.key=value changes a leaf.")
+flags.DEFINE_string("workdir", None, "Folder for everything that this run writes.")
+flags.DEFINE_bool("resume", False, "Go on with the run in --workdir; starts one if it is empty.")
+flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir and start anew.")
+flags.DEFINE_integer("stop_after", None, "Save and stop after this step; schedules do not change.")
+flags.DEFINE_string("data_dir", None, "Cache of data and compiled programs; else $MEERKAT_CACHE.")
+FLAGS = flags.FLAGS
+
+SPLIT = "compositions"  # of which a few fixed batches are scored during training
+NUMBERS = ("batch", "accumulate", "log_every", "checkpoint_every", "evaluate_every")
+# What may change when a run is resumed: how it runs and what it shows, not what it learns.
+FREE = ("log_every", "checkpoint_every", "evaluate_every", "keep_checkpoints", "data.workers")
+FREE += ("name", "mesh.data", "mesh.fsdp", "mesh.tensor")
+
+
+def main(_: list[str]) -> None:
+    """Everything, in order."""
+    # The config and the work directory ----------------------------------------------------------
+    config = configs.to_json(FLAGS.config)
+    check(config)
+    workdir = configs.prepare_workdir(FLAGS.workdir, FLAGS.overwrite, FLAGS.resume)
+    if (workdir / "config.json").exists():
+        configs.refuse_changes(configs.read_config(workdir).to_dict(), config, FREE)
+    configs.write_config(workdir, config)
+    cache = Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else default_cache()
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    versions = configs.write_versions(workdir)
+    devices = versions["devices"]
+    say(f"{config['name']} on {devices['count']} x {devices['kind']}, work directory {workdir}")
+
+    # Data and tokenizer -------------------------------------------------------------------------
+    data = open_data(config["data"], cache)
+    data.tokenizer.save(workdir)
+    say(f"data: {data.folder}, {len(data.classes)} classes, {data.tokenizer.vocab_size} tokens")
+
+    # Mesh, model, optimizer ---------------------------------------------------------------------
+    mesh = sharding.make_mesh(config["mesh"])
+    if config["batch"] // config["accumulate"] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise UserError(f"batch={config['batch']} does not divide over the mesh {dict(mesh.shape)}")
+    model = assemble(config, data.tokenizer)
+    optimizer = make_optimizer(config)
+
+    def initialise(key: jax.Array) -> tuple[dict, dict]:
+        halves = params.split(model.init(key), config["trainable"])
+        return new_state(halves["trainable"], optimizer, config["seed"]), halves["frozen"]
+
+    key = jax.random.key(config["seed"])
+    shapes = jax.eval_shape(initialise, key)
+    places = sharding.param_shardings(mesh, shapes)
+    halves = {"trainable": shapes[0]["trainable"], "frozen": shapes[1]}
+    say(params.describe(halves, config["trainable"]))
+
+    # A new state, or the one of the last checkpoint ---------------------------------------------
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
+    base = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256}
+    meta = base | {"config": config, "classes": list(data.classes)}
+    step, pending = 0, []  # steps done, and metrics of those that no row has yet
+    if checkpoints.latest() is None:
+        state, frozen = jax.jit(initialise, out_shardings=places)(key)
+    else:
+        frozen = jax.jit(lambda key: initialise(key)[1], out_shardings=places[1])(key)
+        abstract = jax.tree.map(placed, shapes[0], places[0])
+        state, seen, meta_then = checkpoints.restore(abstract, expect=base)
+        step, pending = meta_then["step"], seen["pending"]
+        say(f"going on from step {step}")
+
+    # Phases: the same step with other loss weights ----------------------------------------------
+    phases = config["phases"]
+    ends = list(itertools.accumulate(phase["steps"] for phase in phases))
+    total, rate = ends[-1], learning_rate(phases)
+    stop = min(total, FLAGS.stop_after or total)
+    names = jax.tree.map(jnp.asarray, data.name_ids())
+    spread = losses.spread_targets(data.tokenizer.token_values(), **config["spread"])
+
+    def make(phase: dict, accumulate: int):
+        args = (phase["weights"], names, config["temperature"], spread, accumulate)
+        return make_step(model, optimizer, *args)
+
+    outputs = (places[0], None)
+    runs = [
+        jax.jit(make(phase, config["accumulate"]), donate_argnums=0, out_shardings=outputs)
+        for phase in phases
+    ]
+    scores = [jax.jit(scored(make(phase, 1))) for phase in phases]
+
+    # Batches ------------------------------------------------------------------------------------
+    encode = Encode(model.shapes, model.prompt, data.classes, config["data"]["task_weights"])
+    on_device = sharding.batch_sharding(mesh)
+    held_out = fixed_batches(
+        data.folder, SPLIT, encode, config["batch"], config["evaluate_batches"]
+    )
+    batches = train_batches(
+        data.folder, encode, config["batch"], config["seed"],
+        start=step * config["batch"], workers=config["data"]["workers"],
+    )  # fmt: skip
+    text = model.shapes.questions * model.shapes.length
+
+    # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
+    writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
+    compiled: dict = {}
+    while step < stop:
+        number = bisect.bisect_right(ends, step)
+        phase = phases[number]
+        with clock.waiting():
+            batch = next(batches)
+        batch = jax.device_put(batch, on_device)
+        if number not in compiled:
+            with clock.apart():
+                begun = time.monotonic()
+                compiled = {number: runs[number].lower(state, frozen, batch).compile()}
+                say(f"phase {phase['name']!r} compiled in {time.monotonic() - begun:.1f} s")
+        state, found = compiled[number](state, frozen, batch)
+        pending.append(found)
+        step += 1
+
+        log = step % config["log_every"] == 0 or step == ends[number]
+        evaluate = step % config["evaluate_every"] == 0 or step == total
+        save = step % config["checkpoint_every"] == 0 or step == stop
+        if log or evaluate or save:
+            pending = jax.tree.map(float, jax.device_get(pending))
+            refuse_nonfinite(pending, step, writer, checkpoints, f"phase {phase['name']!r}")
+        if log:
+            length = model.model.prefix_length + text * ("answer" in phase["weights"])
+            row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
+            writer.write(step, row | clock.row(config["batch"], length))
+            pending = []
+        if evaluate and held_out:
+            with clock.apart():
+                found = [
+                    scores[number](state, frozen, jax.device_put(batch, on_device))
+                    for batch in held_out
+                ]
+                row = {"eval": mean(jax.tree.map(float, jax.device_get(found)))}
+                refuse_nonfinite([row["eval"]], step, writer, checkpoints, f"{SPLIT} scores")
+                writer.write(step, row, progress=False)
+        if save:
+            with clock.apart():
+                seen = {"examples": step * config["batch"], "pending": pending}
+                checkpoints.save(step, state, seen, meta)
+
+    # The end --------------------------------------------------------------------------------------
+    checkpoints.close()
+    writer.close()
+    say(f"step {step} of {total}; checkpoint {workdir / 'checkpoints' / str(step)}")
+    if step < total:
+        say("stopped as asked; the same command with --resume goes on")
+    else:
+        say(f"next: python -m meerkat_jax.evaluate --workdir={workdir}")
+
+
+def check(config: dict) -> None:
+    """UserError for numbers that cannot be meant."""
+    for key in NUMBERS:
+        if key not in config or not isinstance(config[key], int) or config[key] < 1:
+            raise UserError(f"config.{key} is {config.get(key)!r}; expected a whole number above 0")
+    if config["batch"] % config["accumulate"]:
+        raise UserError(f"batch={config['batch']} is no multiple of {config['accumulate']=}")
+    if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
+        raise UserError("config.phases: expected at least one phase, each of at least one step")
+
+
+def placed(leaf: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """The leaf with its place on the mesh."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def scored(step):
+    """What `step` would log, and no step: the compiler drops the gradients that nobody reads."""
+
+    def score(state: dict, frozen: dict, batch: dict) -> dict:
+        _, found = step(state, frozen, batch)
+        return {name: value for name, value in found.items() if name != "grad_norm"}
+
+    return score
+
+
+def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Key by key."""
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+
+
+def refuse_nonfinite(rows, step: int, writer, checkpoints: Checkpoints, where: str) -> None:
+    """End the run at the first row that is not finite; `step` is that of the last row.
+
+    The loss of a step is that of the parameters before it: a checkpoint of those is set aside.
+    """
+    for at, row in enumerate(rows, step - len(rows) + 1):
+        bad = {key: value for key, value in row.items() if not math.isfinite(value)}
+        if not bad:
+            continue
+        writer.write(at, row, progress=False)
+        writer.close()
+        if not math.isfinite(row["loss"]):
+            checkpoints.set_aside(at - 1)
+        good = checkpoints.latest()
+        checkpoints.close()
+        name, value = next(iter(bad.items()))
+        raise UserError(
+            f"{name} is {value} at step {at} ({where}); "
+            + (f"the last good checkpoint, step {good}, is kept; " if good is not None else "")
+            + "lower the learning rate or look at the data, and train anew in another --workdir"
+        )
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    configs.run_door(main, required=("config", "workdir"))

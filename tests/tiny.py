@@ -1,0 +1,39 @@
+"""The main job's config at the size of a test: seconds on one core, procedural media.
+
+python -m meerkat_jax.train --config=tests/tiny.py --workdir=DIR --data_dir=CACHE
+"""
+
+from pathlib import Path
+
+import ml_collections
+
+from meerkat_jax.training.config import load_config
+
+AVFIT = Path(__file__).parents[1] / "experiments" / "avfit.py"
+
+
+def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
+    """`experiments/avfit.py` with little of everything."""
+    config = load_config(f"{AVFIT}:{arg}").to_dict()
+    config["name"] = "tiny"
+    config["data"]["mini"] |= {
+        "media": "procedural",
+        "classes": 5,
+        "train": 24,
+        "compositions": 8,
+        "augmentations": 4,
+        "instances": 4,
+    }
+    config["data"] |= {"questions": 2, "workers": 0}
+    model = config["model"]
+    model["image"] |= {"image_size": 64, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
+    model["image"]["projection_dim"] = 16
+    model["audio"] |= {"width": 8, "depths": (1, 1), "heads": (1, 2), "patch_size": 16}
+    model["avopt"] |= {"width": 8, "iterations": 5}
+    model["avace"] |= {"width": 16, "heads": 2}
+    model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
+    for phase, steps in zip(config["phases"], (3, 5), strict=True):
+        phase |= {"steps": steps, "warmup": 1, "learning_rate": 1e-2}
+    config |= {"batch": 2, "log_every": 2, "checkpoint_every": 3}
+    config |= {"evaluate_every": 4, "evaluate_batches": 2}
+    return ml_collections.ConfigDict(config)
