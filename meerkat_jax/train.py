@@ -106,6 +106,7 @@ def main(_: list[str]) -> None:
     stop = min(total, FLAGS.stop_after or total)
     names = jax.tree.map(jnp.asarray, data.name_ids())
     spread = losses.spread_targets(data.tokenizer.token_values(), **config["spread"])
+    spread = None if spread is None else jnp.asarray(spread)
 
     def make(phase: dict, accumulate: int):
         args = (phase["weights"], names, config["temperature"], spread, accumulate)
@@ -124,26 +125,29 @@ def main(_: list[str]) -> None:
     held_out = fixed_batches(
         data.folder, SPLIT, encode, config["batch"], config["evaluate_batches"]
     )
-    batches = train_batches(
-        data.folder, encode, config["batch"], config["seed"],
-        start=step * config["batch"], workers=config["data"]["workers"],
-    )  # fmt: skip
     text = model.shapes.questions * model.shapes.length
 
     # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
     writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
-    compiled: dict = {}
+    compiled, batches = {}, None
     while step < stop:
         number = bisect.bisect_right(ends, step)
         phase = phases[number]
+        if batches is None or step == ends[number] - phase["steps"]:  # each phase reads its split
+            done = (step - ends[number] + phase["steps"]) * config["batch"]
+            batches = train_batches(
+                data.folder, phase["split"], encode, config["batch"], config["seed"], done,
+                config["data"]["workers"],
+            )  # fmt: skip
         with clock.waiting():
             batch = next(batches)
         batch = jax.device_put(batch, on_device)
         if number not in compiled:
             with clock.apart():
                 begun = time.monotonic()
+                say(f"phase {phase['name']!r}: compiling, a minute at most; the result is cached")
                 compiled = {number: runs[number].lower(state, frozen, batch).compile()}
-                say(f"phase {phase['name']!r} compiled in {time.monotonic() - begun:.1f} s")
+                say(f"phase {phase['name']!r}: compiled in {time.monotonic() - begun:.1f} s")
         state, found = compiled[number](state, frozen, batch)
         pending.append(found)
         step += 1

@@ -26,9 +26,9 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     }
     config["data"] |= {"questions": 2, "workers": 0}
     model = config["model"]
-    model["image"] |= {"image_size": 64, "width": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
-    model["image"]["projection_dim"] = 16
-    model["audio"] |= {"width": 8, "depths": (1, 1), "heads": (1, 2), "patch_size": 16}
+    model["image"] |= {"image_size": 64, "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
+    model["image"] |= {"mlp_dim": 32, "projection_dim": 16}
+    model["audio"] |= {"patch_size": 16, "width": 8, "depths": (1, 1), "heads": (1, 2)}
     model["avopt"] |= {"width": 8, "iterations": 5}
     model["avace"] |= {"width": 16, "heads": 2}
     model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}

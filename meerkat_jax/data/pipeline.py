@@ -128,13 +128,19 @@ def encode_media(example: Example, shapes: Shapes) -> dict[str, np.ndarray]:
 
 
 def train_batches(
-    folder: Path, encode: Encode, batch: int, seed: int, start: int = 0, workers: int = 0
+    folder: Path,
+    split: str,
+    encode: Encode,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, beginning at example number `start` of the endless order.
 
     `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
     """
-    records = open_split(folder, "train").seed(seed).shuffle().repeat().random_map(encode)
+    records = open_split(folder, split).seed(seed).shuffle().repeat().random_map(encode)
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
     stream = records[start:].to_iter_dataset(reading)
     if workers:

@@ -22,7 +22,7 @@ from meerkat_jax.data.mini.media import Media
 PICTURE_SIZE = 224
 CLIP_SECONDS = 10.0
 STEPS = 2048  # of a sample's amplitude: 12 of FLAC's 16 bits, half the bytes; error at -77 dB
-SPLITS = ("train", "compositions", "augmentations", "instances")
+SPLITS = ("train", "compositions", "augmentations", "instances", "names")
 
 SHARE_MATCHED, SHARE_MISMATCHED = 0.62, 0.30  # the rest is silence or noise
 SHARE_TWO_SOUNDS = 0.40  # of the scenes with sound
@@ -78,6 +78,22 @@ def plan_scene(rng: np.random.Generator, classes: Sequence[str], aspect: dict[st
     if len(heard) == 2 and rng.random() >= SHARE_TWO_SOUNDS:
         heard = heard[:1]
     return Plan(_place(rng, seen, aspect), _time(rng, heard), quiet)
+
+
+def plan_single(rng: np.random.Generator, classes: Sequence[str], aspect: dict[str, float]) -> Plan:
+    """One thing, large in the picture, and one sound for most of the clip, drawn apart.
+
+    What CLIP and CLAP are pretrained on is of this kind: about one thing, and named as a whole.
+    """
+    seen, heard = rng.choice(sorted(classes), 2)
+    side = rng.uniform(0.35, 0.95)
+    w, h = min(side, side * aspect[seen]), min(side, side / aspect[seen])
+    x0, y0 = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
+    total = round(CLIP_SECONDS * 10)
+    length = int(rng.integers(30, 91))
+    start = int(rng.integers(0, total - length + 1))
+    sound = Segment(str(heard), start / 10, (start + length) / 10)
+    return Plan((Box(str(seen), x0, y0, x0 + w, y0 + h),), (sound,), "")
 
 
 def _place(

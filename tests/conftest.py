@@ -1,0 +1,58 @@
+"""Runs of the doors in processes of their own, on procedural media, at the size of `tiny.py`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "tiny.py"
+
+
+def door_environment(cache):
+    """Variables of a door's process: its cache, one device, and compilation in seconds."""
+    # Without optimisation a program is compiled in a third of the time, and runs slower.
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "MEERKAT_CACHE": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": "",
+    }
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """The cache folder of all runs of a test session: rendered data and compiled programs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def door(cache):
+    """`door("train", "--workdir=...", ...)` -> the finished process, with its output as text."""
+
+    def run(name, *flags):
+        return subprocess.run(
+            [sys.executable, "-m", f"meerkat_jax.{name}", *map(str, flags)],
+            cwd=ROOT, env=door_environment(cache), capture_output=True, text=True,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train(door):
+    """`train(workdir, *flags)`: the train door with the tiny config."""
+    return lambda workdir, *flags: door("train", f"--config={TINY}", f"--workdir={workdir}", *flags)
+
+
+@pytest.fixture(scope="session")
+def finished(train, tmp_path_factory):
+    """The work directory of a whole tiny run, not to be changed by a test."""
+    workdir = tmp_path_factory.mktemp("finished")
+    done = train(workdir)
+    assert done.returncode == 0, done.stderr
+    (workdir / "output.txt").write_text(done.stdout)
+    return workdir

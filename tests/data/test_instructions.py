@@ -1,0 +1,83 @@
+"""Templates: train and test wordings differ, but a test wording holds no word that is new."""
+
+from __future__ import annotations
+
+import re
+import string
+
+import pytest
+
+from meerkat_jax.data import instructions
+from meerkat_jax.data.example import TASKS
+from meerkat_jax.data.instructions import TEMPLATES
+
+KINDS = sorted(TEMPLATES)
+
+
+def words(text: str) -> list[str]:
+    """Words and marks, as a tokenizer of words sees them; no fields."""
+    return re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", "", text))
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_every_task_has_templates():
+    assert set(TASKS) - {"avqa"} <= set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_train_and_test_paraphrases_are_disjoint(kind):
+    train, test = TEMPLATES[kind]["train"], TEMPLATES[kind]["test"]
+    assert len(train) >= 3 and len(test) >= 2
+    assert len({*train, *test}) == len(train) + len(test)
+
+
+def test_no_test_paraphrase_is_a_train_paraphrase_of_another_kind():
+    train = {text for split in TEMPLATES.values() for text in split["train"]}
+    assert not train & {text for split in TEMPLATES.values() for text in split["test"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_word_of_a_test_paraphrase_occurs_in_some_train_paraphrase(kind):
+    known = {
+        word for split in TEMPLATES.values() for text in split["train"] for word in words(text)
+    }
+    for text in TEMPLATES[kind]["test"]:
+        assert not set(words(text)) - known, text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paraphrases_of_a_kind_have_the_same_fields(kind):
+    texts = [text for split in TEMPLATES[kind].values() for text in split]
+    assert len({frozenset(fields(text)) for text in texts}) == 1
+
+
+@pytest.mark.parametrize(("split", "bank"), [("train", "train"), ("compositions", "test")])
+def test_instruction_draws_from_the_splits_own_paraphrases(split, bank):
+    texts = {instructions.instruction("count", split, choice) for choice in range(100)}
+    assert texts == set(TEMPLATES["count"][bank])
+
+
+def test_instruction_fills_every_field():
+    for kind in KINDS:
+        filled = dict.fromkeys(("label", "box", "start", "end"), "X")
+        assert not fields(instructions.instruction(kind, "train", 0, **filled))
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ((), "nothing"),
+        (("owl",), "a owl"),
+        (("owl", "bee"), "a bee and a owl"),
+        (("owl", "dog", "bee"), "a bee, a dog and a owl"),
+    ],
+)
+def test_listing(names, text):
+    assert instructions.listing(names) == text
+
+
+def test_evidence_says_seen_before_heard():
+    assert instructions.evidence(("bee",), ()) == "I see a bee. I hear nothing"

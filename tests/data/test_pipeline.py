@@ -1,0 +1,217 @@
+"""Batches: right shapes, and one order whatever the number of workers and wherever one begins."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from absl import flags
+
+from meerkat_jax.data.example import Box, Example, Question
+from meerkat_jax.data.image import load_image
+from meerkat_jax.data.mini.build import MiniConfig, build
+from meerkat_jax.data.pipeline import (
+    Encode,
+    Shapes,
+    fixed_batches,
+    open_split,
+    read_manifest,
+    train_batches,
+)
+from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.tokenizer import build_mini_tokenizer
+from meerkat_jax.errors import UserError
+
+CONFIG = MiniConfig("procedural", classes=6, train=12, compositions=7, augmentations=0, instances=0)
+SHAPES = Shapes(image_size=32, sample_rate=16000, seconds=10.0, questions=3, length=64, answer=40)
+BATCH = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    # Grain's worker processes read absl's flags, which the doors parse
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    return build(CONFIG, tmp_path_factory.mktemp("cache"), workers=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    texts = [
+        text
+        for split in ("train", "compositions")
+        for example in open_split(folder, split)
+        for question in example.questions
+        for text in (question.instruction, question.response)
+    ]
+    return build_mini_tokenizer(texts, read_manifest(folder)["classes"])
+
+
+@pytest.fixture(scope="module")
+def encode(folder, tokenizer):
+    return Encode(SHAPES, make_prompt(tokenizer), tuple(read_manifest(folder)["classes"]), {})
+
+
+def first(batches, count=7):
+    """Some batches: more than an epoch of this small split."""
+    return list(itertools.islice(batches, count))
+
+
+@pytest.fixture(scope="module")
+def reference(folder, encode):
+    return first(train_batches(folder, encode, BATCH, seed=1))
+
+
+def same(a: list[dict], b: list[dict]) -> bool:
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+# ---- order ----
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_order_does_not_depend_on_the_number_of_workers(folder, encode, reference, workers):
+    found = first(train_batches(folder, encode, BATCH, seed=1, workers=workers))
+    assert same(found, reference)
+
+
+@pytest.mark.parametrize(("start", "workers"), [(BATCH, 0), (3 * BATCH, 1), (5 * BATCH, 0)])
+def test_beginning_later_goes_on_where_an_earlier_run_ended(
+    folder, encode, reference, start, workers
+):
+    """Also behind the end of the first epoch; questions drawn and all."""
+    left = len(reference) - start // BATCH
+    found = first(train_batches(folder, encode, BATCH, 1, start, workers), left)
+    assert same(found, reference[start // BATCH :])
+
+
+def test_another_seed_gives_another_order(folder, encode, reference):
+    assert not same(first(train_batches(folder, encode, BATCH, seed=2)), reference)
+
+
+def test_an_epoch_holds_every_scene_once_and_the_next_is_shuffled_anew(folder, encode, reference):
+    pictures = [row.tobytes() for batch in reference[:6] for row in batch["image"]]
+    epochs = pictures[: CONFIG.train], pictures[CONFIG.train :]
+    assert len(set(epochs[0])) == CONFIG.train and set(epochs[0]) == set(epochs[1])
+    assert epochs[0] != epochs[1]
+
+
+def test_fixed_batches_are_the_same_each_time_and_whole(folder, encode):
+    once, again = (fixed_batches(folder, "compositions", encode, 3, 9) for _ in range(2))
+    assert same(once, again)
+    assert [len(batch["matched"]) for batch in once] == [3, 3]  # 7 scenes: one is left over
+    assert len(fixed_batches(folder, "compositions", encode, 3, 1)) == 1
+
+
+# ---- what is in a batch ----
+
+
+def test_shapes_and_types(reference):
+    n, s = BATCH, SHAPES
+    wanted = {
+        "image": ((n, 32, 32, 3), np.uint8),
+        "audio": ((n, 160000), np.float32),
+        "tokens": ((n, s.questions, s.length), np.int32),
+        "targets": ((n, s.questions, s.length), np.float32),
+        "boxes": ((n, s.boxes, 4), np.float32),
+        "matched": ((n,), np.bool_),
+        "seen": ((n, s.names), np.int32),
+        "heard": ((n, s.names), np.int32),
+    }
+    assert {key: (array.shape, array.dtype.type) for key, array in reference[0].items()} == wanted
+
+
+def test_rows_belong_to_the_scene_they_stand_with(folder, encode, tokenizer, reference):
+    """Picture, names, boxes and questions of a row are of one example."""
+    examples = {
+        load_image(example.image, SHAPES.image_size).tobytes(): example
+        for example in open_split(folder, "train")
+    }
+    for batch in reference[:3]:
+        for row in range(BATCH):
+            example = examples[batch["image"][row].tobytes()]
+            assert batch["matched"][row] == example.matched
+            for key in ("seen", "heard"):
+                named = [encode.index[name] for name in getattr(example, key)]
+                assert batch[key][row].tolist() == named + [-1] * (SHAPES.names - len(named))
+            found = [tuple(b) for b in batch["boxes"][row].tolist() if any(b)]
+            wanted = [(b.x0, b.y0, b.x1, b.y1) for b in example.boxes]
+            np.testing.assert_allclose(found, wanted, rtol=1e-6) if wanted else None
+            assert len(found) == len(wanted)
+            answers = [question.response for question in example.questions]
+            for tokens, targets in zip(batch["tokens"][row], batch["targets"][row], strict=True):
+                ids = tokens[targets > 0].tolist()
+                assert ids[-1] == tokenizer.eos_id and ids.count(tokenizer.eos_id) == 1
+                assert tokenizer.decode(ids[:-1]) in answers
+
+
+def test_questions_are_drawn_by_weight_without_repetition(encode, folder):
+    example = max(open_split(folder, "train"), key=lambda e: len(e.questions))
+    kinds = {f"{q.task}/{q.truth['kind']}" for q in example.questions}
+    assert {"arig/arig", "avfact2/avfact2", "avqa/count"} <= kinds
+    weights = {"arig": 4.0, "avqa": 0.0, "avqa/count": 2.0, "igatl": 0.0}
+    drawn = Encode(SHAPES, encode.prompt, (), weights)
+    counts = collections.Counter()
+    for index in range(400):
+        chosen = drawn.choose(example, np.random.default_rng(index))
+        names = [q.truth["kind"] for q in chosen]
+        assert len(set(names)) == len(names)
+        counts.update(names)
+    assert not counts["igatl"] and not counts["exists"] and not counts["which"]
+    assert counts["arig"] > counts["count"] > counts["avc"] > 0
+
+
+def test_few_questions_leave_rows_without_targets(encode, folder, tokenizer):
+    example = open_split(folder, "train")[0]
+    example = dataclasses.replace(example, questions=example.questions[:1])
+    row = encode.random_map(example, np.random.default_rng(0))
+    assert row["targets"][0].any() and not row["targets"][1:].any()
+    assert (row["tokens"][1:] == tokenizer.pad_id).all()
+
+
+def test_names_that_are_no_classes_are_left_out(encode, folder):
+    example = dataclasses.replace(open_split(folder, "train")[0], seen=("nobody",))
+    assert (encode.random_map(example, np.random.default_rng(0))["seen"] == -1).all()
+
+
+# ---- bad input ----
+
+
+def test_a_split_that_is_not_there(folder):
+    with pytest.raises(UserError, match="no split 'test'; it holds compositions, train"):
+        open_split(folder, "test")
+    with pytest.raises(UserError, match="no records"):
+        open_split(folder / "nowhere", "train")
+
+
+def test_a_folder_that_is_no_data_set(tmp_path):
+    with pytest.raises(UserError, match="not a built data set"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: {"boxes": (Box("dog", 0, 0, 1, 1),) * 5}, "5 of them, .* room for 4"),
+        (lambda e: {"questions": ()}, "no question left"),
+        (lambda e: {"image": e.image[:50]}, "mini-train-000000"),
+        (lambda e: {"audio": b"RIFF"}, "mini-train-000000"),
+        (
+            lambda e: {"questions": (Question("avc", "Say.", "dog " * 12),)},
+            "an answer has .* tokens",
+        ),
+        (lambda e: {"questions": (Question("avc", "Say.", "dog " * 50),)}, "raise the length"),
+    ],
+    ids=["boxes", "questions", "picture", "sound", "answer", "length"],
+)
+def test_a_bad_record_is_named(encode, folder, change, message):
+    example: Example = open_split(folder, "train")[0]
+    broken = dataclasses.replace(example, **change(example))
+    with pytest.raises(UserError, match=message):
+        encode.random_map(broken, np.random.default_rng(0))

@@ -1,0 +1,106 @@
+"""A work directory as training leaves it, without the training: random weights, procedural media."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import soundfile
+from PIL import Image
+
+from meerkat_jax.api import Meerkat
+from meerkat_jax.assemble import assemble
+from meerkat_jax.data.open import DataSet, open_data
+from meerkat_jax.training import config as configs
+from meerkat_jax.training.checkpoints import Checkpoints
+from meerkat_jax.training.params import flatten, split, unflatten
+from tests.tiny import get_config
+
+STEP = 7
+_FOLDERS: list[tempfile.TemporaryDirectory] = []  # gone when the tests end
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """The folder, the cache of its data, and the parameters that were written."""
+
+    workdir: Path
+    cache: Path
+    data: DataSet
+    params: dict
+
+
+@functools.cache
+def made() -> Made:
+    """Made once per process."""
+    folder = tempfile.TemporaryDirectory()
+    _FOLDERS.append(folder)
+    cache, workdir = Path(folder.name, "cache"), Path(folder.name, "run")
+    config = configs.to_json(get_config())
+    data = open_data(config["data"], cache)
+    workdir.mkdir()
+    configs.write_config(workdir, config)
+    data.tokenizer.save(workdir)
+    assembly = assemble(config, data.tokenizer)
+    params = jax.jit(lambda: noisy(assembly.init(jax.random.key(config["seed"]))))()
+    save(workdir, params, config["trainable"], data)
+    return Made(workdir, cache, data, params)
+
+
+def noisy(params: dict) -> dict:
+    """Weights so large that answers differ from picture to picture and from word to word.
+
+    Statistics of the audio tower are not trained: a checkpoint does not hold them.
+    """
+    flat = flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(flat))
+    return unflatten(
+        {
+            path: x if "bn_" in path else x + 0.25 * jax.random.normal(key, x.shape)
+            for key, (path, x) in zip(keys, flat.items(), strict=True)
+        }
+    )
+
+
+def save(workdir: Path, params: dict, trainable, data: DataSet, **meta) -> None:
+    """A checkpoint like those of train.py."""
+    meta = {"tokenizer": data.tokenizer.sha256, "data": data.folder.name} | meta
+    state = {"trainable": split(params, trainable)["trainable"]}
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(STEP, state, {}, meta, wait=True)
+
+
+@functools.cache
+def model() -> Meerkat:
+    """Loaded once per process, so that programs are compiled once."""
+    return Meerkat.load(made().workdir)
+
+
+def picture(seed: int, side: int = 48) -> Image.Image:
+    """Coloured squares."""
+    squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(squares).resize((side, side), Image.Resampling.NEAREST)
+
+
+def png(seed: int) -> bytes:
+    """`picture` as a file."""
+    file = io.BytesIO()
+    picture(seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def tone(hertz: float, seconds: float = 2.0, rate: int = 16000) -> np.ndarray:
+    """float32[samples]."""
+    return 0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate, dtype="float32")
+
+
+def wav(samples: np.ndarray, rate: int = 16000, subtype: str = "PCM_16") -> bytes:
+    """Samples as a file."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, subtype, format="WAV")
+    return file.getvalue()

@@ -1,0 +1,245 @@
+"""The library's door: loading, asking, what the notes say, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from meerkat_jax.api import Asked, Meerkat
+from meerkat_jax.data.tokenizer import build_mini_tokenizer
+from meerkat_jax.errors import UserError
+from tests.generation.made import STEP, made, model, picture, png, tone, wav
+
+PROMPT = "What makes this sound?"
+OTHER = "Count the things that you see."
+
+
+@pytest.fixture(scope="module")
+def clip() -> bytes:
+    return wav(tone(440))
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A work directory of one's own, to damage."""
+    return shutil.copytree(made().workdir, tmp_path / "run")
+
+
+# ---- loading ----
+
+
+def test_the_names_of_the_library_are_there_and_cost_nothing():
+    code = (
+        "import sys, meerkat_jax; assert 'jax' not in sys.modules; "
+        "assert {'Answer', 'Box', 'Meerkat', 'Segment'} <= set(dir(meerkat_jax)); "
+        "from meerkat_jax import Box; assert 'jax' not in sys.modules; Box('dog', 0, 0, 1, 1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    import meerkat_jax
+
+    assert meerkat_jax.Meerkat is Meerkat
+    with pytest.raises(AttributeError, match="meerkat_jax.*no attribute 'Meercat'"):
+        _ = meerkat_jax.Meercat
+
+
+def test_loaded_parameters_are_those_that_were_saved_and_the_frozen_ones_those_of_the_seed():
+    jax.tree.map(np.testing.assert_array_equal, model().params, made().params)
+    assert model().step == STEP and model().seconds == 10.0
+
+
+def rewrite(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def other_tokenizer(run):
+    build_mini_tokenizer(["entirely other words"], ["zebra"]).save(run)
+
+
+DAMAGES = {
+    "no config": (lambda run: (run / "config.json").unlink(), "config.json is not there"),
+    "foreign config": (lambda run: (run / "config.json").write_text("{}"), "config.json is not"),
+    "not json": (lambda run: (run / "config.json").write_text("{"), "config.json is not"),
+    "no model": (
+        lambda run: rewrite(run / "config.json", lambda c: c.pop("model")),
+        "config.json.*model",
+    ),
+    "unknown field": (
+        lambda run: rewrite(run / "config.json", lambda c: c["model"]["image"].update(colour=1)),
+        "model.image.colour",
+    ),
+    "other size": (
+        lambda run: rewrite(run / "config.json", lambda c: c["model"]["llama"].update(mlp_dim=64)),
+        r"checkpoint.*does not fit.*expected float32\[1,16,64\], found float32\[1,16,32\]",
+    ),
+    "no tokenizer": (lambda run: (run / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
+    "broken tokenizer": (
+        lambda run: (run / "tokenizer.json").write_text("{}"),
+        "tokenizer.json: not a tokenizer",
+    ),
+    "other tokenizer": (other_tokenizer, "checkpoint.*does not fit.*tokenizer"),
+    "no checkpoints": (
+        lambda run: shutil.rmtree(run / "checkpoints"),
+        "checkpoint folder .* is not there",
+    ),
+    "no step": (
+        lambda run: shutil.rmtree(run / "checkpoints" / str(STEP)),
+        "holds no checkpoint",
+    ),
+    "emptied step": (
+        lambda run: [shutil.rmtree(run / "checkpoints" / str(STEP) / "trainable")],
+        "no checkpoint in .* can be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_or_foreign_work_directory_is_a_clear_error(copied, name):
+    damage, message = DAMAGES[name]
+    damage(copied)
+    with pytest.raises(UserError, match=message) as caught:
+        Meerkat.load(copied)
+    assert str(copied) in str(caught.value) or "model.image" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["absent", "file", "empty"])
+def test_what_is_no_work_directory_is_a_clear_error(tmp_path, kind):
+    path = tmp_path / "it"
+    if kind == "file":
+        path.write_text("text")
+    if kind == "empty":
+        path.mkdir()
+    with pytest.raises(UserError, match=f"{path}.*(no folder|is not there).*work directory"):
+        Meerkat.load(path)
+
+
+# ---- asking ----
+
+
+def test_any_form_of_a_picture_and_a_sound_gives_the_same_answer(tmp_path, clip):
+    (tmp_path / "p.png").write_bytes(png(3))
+    (tmp_path / "s.wav").write_bytes(clip)
+    samples = np.round(tone(440) * 32767).astype(np.int16)
+    pictures = [png(3), tmp_path / "p.png", str(tmp_path / "p.png")]
+    pictures += [picture(3), np.asarray(picture(3))]
+    sounds = [clip, tmp_path / "s.wav", str(tmp_path / "s.wav"), (samples, 16000)]
+    sounds += [(np.stack([samples / 32768] * 2, axis=1), 16000)]
+    answers = model().ask_batch(list(zip(pictures, sounds, [PROMPT] * 5, strict=True)), batch=5)
+    assert len({answer.text for answer in answers}) == 1 and answers[0].text
+    assert {answer.notes for answer in answers} == {answers[0].notes}
+
+
+def test_batches_of_any_size_give_what_single_questions_give(clip):
+    other = wav(tone(1500))
+    questions = [
+        (png(0), clip, PROMPT),
+        (png(0), clip, OTHER),
+        {"image": png(1), "audio": other, "prompt": PROMPT},
+        (png(1), None, OTHER),
+        {"audio": other, "prompt": OTHER},
+    ]
+    for temperature in (0.0, 1.5):
+        alone = []
+        for i, question in enumerate(questions):
+            parts = question.values() if isinstance(question, dict) else question
+            parts = [None, *parts] if len(parts) == 2 else parts
+            alone.append(model().ask(*parts, temperature=temperature, seed=5 + i).text)
+        assert len(set(alone)) > 2
+        for batch in (1, 3, 16):
+            found = model().ask_batch(questions, temperature, seed=5, batch=batch)
+            assert [answer.text for answer in found] == alone
+
+
+def test_an_answer_shows_what_the_model_saw(clip):
+    answer = model().ask(png(0), clip, PROMPT)
+    view, side = answer.view, model().assembly.shapes.image_size
+    rows, columns, freq, time = view.grid
+    assert view.image.shape == (side, side, 3) and view.logmel.shape == (1001, 64)
+    assert answer.attention.shape == (rows, columns)
+    assert view.plan.shape == (rows * columns, freq * time)
+    np.testing.assert_allclose(view.plan.sum(), 1.0, rtol=1e-3)
+    assert view.logmel[:200].max() > view.logmel[300:].max() + 40  # a tone of 2 s, then silence
+    quiet = next(model().stream([Asked(png(0), clip, [PROMPT])], views=False))[0]
+    assert quiet.view is None and quiet.text == answer.text
+
+
+@pytest.mark.parametrize(
+    ("image", "sound", "note"),
+    [
+        (png(0), None, "no sound was given: the model heard silence"),
+        (None, wav(tone(440)), "no picture was given: the model saw plain grey"),
+        (png(0), wav(tone(440, 12.5)), "the sound is 12.5 s long: heard were its first 10 s"),
+        (png(0), wav(np.zeros(16000)), "the sound is silent"),
+    ],
+)
+def test_notes_tell_what_the_answer_rests_on(image, sound, note):
+    assert note in model().ask(image, sound, PROMPT).notes
+
+
+def test_only_the_first_seconds_of_a_long_sound_are_heard():
+    long = np.concatenate([tone(440, 10), tone(2000, 5)])
+    answers = model().ask_batch([(png(0), wav(long[:160000]), PROMPT), (png(0), wav(long), PROMPT)])
+    assert answers[0].text == answers[1].text
+    assert not any("long" in note for note in answers[0].notes)
+
+
+def test_a_prompt_longer_than_any_in_training_and_a_cut_answer_are_noted(clip):
+    notes = model().ask(png(0), clip, "Is it a " + "very " * 60 + "big dog?").notes
+    assert any("tokens, more than any in training (48)" in note for note in notes)
+    assert any("cut off after 28 tokens" in note for note in notes)
+
+
+def test_special_tokens_in_a_prompt_are_plain_text(clip):
+    texts = [f"What{special} makes this sound?" for special in ("", "</s>", "<image>", "[/INST]")]
+    ids = [model()._prompt_ids(text) for text in texts]
+    ends = len(model().assembly.prompt.suffix)
+    special = set(model().assembly.tokenizer.special_ids("</s>")) | {
+        model().assembly.tokenizer.special_ids(token)[0] for token in ("<image>", "[/INST]")
+    }
+    assert all(not special & set(row[:-ends]) for row in ids)
+
+
+# ---- refusing ----
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ((None, None, PROMPT), "neither a picture nor a sound"),
+        ((b"no picture", None, PROMPT), "not a picture"),
+        ((png(0)[:200], None, PROMPT), "cannot be decoded"),
+        (("absent.png", None, PROMPT), "absent.png: cannot open"),
+        ((np.zeros((4, 4)), None, PROMPT), r"picture array float64\(4, 4\); expected uint8"),
+        ((7, None, PROMPT), "picture is a int"),
+        ((None, b"no sound", PROMPT), "not a sound"),
+        ((None, b"", PROMPT), "empty"),
+        ((None, np.zeros(9), PROMPT), "sound is a ndarray; expected a path"),
+        ((None, (np.zeros((2, 2, 2)), 16000), PROMPT), "sound: not .samples, sample rate."),
+        ((None, (np.full(999, np.nan), 16000), PROMPT), "not finite"),
+        ((png(0), None, "  "), "prompt is '  '"),
+        ((png(0), None, None), "prompt is None"),
+        ((png(0), None, "dog " * 2000), "tokens; expected at most 1024"),
+        ((png(0), PROMPT), "question 0 is"),
+        ({"image": png(0), "question": PROMPT}, "question 0 has the keys image, question"),
+    ],
+)
+def test_bad_input_is_a_clear_error(question, message):
+    with pytest.raises(UserError, match=message):
+        model().ask_batch([question])
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none(clip, temperature):
+    with pytest.raises(UserError, match="temperature"):
+        model().ask(png(0), clip, PROMPT, temperature)
+
+
+def test_nothing_asked_nothing_answered():
+    assert model().ask_batch([]) == []
