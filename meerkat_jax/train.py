@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import open_data
-from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
+from meerkat_jax.data.pipeline import Encode, fixed_batches, open_split, train_batches
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
 from meerkat_jax.training import losses, params, sharding
@@ -101,6 +101,8 @@ def main(_: list[str]) -> None:
 
     # Phases: the same step with other loss weights ----------------------------------------------
     phases = config["phases"]
+    for phase in phases:
+        open_split(data.folder, phase["split"])  # a wrong name is found now, not after an hour
     ends = list(itertools.accumulate(phase["steps"] for phase in phases))
     total, rate = ends[-1], learning_rate(phases)
     stop = min(total, FLAGS.stop_after or total)
@@ -109,7 +111,7 @@ def main(_: list[str]) -> None:
     spread = None if spread is None else jnp.asarray(spread)
 
     def make(phase: dict, accumulate: int):
-        args = (phase["weights"], names, config["temperature"], spread, accumulate)
+        args = (phase["weights"], names, config["contrast"], spread, accumulate)
         return make_step(model, optimizer, *args)
 
     outputs = (places[0], None)
@@ -134,6 +136,8 @@ def main(_: list[str]) -> None:
         number = bisect.bisect_right(ends, step)
         phase = phases[number]
         if batches is None or step == ends[number] - phase["steps"]:  # each phase reads its split
+            if batches is not None:
+                batches.close()
             done = (step - ends[number] + phase["steps"]) * config["batch"]
             batches = train_batches(
                 data.folder, phase["split"], encode, config["batch"], config["seed"], done,

@@ -14,10 +14,16 @@ import pytest
 from meerkat_jax.api import Asked, Meerkat
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
-from tests.generation.made import STEP, made, model, picture, png, tone, wav
+from tests.generation.made import STEP, fast_compilation, made, model, picture, png, tone, wav
 
 PROMPT = "What makes this sound?"
 OTHER = "Count the things that you see."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with fast_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     config["data"]["mini"] |= {
         "media": "procedural",
         "classes": 5,
+        "names": 12,
         "train": 24,
         "compositions": 8,
         "augmentations": 4,

@@ -73,7 +73,7 @@ class Encode(grain.transforms.RandomMap):
         chosen = self.choose(example, rng)
         pairs = [(question.instruction, question.response) for question in chosen]
         tokens, targets = pack(self.prompt, pairs, self.shapes.length)
-        longest = int(targets.sum(axis=1).max())
+        longest = int(targets.sum(axis=1).max(initial=0))
         if longest > self.shapes.answer:
             raise UserError(
                 f"{example.id}: an answer has {longest} tokens, data.answer is"
@@ -94,6 +94,8 @@ class Encode(grain.transforms.RandomMap):
     def choose(self, example: Example, rng: np.random.Generator):
         """Without replacement, odds by the weight of `task` or `task/kind` (1 when not named)."""
         questions = example.questions
+        if not questions:  # only named, for the contrast against names
+            return []
         keys = [(f"{q.task}/{q.truth.get('kind', q.task)}", q.task) for q in questions]
         odds = np.array([self.weights.get(k, self.weights.get(t, 1.0)) for k, t in keys])
         count = min(self.shapes.questions, int((odds > 0).sum()))

@@ -106,7 +106,7 @@ def alignment_terms(out, batch, grid) -> dict[str, jax.Array]:
     }
 
 
-def name_terms(out, names, batch, temperature: float) -> dict[str, jax.Array]:
+def name_terms(out, names, batch, temperature: float, sharpness: float) -> dict[str, jax.Array]:
     """Sums over present names of the contrast of image and of audio tokens with all names.
 
     names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is.
@@ -114,6 +114,6 @@ def name_terms(out, names, batch, temperature: float) -> dict[str, jax.Array]:
     terms = {}
     for term, tokens, key in (("image_names", "image", "seen"), ("audio_names", "audio", "heard")):
         here = present(batch[key], len(names))
-        result = name_contrast(out[tokens], names, here, temperature)
+        result = name_contrast(out[tokens], names, here, temperature, sharpness=sharpness)
         terms[term] = result["loss"] * here.sum()
     return terms

@@ -65,7 +65,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     weights: Mapping[str, float],
     names: tuple[jax.Array, jax.Array],
-    temperature: float,
+    contrast: Mapping[str, float],
     spread: jax.Array | None = None,
     accumulate: int = 1,
 ) -> Callable[[State, dict, dict], tuple[State, dict]]:
@@ -99,7 +99,7 @@ def make_step(
         terms |= losses.alignment_terms(out, batch, model.image_grid)
         if NAMING & set(weights):
             vectors = model.apply({"params": params}, *names, method="names")
-            terms |= losses.name_terms(out, vectors, batch, temperature)
+            terms |= losses.name_terms(out, vectors, batch, **contrast)
         return {name: terms[name] for name in weights}, extra
 
     def objective(trainable, frozen, batch, items, key):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,11 +16,11 @@ import soundfile
 from PIL import Image
 
 from meerkat_jax.api import Meerkat
-from meerkat_jax.assemble import assemble
+from meerkat_jax.assemble import Assembly, assemble
 from meerkat_jax.data.open import DataSet, open_data
 from meerkat_jax.training import config as configs
 from meerkat_jax.training.checkpoints import Checkpoints
-from meerkat_jax.training.params import flatten, split, unflatten
+from meerkat_jax.training.params import flatten, merge, split, unflatten
 from tests.tiny import get_config
 
 STEP = 7
@@ -47,24 +49,28 @@ def made() -> Made:
     configs.write_config(workdir, config)
     data.tokenizer.save(workdir)
     assembly = assemble(config, data.tokenizer)
-    params = jax.jit(lambda: noisy(assembly.init(jax.random.key(config["seed"]))))()
+    params = invented(assembly, config)
     save(workdir, params, config["trainable"], data)
     return Made(workdir, cache, data, params)
 
 
-def noisy(params: dict) -> dict:
+def invented(assembly: Assembly, config: dict) -> dict:
     """Weights so large that answers differ from picture to picture and from word to word.
 
-    Statistics of the audio tower are not trained: a checkpoint does not hold them.
+    The frozen ones, which a checkpoint does not hold, are those of the config's seed.
     """
-    flat = flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(flat))
-    return unflatten(
-        {
-            path: x if "bn_" in path else x + 0.25 * jax.random.normal(key, x.shape)
-            for key, (path, x) in zip(keys, flat.items(), strict=True)
-        }
-    )
+
+    def fresh():
+        return split(assembly.init(jax.random.key(config["seed"])), config["trainable"])
+
+    rng, flat = np.random.default_rng(1), flatten(jax.eval_shape(fresh)["trainable"])
+    spread = {path: max(0.25, leaf.shape[-2:][0] ** -0.5) for path, leaf in flat.items()}
+    made = {
+        path: rng.normal(path.endswith("scale"), spread[path], leaf.shape).astype(leaf.dtype)
+        for path, leaf in flat.items()
+    }
+    frozen = jax.jit(lambda: fresh()["frozen"])()  # the compiler drops the rest
+    return merge(unflatten(made), frozen)
 
 
 def save(workdir: Path, params: dict, trainable, data: DataSet, **meta) -> None:
@@ -79,6 +85,14 @@ def save(workdir: Path, params: dict, trainable, data: DataSet, **meta) -> None:
 def model() -> Meerkat:
     """Loaded once per process, so that programs are compiled once."""
     return Meerkat.load(made().workdir)
+
+
+@contextlib.contextmanager
+def fast_compilation() -> Iterator[None]:
+    """Programs are compiled in a third of the time within, and run slower."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def picture(seed: int, side: int = 48) -> Image.Image:

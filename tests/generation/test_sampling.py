@@ -10,7 +10,7 @@ import pytest
 
 from meerkat_jax.data.tokenizer import MARKERS, Tokenizer
 from meerkat_jax.generation.sampling import Sampler, banned, bucket
-from tests.generation.made import made, model, picture, tone
+from tests.generation.made import fast_compilation, made, model, picture, tone
 
 N = 6
 PROMPTS = (
@@ -20,6 +20,12 @@ PROMPTS = (
     "Describe the clip.",
     "Is what you hear on the left, in the middle or on the right?",
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with fast_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +158,12 @@ def test_nearly_no_temperature_is_greedy(sampler, perceived, questions, greedy):
 
 def test_draws_follow_the_softmax_and_never_give_a_marker(perceived, questions, next_logits):
     """First tokens of 512 rows: frequencies within four standard errors, markers never."""
-    sampler, rows, temperature = Sampler(model().assembly, model().params, 1), 512, 0.7
+    sampler, rows, temperature = Sampler(model().assembly, model().params, 1), 512, 0.35
     found = sampler.answer(perceived, [0] * rows, questions[:1] * rows, temperature, range(rows))
     drawn = [row.ids[0] if row.ids else sampler.assembly.tokenizer.eos_id for row in found]
     logits = next_logits(0, list(questions[0])) / temperature
     chances = np.exp(logits - logits.max())
     chances /= chances.sum()
-    print(np.sort(chances)[-10:])
     assert chances.max() < 0.9
     counts = np.bincount(drawn, minlength=len(chances))
     errors = np.sqrt(rows * chances * (1 - chances))

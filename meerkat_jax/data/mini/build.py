@@ -33,7 +33,7 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 3  # raise it when scenes or questions change: old folders are then not reused
+VERSION = 4  # raise it when scenes or questions change: old folders are then not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,8 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
     """One scene as a record. Pure in its arguments; `parts` is what `instances` gives."""
     rng = compose.scene_generator(config.seed, split, index)
     aspect = {name: part.picture.shape[1] / part.picture.shape[0] for name, part in parts.items()}
-    draw = compose.plan_single if split == "names" else compose.plan_scene
+    single = split == "names"
+    draw = compose.plan_single if single else compose.plan_scene
     plan = draw(rng, sorted(parts), aspect)
     new = split == "augmentations"
     image, boxes = compose.render_picture(rng, plan, parts, new)
@@ -94,10 +95,10 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
         split=split,
         image=image,
         audio=audio,
-        questions=ask.ask(rng, plan, boxes, sorted(parts), split),
+        questions=() if single else ask.ask(rng, plan, boxes, sorted(parts), split),
         seen=plan.seen,
         heard=plan.heard,
-        boxes=tuple(box for box in boxes if box.label in plan.both),
+        boxes=() if single else tuple(box for box in boxes if box.label in plan.both),
         matched=bool(plan.both),
     )
 
@@ -235,6 +236,7 @@ def _shares(example: Example) -> Counter:
     counts = Counter(scenes=1, matched=example.matched)
     counts[f"objects/{len(example.seen)}"] += 1
     counts[f"sounds/{len(example.heard)}"] += 1
+    sounds = []
     for question in example.questions:
         kind = question.truth["kind"]
         counts[f"questions/{question.task}/{kind}"] += 1

@@ -40,7 +40,7 @@ class Plan:
     @property
     def seen(self) -> tuple[str, ...]:
         """Names of the pictured objects, alphabetical."""
-        return tuple(sorted(box.label for box in self.objects))
+        return tuple(sorted({box.label for box in self.objects}))
 
     @property
     def heard(self) -> tuple[str, ...]:
@@ -81,19 +81,22 @@ def plan_scene(rng: np.random.Generator, classes: Sequence[str], aspect: dict[st
 
 
 def plan_single(rng: np.random.Generator, classes: Sequence[str], aspect: dict[str, float]) -> Plan:
-    """One thing, large in the picture, and one sound for most of the clip, drawn apart.
+    """Many of one thing all over the picture, and one sound for most of the clip, drawn apart.
 
-    What CLIP and CLAP are pretrained on is of this kind: about one thing, and named as a whole.
+    What CLIP and CLAP are pretrained on is of this kind: about one thing, and named as a whole. The
+    things have the size that they have in scenes, so that what is learned of a patch stays true.
     """
-    seen, heard = rng.choice(sorted(classes), 2)
-    side = rng.uniform(0.35, 0.95)
-    w, h = min(side, side * aspect[seen]), min(side, side / aspect[seen])
-    x0, y0 = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
+    seen, heard = (str(name) for name in rng.choice(sorted(classes), 2))
+    boxes = []
+    for _ in range(int(rng.integers(3, 15))):
+        side = rng.uniform(0.26, 0.6)
+        w, h = min(side, side * aspect[seen]), min(side, side / aspect[seen])
+        x0, y0 = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
+        boxes.append(Box(seen, x0, y0, x0 + w, y0 + h))
     total = round(CLIP_SECONDS * 10)
     length = int(rng.integers(30, 91))
     start = int(rng.integers(0, total - length + 1))
-    sound = Segment(str(heard), start / 10, (start + length) / 10)
-    return Plan((Box(str(seen), x0, y0, x0 + w, y0 + h),), (sound,), "")
+    return Plan(tuple(boxes), (Segment(heard, start / 10, (start + length) / 10),), "")
 
 
 def _place(

@@ -1,0 +1,182 @@
+"""The repository keeps its own rules: small files, imports that go down, a README that is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "meerkat_jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = sorted({*MODULES, *ROOT.glob("experiments/**/*.py"), *ROOT.glob("tests/**/*.py")})
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+
+# Rooms from the top down: each may import those below it, and its own files.
+DOORS = ("train", "evaluate", "generate", "demo", "preflight", "inspect", "api")
+MIDDLE = ("training", "evaluation", "generation")
+LOWER = {"models", "alignment", "data", "errors"}
+BELOW = {
+    **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights"}),
+    **dict.fromkeys(MIDDLE, {*MIDDLE, *LOWER, "assemble"}),
+    "assemble": LOWER,  # a config's model, which doors build and what runs it names
+    "weights": {"weights", "models", "errors"},
+    "models": {"models", "alignment", "errors"},
+    "alignment": {"alignment", "models", "errors"},  # of models the layers alone, see below
+    "data": {"data", "errors"},
+    "errors": set(),
+    "__init__": {"api", "data", "generation"},  # what a user of the library imports
+}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names below meerkat_jax that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {dotted.split(".", 1)[1] for dotted in found if dotted.startswith("meerkat_jax.")}
+
+
+def outside(path: Path) -> set[str]:
+    """First names of all absolute imports of a file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+# ---- layout ----
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) <= 450
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_go_down(path):
+    inner = path.relative_to(PACKAGE)
+    room = inner.parts[0].removesuffix(".py")
+    for dotted in imports(path):
+        assert dotted.split(".")[0] in BELOW[room], f"{inner} imports meerkat_jax.{dotted}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "alignment").glob("*.py")), ids=name)
+def test_alignment_knows_of_models_the_layers_only(path):
+    others = {dotted for dotted in imports(path) if dotted.startswith("models.")}
+    assert all(dotted.startswith("models.layers") for dotted in others)
+
+
+@pytest.mark.parametrize(
+    ("room", "foreign"),
+    [
+        ("models", {"absl", "ml_collections", "json", "pathlib", "grain"}),
+        ("alignment", {"absl", "ml_collections", "json", "pathlib", "grain"}),
+        ("data", {"flax", "optax", "orbax", "absl", "ml_collections"}),
+    ],
+)
+def test_lower_rooms_know_nothing_of_configs_and_files(room, foreign):
+    for path in (PACKAGE / room).rglob("*.py"):
+        assert not outside(path) & foreign, path
+
+
+def test_nothing_is_evaluated_or_unpickled():
+    for path in MODULES:
+        assert not outside(path) & {"pickle", "marshal", "shelve", "dill"}, path
+        calls = (
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        )
+        names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+        assert not names & {"eval", "exec"}, path
+
+
+def test_every_room_says_what_it_is():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+# ---- what is promised ----
+
+
+def requirement_names(lines) -> set[str]:
+    names = (re.match(r"[A-Za-z0-9_.-]+", line) for line in lines if line and line[0] != "#")
+    return {found.group().lower().replace("_", "-") for found in names}
+
+
+def test_what_is_imported_is_required():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    runtime = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
+    testing = requirement_names(project["optional-dependencies"]["test"])
+    # where the name of the package is not that of the distribution
+    called = {"absl": "absl-py", "PIL": "pillow", "ott": "ott-jax", "orbax": "orbax-checkpoint"}
+    called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
+    ours = {"meerkat_jax", "tests"}
+    for path in SOURCES:
+        known = runtime | testing if "tests" in path.parts else runtime
+        for package in outside(path) - ours - sys.stdlib_module_names:
+            assert called.get(package, package).lower() in known, f"{path} imports {package}"
+
+
+def test_every_requirement_has_a_tested_version():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [line for line in lines if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line) for line in pinned)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
+    wanted |= requirement_names(project["optional-dependencies"]["test"])
+    assert not wanted - requirement_names(pinned)
+
+
+def commands(text: str) -> tuple[set[str], set[str]]:
+    """(make targets, modules) that a text names in its code."""
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+    return set(re.findall(r"\bmake ([a-z][a-z-]*)", code)), set(
+        re.findall(r"(?<!\w)(meerkat_jax\.[a-z]+)(?= -)", code)
+    )
+
+
+def test_commands_of_the_readme_exist():
+    targets, modules = commands((ROOT / "README.md").read_text())
+    assert {"demo", "test", "lint"} <= targets and "meerkat_jax.train" in modules
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets <= made
+    for module in modules:
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert 'if __name__ == "__main__":' in source
+
+
+def test_flags_of_the_readme_exist():
+    for line in (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines():
+        for module, rest in re.findall(r"meerkat_jax\.([a-z]+)((?: +\[?--\w+[^`]*)?)", line):
+            known = (PACKAGE / f"{module}.py").read_text() if rest else ""
+            for flag in re.findall(r"--(\w+)", rest):
+                assert f'"{flag}"' in known, f"meerkat_jax.{module} has no flag --{flag}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert "://" in target or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "path", [*SOURCES, *TEXTS, ROOT / "Makefile", ROOT / ".ci" / "run"], ids=name
+)
+def test_no_path_of_one_machine(path):
+    places = "|".join(("work", "tmp", "root", "home/[a-z]+", "opt"))  # not written as such here
+    assert not re.search(rf"(?<![\w~.>}}/-])/(?:{places})/\w", path.read_text())
