@@ -3,7 +3,7 @@
     python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
 
 `mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 15
-minutes, under 6 GiB of memory; a model of about 3 M parameters that answers on scenes of 40 classes.
+minutes, under 6 GiB of memory; a model of 2.5 M parameters that answers on scenes of 40 classes.
 
 What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in the work directory.
 """
@@ -74,8 +74,8 @@ def mini() -> dict:
         "batch": 16,
         "accumulate": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        # Towers that start from nothing first learn the names of what they see and hear, as CLIP and
-        # CLAP did (no boxes, no times); then everything learns to answer.
+        # Towers that start from nothing first learn the names of what they see and hear, as CLIP
+        # and CLAP did (no boxes, no times); then everything learns to answer.
         "phases": [
             {
                 "name": "names",

@@ -14,6 +14,7 @@ Whatever of that an answer rests on stands in its `notes`.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -25,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 import soundfile
+from absl import logging
 from PIL import Image
 
 from meerkat_jax.assemble import Assembly, assemble
@@ -97,8 +99,9 @@ class Meerkat:
             ) from error
         key = jax.random.key(seed)
         halves = jax.eval_shape(lambda key: split(assembly.init(key), trainable), key)
-        with Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
-            expect = {"tokenizer": tokenizer.sha256}
+        expect = {"tokenizer": tokenizer.sha256}
+        # Orbax warns that a folder is opened for reading only, which is what is wanted.
+        with _quiet(), Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
             learned, meta = checkpoints.restore_params(halves["trainable"], expect)
         frozen = {}
         if jax.tree.leaves(halves["frozen"]):
@@ -252,6 +255,16 @@ class Meerkat:
         if len(ids) > MAX_PROMPT:
             raise UserError(f"the prompt has {len(ids)} tokens; expected at most {MAX_PROMPT}")
         return ids
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def cache_programs(folder: Path) -> None:

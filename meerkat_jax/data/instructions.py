@@ -4,11 +4,11 @@ Train and test paraphrases are disjoint sets. A test paraphrase uses only words 
 paraphrase uses too, because a language model made from scratch knows no others.
 
 Fact checks and yes/no questions are answered with the evidence first and the verdict last ("I see a
-bee. I hear a dog: False."). The verdict is then a comparison of words that are already written; asked
-for the verdict first, a small model has to compare picture and sound before it has named either, and
-stays at chance (docs/decisions.md has the figures).
+bee. I hear a dog: False."). The verdict is then a comparison of words that are already written.
+Asked for the verdict first, a small model has to compare picture and sound before it has named
+either, and stays at chance (docs/decisions.md).
 
-Source: the paper's task figure (ARIG asks for a category and a box in 0..1); task list in section 4.
+Source: the paper's task figure (ARIG asks for a category and a box in 0..1); its list of tasks.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             f"Between {{start}} and {{end}} what is in {{box}} makes a sound. {FACT_FORM}",
             f"Check: the box {{box}} is heard from {{start}} to {{end}}. {FACT_FORM}",
             f"From {{start}} to {{end}} you hear what is in {{box}}. {FACT_FORM}",
-            f"Between {{start}} and {{end}} the sound is made by the object in {{box}}. {FACT_FORM}",
+            f"Between {{start}} and {{end}} the object in {{box}} makes the sound. {FACT_FORM}",
         ),
         "test": (
             f"From {{start}} to {{end}} the object in {{box}} makes a sound. {FACT_FORM}",
@@ -183,7 +183,7 @@ NUMBER_WORDS = ("no", "one", "two", "three", "four", "five")
 
 
 def instruction(kind: str, split: str, choice: int, **fields: str) -> str:
-    """Fill the paraphrase `choice` (any integer; taken modulo their number) of `kind` in `split`."""
+    """Fill the paraphrase `choice` (modulo their number) of `kind` in `split`."""
     paraphrases = TEMPLATES[kind]["train" if split == "train" else "test"]
     return paraphrases[choice % len(paraphrases)].format(**fields)
 

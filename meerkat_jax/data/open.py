@@ -65,7 +65,7 @@ def open_folder(data: Mapping, cache: Path) -> Path:
 
 
 def words(folder: Path) -> Iterator[str]:
-    """Texts with every word that is used: templates, and the text of evenly spaced train records."""
+    """Texts with every word in use: templates, and the text of evenly spaced train records."""
     for paraphrases in instructions.TEMPLATES.values():
         for text in (text for split in paraphrases.values() for text in split):
             yield re.sub(r"\{\w+\}", "", text)

@@ -29,9 +29,7 @@ from meerkat_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Static shapes of a batch: picture side, clip length, questions per pair, tokens per question
-    with its answer (`length`) and of the answer alone (`answer`).
-    """
+    """Static shapes of a batch; `length` counts question and answer, `answer` it alone."""
 
     image_size: int
     sample_rate: int

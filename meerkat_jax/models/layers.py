@@ -1,7 +1,7 @@
 """Layers that the towers and the language model share: Dense with LoRA, RMSNorm, attention.
 
-LoRA (Hu et al. 2021, eq. 3) lives inside `Dense`, so a model is adapted by its configuration and its
-parameter tree keeps its shape: `kernel` and `bias` as published, `lora_a` and `lora_b` beside them.
+LoRA (Hu et al. 2021, eq. 3) lives inside `Dense`, so a model is adapted by its configuration and
+its parameter tree keeps its shape: `kernel` and `bias` as published, `lora_a`, `lora_b` beside them.
 
 Letters: B batch, S sequence, D width, H heads, K key-value heads, Q query places, R LoRA rank.
 """
@@ -20,7 +20,7 @@ NEGATIVE = -1e30  # finite, so that a row with nothing to attend to gives a mean
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What to adapt: `targets` are names of Dense layers ("q", "k", "v", "o", "gate", "up", "down")."""
+    """What to adapt: `targets` name Dense layers ("q", "k", "v", "o", "gate", "up", "down")."""
 
     rank: int = 32
     alpha: float = 32.0
@@ -81,7 +81,7 @@ class RMSNorm(nn.Module):
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Scaled dot-product attention; grouped queries when K < H (query head h reads head h // (H/K)).
+    """Scaled dot-product attention; grouped queries when K < H (head h reads head h // (H/K)).
 
     q float[B, Q, H, D], k and v float[B, S, K, D], mask bool[B or 1, Q, S] (True: may attend) ->
     (values float[B, Q, H, D], weights float32[B, H, Q, S] that sum to 1 over S).

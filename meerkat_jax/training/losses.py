@@ -27,8 +27,8 @@ def spread_targets(
 ) -> np.ndarray | None:
     """Soft targets float32[C, C] for tokens that are numbers: row i is the target for token i.
 
-    A number's neighbours on its scale get a Gaussian share of width `coordinate` (of the picture) or
-    `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Rows of other tokens are one-hot. None
+    A number's neighbours on its scale get a Gaussian share of width `coordinate` (of the picture)
+    or `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Other rows are one-hot. None
     when both widths are 0 or no token is a number (a tokenizer that spells numbers in digits).
     """
     count = len(next(iter(values.values())))
@@ -59,7 +59,7 @@ def answer_places(targets: jax.Array, length: int) -> tuple[jax.Array, jax.Array
     """Where the answers are predicted, so that logits are made there only.
 
     targets float[B, Q, T], 1 on the (contiguous) answer -> places int[B, Q, length], from the token
-    before the answer on, and float[B, Q, length], 1 where the token after the place is to be answered.
+    before the answer on, and float[B, Q, length], 1 where the token after the place is an answer's.
     """
     last = targets.shape[-1] - 2
     start = jnp.maximum(targets.argmax(axis=-1) - 1, 0)
@@ -96,7 +96,7 @@ def total(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:
 
 
 def alignment_terms(out, batch, grid) -> dict[str, jax.Array]:
-    """Sums over the batch of AVOpT's distance (matched pairs) and AVACE's in-box loss (boxed ones)."""
+    """Sums of AVOpT's distance over matched pairs and of AVACE's in-box loss over boxed ones."""
     coverage = box_coverage(batch["boxes"], grid)
     boxed = (coverage > 0).any(axis=-1)
     outside = in_box_loss(out["attention"], coverage)

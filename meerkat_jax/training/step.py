@@ -1,10 +1,11 @@
 """One training step: gradients of the trainable tree, accumulated over microbatches, one update.
 
 Only the trainable tree meets `grad` and the optimizer; the frozen one is an argument. A phase says
-by its weights which loss terms there are, so one step function serves them all. The arrays of a batch:
+by its weights which loss terms there are: one step function serves them all. A batch holds
 
-    image uint8[B, H, W, 3]  audio float32[B, samples]  tokens int32[B, Q, T]  targets float32[B, Q, T]
-    boxes float32[B, N, 4]   matched bool[B]            seen int32[B, M]       heard int32[B, M]
+    image uint8[B, H, W, 3]  audio float32[B, samples]  tokens int32[B, Q, T]
+    boxes float32[B, N, 4]   matched bool[B]            targets float32[B, Q, T]
+    seen int32[B, M]         heard int32[B, M]          (class indices, -1 padding)
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config["clip_norm"]),
         optax.adamw(
-            schedule, b2=config.get("b2", 0.98), weight_decay=config["weight_decay"],
+            schedule,
+            b2=config.get("b2", 0.98),
+            weight_decay=config["weight_decay"],
             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
         ),
     )

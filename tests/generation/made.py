@@ -64,9 +64,8 @@ def invented(assembly: Assembly, config: dict) -> dict:
         return split(assembly.init(jax.random.key(config["seed"])), config["trainable"])
 
     rng, flat = np.random.default_rng(1), flatten(jax.eval_shape(fresh)["trainable"])
-    spread = {path: max(0.25, leaf.shape[-2:][0] ** -0.5) for path, leaf in flat.items()}
     made = {
-        path: rng.normal(path.endswith("scale"), spread[path], leaf.shape).astype(leaf.dtype)
+        path: rng.normal(path.endswith("scale"), 0.25, leaf.shape).astype(leaf.dtype)
         for path, leaf in flat.items()
     }
     frozen = jax.jit(lambda: fresh()["frozen"])()  # the compiler drops the rest
@@ -110,7 +109,9 @@ def png(seed: int) -> bytes:
 
 def tone(hertz: float, seconds: float = 2.0, rate: int = 16000) -> np.ndarray:
     """float32[samples]."""
-    return 0.3 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate, dtype="float32")
+    return 0.3 * np.sin(
+        2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate, dtype="float32"
+    )
 
 
 def wav(samples: np.ndarray, rate: int = 16000, subtype: str = "PCM_16") -> bytes:
