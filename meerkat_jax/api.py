@@ -44,7 +44,7 @@ ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image | None
 AudioLike = str | os.PathLike | bytes | tuple[np.ndarray, int] | None
 
 MAX_PROMPT = 1024  # tokens
-ROWS = 192  # questions that are answered side by side
+ROWS = 64  # questions that are answered side by side
 GREY = 128
 
 
@@ -167,46 +167,69 @@ class Meerkat:
         """
         if not 0 <= temperature < float("inf"):
             raise UserError(f"temperature is {temperature}; expected 0 (greedy) or above")
+        for pairs in self._ahead(asked, batch):
+            perceived = self._perceive(pairs)
+            found = iter(self._answer(pairs, perceived, temperature))
+            seen = self._views(pairs, perceived) if views else [None] * len(pairs)
+            for pair, view in zip(pairs, seen, strict=True):
+                yield [self._read(ids, next(found), pair.notes, view) for ids in pair.questions]
+
+    def look(self, asked: Iterable[Asked], batch: int = 16) -> Iterator[View]:
+        """What the model sees and hears of each pair, without answering."""
+        for pairs in self._ahead(asked, batch):
+            yield from self._views(pairs, self._perceive(pairs))
+
+    def _ahead(self, asked: Iterable[Asked], batch: int) -> Iterator[list[_Loaded]]:
+        """Decoded batches; while one is worked on, the next is decoded."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = None
             for chunk in itertools.chain(_chunks(asked, batch), [None]):
                 loading = chunk and pool.submit(lambda pairs: [*map(self._load, pairs)], chunk)
                 if waiting is not None:
-                    yield from self._answer(waiting.result(), temperature, views)
+                    yield waiting.result()
                 waiting = loading
 
-    def _answer(
-        self, pairs: list[_Loaded], temperature: float, views: bool
-    ) -> Iterator[list[Answer]]:
-        perceived = self.sampler.perceive(
-            np.stack([pair.image for pair in pairs]), np.stack([pair.audio for pair in pairs])
-        )
-        owners = [b for b, pair in enumerate(pairs) for _ in pair.questions]
-        questions = [ids for pair in pairs for ids in pair.questions]
-        seeds = [seed for pair in pairs for seed in pair.seeds]
-        found: list[Generated] = []
-        for start in range(0, len(owners), ROWS):
-            some = slice(start, start + ROWS)
-            found += self.sampler.answer(
-                perceived, owners[some], questions[some], temperature, seeds[some]
-            )
-        kept = {key: perceived[key] for key in ("mel", "attention", "plan")} if views else {}
-        kept = jax.device_get(kept)
-        rest = iter(found)
-        for b, pair in enumerate(pairs):
-            view = self._view(pair.image, {key: x[b] for key, x in kept.items()}) if kept else None
-            yield [self._read(ids, next(rest), pair.notes, view) for ids in pair.questions]
+    def _perceive(self, pairs: list[_Loaded]) -> dict[str, jax.Array]:
+        images, sounds = [pair.image for pair in pairs], [pair.audio for pair in pairs]
+        return self.sampler.perceive(np.stack(images), np.stack(sounds))
 
-    def _view(self, image: np.ndarray, kept: dict[str, np.ndarray]) -> View:
+    def _answer(
+        self, pairs: list[_Loaded], perceived: dict[str, jax.Array], temperature: float
+    ) -> list[Generated]:
+        """The pairs' questions in their order.
+
+        Questions that end alike ask for one form of answer, of one length: answered side by side,
+        no row waits long for another.
+        """
+        rows = [
+            (b, ids, seed)
+            for b, pair in enumerate(pairs)
+            for ids, seed in zip(pair.questions, pair.seeds, strict=True)
+        ]
+        order = sorted(range(len(rows)), key=lambda row: rows[row][1][::-1])
+        found: dict[int, Generated] = {}
+        for some in _chunks(order, ROWS):
+            owners, questions, seeds = zip(*(rows[row] for row in some), strict=True)
+            answers = self.sampler.answer(perceived, owners, questions, temperature, seeds)
+            found |= zip(some, answers, strict=True)
+        return [found[row] for row in range(len(rows))]
+
+    def _views(self, pairs: list[_Loaded], perceived: dict[str, jax.Array]) -> list[View]:
         model = self.assembly.model
-        return View(
-            image=image,
-            logmel=kept["mel"],
-            attention=kept["attention"].reshape(model.image_grid),
-            plan=kept["plan"],
-            grid=(*model.image_grid, *model.audio_tower.grid),
-            seconds=self.seconds,
+        mel, attention, plan = jax.device_get(
+            [perceived[key] for key in ("mel", "attention", "plan")]
         )
+        return [
+            View(
+                image=pair.image,
+                logmel=mel[b],
+                attention=attention[b].reshape(model.image_grid),
+                plan=plan[b],
+                grid=(*model.image_grid, *model.audio_tower.grid),
+                seconds=self.seconds,
+            )
+            for b, pair in enumerate(pairs)
+        ]
 
     def _read(
         self, question: list[int], found: Generated, notes: tuple[str, ...], view: View | None
@@ -274,7 +297,7 @@ def cache_programs(folder: Path) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _chunks(items: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     items = iter(items)
     while chunk := list(itertools.islice(items, size)):
         yield chunk

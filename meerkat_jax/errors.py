@@ -17,11 +17,15 @@ class UserError(ValueError):
 
 
 def construct(kind: Callable, fields: Mapping[str, Any], where: str) -> Any:
-    """`kind(**fields)`; UserError for a field that it does not have, naming the nearest one.
+    """`kind(**fields)`; UserError for a field that is missing, or unknown: naming the nearest one.
 
     `where` is the place in the config that the fields come from, as in "model.image".
     """
-    known = [name for name in inspect.signature(kind).parameters if name not in ("parent", "name")]
+    taken = inspect.signature(kind).parameters
+    known = [name for name in taken if name not in ("parent", "name")]  # Flax adds these two
+    for key in known:
+        if key not in fields and taken[key].default is inspect.Parameter.empty:
+            raise UserError(f"config key {where}.{key} is missing; give it a value")
     for key in fields:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)

@@ -84,7 +84,7 @@ def evaluate(
     examples = [
         shown
         for split in splits
-        for shown in show(model, folder, choose([a for a in answered if a.split == split]))
+        for shown in show(model, folder, choose([a for a in answered if a.split == split]), batch)
     ]
     write_report(
         out / "report.html",
@@ -199,7 +199,7 @@ def choose(answered: Sequence[Answered], most: int = SHOWN_PER_SPLIT) -> list[An
     return chosen
 
 
-def show(model: Meerkat, folder: Path, chosen: Sequence[Answered]) -> list[Shown]:
+def show(model: Meerkat, folder: Path, chosen: Sequence[Answered], batch: int = 16) -> list[Shown]:
     """The chosen answers with what is drawn of them: picture, spectrogram, attention, plan."""
     if not chosen:
         return []
@@ -211,11 +211,8 @@ def show(model: Meerkat, folder: Path, chosen: Sequence[Answered]) -> list[Shown
             scenes[example.id] = example
         if len(scenes) == len(wanted):
             break
-    asked = [
-        Asked(scenes[r.example_id].image, scenes[r.example_id].audio, [r.question.instruction])
-        for r in chosen
-    ]
-    views = [answers[0].view for answers in model.stream(asked)]
+    pairs = [scenes[record.example_id] for record in chosen]
+    views = model.look([Asked(pair.image, pair.audio, []) for pair in pairs], batch)
     return [
         Shown(
             answered=record,

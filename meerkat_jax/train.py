@@ -197,7 +197,9 @@ def check(config: dict) -> None:
         if key not in config or not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"config.{key} is {config.get(key)!r}; expected a whole number above 0")
     if config["batch"] % config["accumulate"]:
-        raise UserError(f"batch={config['batch']} is no multiple of {config['accumulate']=}")
+        raise UserError(
+            f"batch={config['batch']} is no multiple of accumulate={config['accumulate']}"
+        )
     if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
         raise UserError("config.phases: expected at least one phase, each of at least one step")
 

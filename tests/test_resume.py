@@ -83,7 +83,7 @@ def until_save_begins(process, folder, above):
 
 @pytest.fixture(scope="module")
 def killed(finished, cache, tmp_path_factory):
-    """A work directory whose run was killed three times, stopped and ended; steps it went on from."""
+    """A work directory whose run was killed three times, and the steps at which it went on."""
     workdir = tmp_path_factory.mktemp("killed") / "run"
     folder, starts = workdir / "checkpoints", []
 

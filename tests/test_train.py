@@ -106,15 +106,15 @@ def test_output_tells_how_far_it_is_and_what_comes_next(finished):
     "flags, parts",
     [
         ([], ["is not empty", "--resume", "--overwrite"]),
-        (["--resume", "--overwrite"], ["exclude each other"]),
-        (["--resume", "--config.batch=4"], ["batch: 2 then, 4 now"]),
-        (["--resume", "--config.phases[1].steps=9"], ["phases[1].steps: 5 then, 9 now"]),
+        (
+            ["--resume", "--config.batch=4", "--config.phases[1].steps=9"],
+            ["batch: 2 then, 4 now", "phases[1].steps: 5 then, 9 now"],
+        ),
         (["--resume", "--config.bach=4"], ["--config.bach", "did you mean --config.batch?"]),
-        (["--resume", "--config.log_every=0"], ["log_every", "above 0"]),
-        (["--resume", "--config.accumulate=3"], ["batch=2", "3"]),
+        (["--resume", "--config.accumulate=3"], ["batch=2", "accumulate=3"]),
         (["--resume", "--data_dir=/proc/nowhere"], ["/proc/nowhere", "--data_dir"]),
     ],
-    ids=["exists", "both", "batch", "phase", "typo", "zero", "accumulate", "cache"],
+    ids=["exists", "changed", "typo", "accumulate", "cache"],
 )
 def test_refusals_name_the_thing_and_keep_the_run(finished, train, flags, parts):
     before = (finished / "metrics.jsonl").read_bytes(), (finished / "config.json").read_bytes()
@@ -127,12 +127,8 @@ def test_refusals_name_the_thing_and_keep_the_run(finished, train, flags, parts)
     )
 
 
-@pytest.mark.parametrize("missing", ["config", "workdir"])
-def test_missing_flag(door, tmp_path, missing):
-    given = {"config": tiny.__file__, "workdir": tmp_path / "run"}
-    said = refusal(door("train", *(f"--{k}={v}" for k, v in given.items() if k != missing)))
-    assert f"missing --{missing}" in said
-    assert not (tmp_path / "run").exists()
+def test_missing_flags(door):
+    assert "missing --config and --workdir" in refusal(door("train"))
 
 
 @pytest.mark.parametrize(
@@ -141,12 +137,11 @@ def test_missing_flag(door, tmp_path, missing):
         ('config.model.image.widht = 8', ["model.image.widht", "model.image.width"]),
         ('config.data.mini.tran = 8', ["data.mini.tran", "data.mini.train"]),
         ('config.data.kind = "maxi"', ["maxi", "mini"]),
-        ('config.data.mini.classes = 3', ["data.mini.classes=3"]),
         ('config.phases[0]["weights"] = {"avot": 1.0}', ["avot", "avopt"]),
         ('config.trainable = ("lora_a$",)', ["lora_a$"]),
         ('del config.log_every', ["log_every"]),
     ],
-    ids=["model", "data", "kind", "classes", "term", "trainable", "missing"],
+    ids=["model", "data", "kind", "term", "trainable", "missing"],
 )  # fmt: skip
 def test_faults_in_a_config_file(door, tmp_path, change, parts):
     file = tmp_path / "mine.py"

@@ -53,6 +53,7 @@ class Sampler:
         """`max_new` is N, the most tokens of an answer."""
         self.assembly, self.params, self.max_new = assembly, params, max_new
         self._banned = banned(assembly.tokenizer)
+        self._sizes: dict[str, set[int]] = {"pairs": set(), "rows": set()}
         self._perceive = jax.jit(functools.partial(_perceive, assembly))
         self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
 
@@ -62,7 +63,7 @@ class Sampler:
         Returns what `Meerkat.perceive` gives and `mel` float[B, F, mels] in dB, on the device; B is
         rounded up to its bucket.
         """
-        size = bucket(len(image))
+        size = self._size("pairs", len(image))
         batch = {"image": _padded(image, size), "audio": _padded(audio, size)}
         return self._perceive(self.params, batch)
 
@@ -80,7 +81,7 @@ class Sampler:
         """
         if not questions:
             return []
-        rows = bucket(len(questions))
+        rows = self._size("rows", len(questions))
         longest = max(map(len, questions))
         tokens = np.full(
             (rows, -(-longest // QUESTION_STEP) * QUESTION_STEP), self.assembly.tokenizer.pad_id
@@ -107,6 +108,13 @@ class Sampler:
         texts, ends = jax.device_get(found)
         cut = [self._cut(ids) for ids in texts[: len(questions)]]
         return [Generated(ids, bool(e)) for ids, e in zip(cut, ends, strict=False)]
+
+    def _size(self, what: str, count: int) -> int:
+        """The size that `count` is padded to: one that was used before, if not too much larger."""
+        used = [size for size in self._sizes[what] if count <= size <= 2 * count]
+        size = min(used, default=bucket(count))
+        self._sizes[what].add(size)
+        return size
 
     def _cut(self, ids: np.ndarray) -> tuple[int, ...]:
         """The ids before the end token."""

@@ -95,7 +95,8 @@ class Meerkat(nn.Module):
         pixels float[B, H, W, 3] normalised; mel float[B, F, mels] in dB (or [B, 4, F, mels] with
         longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected,
         before places), attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A,
-        V], distance float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (towers).
+        V], distance float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (towers);
+        image_alone and audio_alone: connected without AVACE, so that neither knows of the other.
         """
         image = self.image_tower(pixels)["tokens"]
         audio = self.audio_tower(mel, longer)["tokens"]
@@ -110,6 +111,8 @@ class Meerkat(nn.Module):
             "map": exchange["map"],
             "image": self.image_connector(exchange["image"]),
             "audio": self.audio_connector(exchange["audio"]),
+            "image_alone": self.image_connector(image),
+            "audio_alone": self.audio_connector(audio),
         }
 
     def embed_prefix(self, image: jax.Array, audio: jax.Array) -> jax.Array:

@@ -112,8 +112,9 @@ def name_terms(out, names, batch, temperature: float, sharpness: float) -> dict[
     names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is.
     """
     terms = {}
-    for term, tokens, key in (("image_names", "image", "seen"), ("audio_names", "audio", "heard")):
+    for kind, key in (("image", "seen"), ("audio", "heard")):
         here = present(batch[key], len(names))
-        result = name_contrast(out[tokens], names, here, temperature, sharpness=sharpness)
-        terms[term] = result["loss"] * here.sum()
+        # not the tokens behind AVACE: what is heard would give away what is seen
+        result = name_contrast(out[f"{kind}_alone"], names, here, temperature, sharpness=sharpness)
+        terms[f"{kind}_names"] = result["loss"] * here.sum()
     return terms

@@ -103,6 +103,7 @@ def make_step(
         if NAMING & set(weights):
             vectors = model.apply({"params": params}, *names, method="names")
             terms |= losses.name_terms(out, vectors, batch, **contrast)
+        # The compiler drops what nobody reads: a phase of names runs no decoder.
         return {name: terms[name] for name in weights}, extra
 
     def objective(trainable, frozen, batch, items, key):

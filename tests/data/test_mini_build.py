@@ -22,9 +22,14 @@ from meerkat_jax.data.text import check_response
 from meerkat_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-CONFIG = MiniConfig(
-    media="procedural", classes=8, train=30, compositions=12, augmentations=6, instances=6
-)
+
+
+def procedural(**counts: int) -> MiniConfig:
+    """So many scenes of the splits that are named, none of the others."""
+    return MiniConfig("procedural", classes=8, **dict.fromkeys(compose.SPLITS, 0) | counts)
+
+
+CONFIG = procedural(train=30, compositions=12, augmentations=6, instances=6, names=9)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +74,17 @@ def test_examples_are_whole(folder):
     for split in compose.SPLITS:
         for example in open_split(folder, split):
             assert example.matched == bool(set(example.seen) & set(example.heard))
-            assert {box.label for box in example.boxes} == set(example.seen) & set(example.heard)
+            if example.questions:
+                both = set(example.seen) & set(example.heard)
+                assert {box.label for box in example.boxes} == both
             for question in example.questions:
                 check_response(question)
+
+
+def test_scenes_for_names_show_one_thing_and_ask_nothing(folder):
+    for example in open_split(folder, "names"):
+        assert len(example.seen) == len(example.heard) == 1
+        assert not example.questions and not example.boxes
 
 
 def test_no_scene_occurs_in_two_splits(folder):
@@ -103,13 +116,11 @@ def test_a_second_build_reuses_the_folder_and_other_settings_do_not(folder, caps
     before = folder.stat().st_mtime_ns
     assert build(CONFIG, folder.parent) == folder
     assert "reusing" in capsys.readouterr().out and folder.stat().st_mtime_ns == before
-    fewer = dataclasses.replace(CONFIG, train=2, compositions=2, augmentations=0, instances=0)
+    fewer = procedural(train=2, compositions=2)
     other = build(fewer, folder.parent, workers=1)
     assert other != folder
-    assert {path.name.split("-")[0] for path in other.glob("*.array_record")} == {
-        "train",
-        "compositions",
-    }
+    splits = {path.name.split("-")[0] for path in other.glob("*.array_record")}
+    assert splits == {"train", "compositions"}
 
 
 def test_it_says_how_far_it_is(monkeypatch, capsys):
@@ -131,17 +142,16 @@ def test_a_number_of_classes_that_there_is_not(media, count):
 
 BUILD = """
 import sys
-from meerkat_jax.data.mini.build import MiniConfig, build
+from tests.data.test_mini_build import build, procedural
 if __name__ == "__main__":
-    build(MiniConfig(media="procedural", classes=8, train=int(sys.argv[2]), compositions=4,
-                     augmentations=0, instances=0), sys.argv[1], workers=1)
+    build(procedural(train=100000), sys.argv[1], workers=1)
 """
 
 
 def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path):
     script = tmp_path / "render.py"
     script.write_text(BUILD)
-    command = [sys.executable, script, tmp_path / "cache", "100000"]
+    command = [sys.executable, script, tmp_path / "cache"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment) as process:
         try:
@@ -176,7 +186,7 @@ def wait_for(condition, process=None, seconds=300.0):
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
-    config = dataclasses.replace(CONFIG, train=2, compositions=0, augmentations=0, instances=0)
+    config = procedural(train=2)
     folder = build(config, tmp_path, workers=1)
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir()
@@ -188,7 +198,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 
 
 def test_a_worker_that_is_killed_is_one_clear_error(tmp_path):
-    config = dataclasses.replace(CONFIG, train=100000)
+    config = procedural(train=100000)
 
     def kill() -> None:
         wait_for(lambda: list(tmp_path.glob("*.partial/*")))  # it is at work
@@ -228,7 +238,7 @@ def test_the_manifest_is_written_last(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    config = dataclasses.replace(CONFIG, train=2, compositions=0, augmentations=0, instances=0)
+    config = procedural(train=2)
     with pytest.raises(OSError, match="No space"):
         build(config, tmp_path, workers=1)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from meerkat_jax.data.example import Box, Example, Question
+from meerkat_jax.data.example import TASKS, Box, Example, Question
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.build import MiniConfig, build
+from meerkat_jax.data.mini.compose import SPLITS
 from meerkat_jax.data.pipeline import (
     Encode,
     Shapes,
@@ -25,7 +26,8 @@ from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
 
-CONFIG = MiniConfig("procedural", classes=6, train=12, compositions=7, augmentations=0, instances=0)
+COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 12, "compositions": 7, "names": 4}
+CONFIG = MiniConfig("procedural", classes=6, **COUNTS)
 SHAPES = Shapes(image_size=32, sample_rate=16000, seconds=10.0, questions=3, length=64, answer=40)
 BATCH = 4
 
@@ -62,7 +64,7 @@ def first(batches, count=7):
 
 @pytest.fixture(scope="module")
 def reference(folder, encode):
-    return first(train_batches(folder, encode, BATCH, seed=1))
+    return first(train_batches(folder, "train", encode, BATCH, seed=1))
 
 
 def same(a: list[dict], b: list[dict]) -> bool:
@@ -77,7 +79,7 @@ def same(a: list[dict], b: list[dict]) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_order_does_not_depend_on_the_number_of_workers(folder, encode, reference, workers):
-    found = first(train_batches(folder, encode, BATCH, seed=1, workers=workers))
+    found = first(train_batches(folder, "train", encode, BATCH, seed=1, workers=workers))
     assert same(found, reference)
 
 
@@ -87,12 +89,12 @@ def test_beginning_later_goes_on_where_an_earlier_run_ended(
 ):
     """Also behind the end of the first epoch; questions drawn and all."""
     left = len(reference) - start // BATCH
-    found = first(train_batches(folder, encode, BATCH, 1, start, workers), left)
+    found = first(train_batches(folder, "train", encode, BATCH, 1, start, workers), left)
     assert same(found, reference[start // BATCH :])
 
 
 def test_another_seed_gives_another_order(folder, encode, reference):
-    assert not same(first(train_batches(folder, encode, BATCH, seed=2)), reference)
+    assert not same(first(train_batches(folder, "train", encode, BATCH, seed=2)), reference)
 
 
 def test_an_epoch_holds_every_scene_once_and_the_next_is_shuffled_anew(folder, encode, reference):
@@ -175,6 +177,18 @@ def test_few_questions_leave_rows_without_targets(encode, folder, tokenizer):
     assert (row["tokens"][1:] == tokenizer.pad_id).all()
 
 
+def test_weights_that_leave_no_question_are_an_error(encode, folder):
+    nothing = Encode(SHAPES, encode.prompt, (), dict.fromkeys(TASKS, 0.0))
+    with pytest.raises(UserError, match="mini-train-000000: no question left"):
+        nothing.choose(open_split(folder, "train")[0], np.random.default_rng(0))
+
+
+def test_scenes_that_are_only_named_have_batches_too(folder, encode):
+    (batch,) = first(train_batches(folder, "names", encode, BATCH, seed=1), 1)
+    assert not batch["targets"].any() and not batch["boxes"].any()
+    assert (batch["seen"] >= 0).sum() == (batch["heard"] >= 0).sum() == BATCH
+
+
 def test_names_that_are_no_classes_are_left_out(encode, folder):
     example = dataclasses.replace(open_split(folder, "train")[0], seen=("nobody",))
     assert (encode.random_map(example, np.random.default_rng(0))["seen"] == -1).all()
@@ -199,7 +213,6 @@ def test_a_folder_that_is_no_data_set(tmp_path):
     ("change", "message"),
     [
         (lambda e: {"boxes": (Box("dog", 0, 0, 1, 1),) * 5}, "5 of them, .* room for 4"),
-        (lambda e: {"questions": ()}, "no question left"),
         (lambda e: {"image": e.image[:50]}, "mini-train-000000"),
         (lambda e: {"audio": b"RIFF"}, "mini-train-000000"),
         (
@@ -208,7 +221,7 @@ def test_a_folder_that_is_no_data_set(tmp_path):
         ),
         (lambda e: {"questions": (Question("avc", "Say.", "dog " * 50),)}, "raise the length"),
     ],
-    ids=["boxes", "questions", "picture", "sound", "answer", "length"],
+    ids=["boxes", "picture", "sound", "answer", "length"],
 )
 def test_a_bad_record_is_named(encode, folder, change, message):
     example: Example = open_split(folder, "train")[0]

@@ -1,4 +1,4 @@
-"""A work directory as training leaves it, without the training: random weights, procedural media."""
+"""A work directory as training leaves it, but untrained: random weights, procedural media."""
 
 from __future__ import annotations
 

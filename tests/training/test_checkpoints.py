@@ -302,3 +302,14 @@ def test_restores_onto_another_mesh_and_onto_one_device(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert bits(restore(tmp_path)[0]) == bits(make_state(5))
+
+
+def test_a_step_that_is_set_aside_is_kept_but_not_taken(tmp_path):
+    save(tmp_path, 1, 2)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.set_aside(2)
+        checkpoints.set_aside(7)  # a step that was never saved
+        assert checkpoints.latest() == 1
+        assert checkpoints.restore(abstract(make_state(0)))[2]["step"] == 1
+        assert checkpoints.save(2, make_state(2), {}, META, wait=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "damaged-2"}

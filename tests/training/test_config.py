@@ -215,3 +215,33 @@ def test_versions_name_what_ran(tmp_path):
     assert json.loads((tmp_path / "versions.json").read_text()) == found
     assert found["packages"]["jax"] == jax.__version__
     assert found["devices"]["count"] == jax.device_count()
+
+
+# Resumed runs ------------------------------------------------------------------------------------
+
+BEGUN = {"batch": 16, "mesh": {"data": -1}, "phases": [{"name": "a", "steps": 3}], "log_every": 20}
+
+
+def test_a_run_goes_on_with_its_own_config():
+    configs.refuse_changes(BEGUN, ConfigDict(BEGUN), free=())
+
+
+def test_free_keys_may_change():
+    now = BEGUN | {"log_every": 5, "mesh": {"data": 2}}
+    configs.refuse_changes(BEGUN, now, free=("log_every", "mesh.data"))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"batch": 8}, "batch: 16 then, 8 now"),
+        ({"mesh": {"data": 2}}, "mesh.data: -1 then, 2 now"),
+        ({"phases": [{"name": "a", "steps": 4}]}, "phases[0].steps: 3 then, 4 now"),
+        ({"phases": [{"name": "a"}]}, "phases[0].steps: 3 then, None now"),
+        ({"seed": 1}, "seed: None then, 1 now"),
+    ],
+)
+def test_other_changes_are_named(change, said):
+    with pytest.raises(UserError, match="--resume with another config") as caught:
+        configs.refuse_changes(BEGUN, BEGUN | change, free=("log_every",))
+    assert said in str(caught.value)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.training.metrics import MetricsWriter, read_metrics, without_timing
+from meerkat_jax.training.metrics import (
+    TIMING,
+    Clock,
+    MetricsWriter,
+    read_metrics,
+    without_timing,
+)
 
 
 def run(folder, steps, resume_step=None, speed=1.0):
@@ -93,3 +99,29 @@ def test_a_damaged_row_is_named(tmp_path, line):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl is not there"):
         read_metrics(tmp_path)
+
+
+def test_clock_counts_steps_and_leaves_out_what_is_apart(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock = Clock()
+    for _ in range(2):
+        with clock.waiting():
+            now[0] += 1.0
+        now[0] += 3.0
+    with clock.apart():
+        now[0] += 100.0
+    row = clock.row(examples=16, length=10)
+    assert row["step_seconds"] == 4.0 and row["data_wait_seconds"] == 1.0
+    assert row["examples_per_second"] == 4.0 and row["tokens_per_second"] == 40.0
+    assert row["peak_memory_mib"] > 10
+    assert row.keys() <= TIMING
+    with clock.waiting():
+        now[0] += 2.0
+    assert clock.row(1, 1)["step_seconds"] == 2.0  # each row begins anew
+
+
+def test_time_left_follows_the_steps_not_what_came_before(tmp_path, capsys):
+    with MetricsWriter(tmp_path, total=100) as writer:
+        writer.write(40, {"step_seconds": 2.0})
+    assert "2:00 left" in capsys.readouterr().out

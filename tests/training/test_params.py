@@ -102,3 +102,10 @@ def test_differences_name_path_and_both_sides():
         "avace/q/bias: expected float64[4], found nothing",
         "avace/k: expected nothing, found 1",
     ]
+
+
+def test_running_statistics_stay_frozen_whatever_the_patterns_say():
+    tree = {"audio_tower": {"mel_norm": {"bn_mean": 0, "bn_var": 1, "scale": 2}}}
+    halves = trees.split(tree, [".*", "bn_"])
+    assert halves["trainable"] == {"audio_tower": {"mel_norm": {"scale": 2}}}
+    assert trees.merge(**halves) == tree

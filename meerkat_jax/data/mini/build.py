@@ -33,7 +33,7 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 4  # raise it when scenes or questions change: old folders are then not reused
+VERSION = 5  # raise it when scenes or questions change: old folders are then not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,11 @@ class MiniConfig:
     seed: int = 0
     classes: int = 40
     sample_rate: int = 16000
-    train: int = 12000
+    train: int = 10000
     compositions: int = 800
     augmentations: int = 400
     instances: int = 400
-    names: int = 6000
+    names: int = 9000
 
 
 class Job(NamedTuple):
@@ -83,8 +83,8 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
     """One scene as a record. Pure in its arguments; `parts` is what `instances` gives."""
     rng = compose.scene_generator(config.seed, split, index)
     aspect = {name: part.picture.shape[1] / part.picture.shape[0] for name, part in parts.items()}
-    single = split == "names"
-    draw = compose.plan_single if single else compose.plan_scene
+    crowd = split == "names"
+    draw = compose.plan_crowd if crowd else compose.plan_scene
     plan = draw(rng, sorted(parts), aspect)
     new = split == "augmentations"
     image, boxes = compose.render_picture(rng, plan, parts, new)
@@ -95,10 +95,10 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
         split=split,
         image=image,
         audio=audio,
-        questions=() if single else ask.ask(rng, plan, boxes, sorted(parts), split),
+        questions=() if crowd else ask.ask(rng, plan, boxes, sorted(parts), split),
         seen=plan.seen,
         heard=plan.heard,
-        boxes=() if single else tuple(box for box in boxes if box.label in plan.both),
+        boxes=() if crowd else tuple(box for box in boxes if box.label in plan.both),
         matched=bool(plan.both),
     )
 

@@ -80,19 +80,22 @@ def plan_scene(rng: np.random.Generator, classes: Sequence[str], aspect: dict[st
     return Plan(_place(rng, seen, aspect), _time(rng, heard), quiet)
 
 
-def plan_single(rng: np.random.Generator, classes: Sequence[str], aspect: dict[str, float]) -> Plan:
-    """Many of one thing all over the picture, and one sound for most of the clip, drawn apart.
+def plan_crowd(rng: np.random.Generator, classes: Sequence[str], aspect: dict[str, float]) -> Plan:
+    """One to three things, many times each, and one sound for most of the clip, drawn apart.
 
-    What CLIP and CLAP are pretrained on is of this kind: about one thing, and named as a whole. The
-    things have the size that they have in scenes, so that what is learned of a patch stays true.
+    For learning names: what there is fills most of the picture and of the clip, as in the media that
+    CLIP and CLAP are pretrained on, and has the size that it has in scenes.
     """
-    seen, heard = (str(name) for name in rng.choice(sorted(classes), 2))
+    seen = [str(name) for name in rng.permutation(sorted(classes))[: rng.integers(1, 4)]]
+    copies = int(rng.integers(max(2, len(seen)), 13))
     boxes = []
-    for _ in range(int(rng.integers(3, 15))):
-        side = rng.uniform(0.26, 0.6)
-        w, h = min(side, side * aspect[seen]), min(side, side / aspect[seen])
+    for name in [*seen, *rng.choice(seen, copies - len(seen))]:
+        side = rng.uniform(0.26, 0.55)
+        w, h = min(side, side * aspect[name]), min(side, side / aspect[name])
         x0, y0 = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
-        boxes.append(Box(seen, x0, y0, x0 + w, y0 + h))
+        boxes.append(Box(str(name), x0, y0, x0 + w, y0 + h))
+    rng.shuffle(boxes)  # what is pasted last covers the others
+    heard = str(rng.choice(sorted(classes)))
     total = round(CLIP_SECONDS * 10)
     length = int(rng.integers(30, 91))
     start = int(rng.integers(0, total - length + 1))

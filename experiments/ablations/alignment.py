@@ -1,0 +1,30 @@
+"""What AVOpT and AVACE contribute: the main job with either weight, or both, at 0.
+
+    for seed in 0 1 2; do for arg in full no_avopt no_avace neither; do
+      python -m meerkat_jax.train --config=experiments/ablations/alignment.py:$arg \
+          --config.seed=$seed --workdir=runs/alignment/$arg-$seed
+      python -m meerkat_jax.evaluate --workdir=runs/alignment/$arg-$seed --benchmarks=compositions
+    done; done
+
+Two CPU cores, about 20 minutes each; same data, same steps, same order of examples. What comes out: a
+benchmark.json in each work directory. A term of weight 0 is still computed and logged.
+"""
+
+from pathlib import Path
+
+import ml_collections
+
+from meerkat_jax.training.config import choose, load_config
+
+OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
+AVFIT = Path(__file__).parents[1] / "avfit.py"
+
+
+def get_config(arg: str = "full") -> ml_collections.ConfigDict:
+    """`experiments/avfit.py:mini` with the terms that `arg` names switched off."""
+    arg = choose(arg, tuple(OFF))
+    config = load_config(f"{AVFIT}:mini").to_dict()
+    config["name"] = f"alignment-{arg}"
+    for phase in config["phases"]:
+        phase["weights"] |= {term: 0.0 for term in OFF[arg] if term in phase["weights"]}
+    return ml_collections.ConfigDict(config)

@@ -1,0 +1,37 @@
+"""Config fields that do not fit what they are given to."""
+
+import dataclasses
+
+import flax.linen as nn
+import pytest
+
+from meerkat_jax.errors import UserError, construct
+
+
+@dataclasses.dataclass
+class Plain:
+    width: int
+    depth: int = 2
+
+
+class Module(nn.Module):
+    width: int
+    depth: int = 2
+
+
+@pytest.mark.parametrize("kind", [Plain, Module])
+def test_fields_reach_the_object(kind):
+    made = construct(kind, {"width": 3}, "model.image")
+    assert (made.width, made.depth) == (3, 2)
+
+
+@pytest.mark.parametrize("kind", [Plain, Module])
+@pytest.mark.parametrize("key, near", [("widht", "width"), ("deep", "depth"), ("parent", "")])
+def test_an_unknown_field_is_named_with_the_nearest(kind, key, near):
+    with pytest.raises(UserError, match=rf"model\.image\.{key} is unknown.*model\.image\.{near}"):
+        construct(kind, {"width": 3, key: 1}, "model.image")
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(UserError, match="model.image.width is missing"):
+        construct(Plain, {"depth": 3}, "model.image")
