@@ -238,8 +238,8 @@ REACHES = {  # term -> parts that it must train; no other part may change
     "answer": (*TOWERS, "avace", "image_connector", "audio_connector", "llama", "places"),
     "avopt": (*TOWERS, "avopt"),
     "avace": (*TOWERS, "avace"),
-    "image_names": (*TOWERS, "avace", "image_connector", "llama/embedding"),
-    "audio_names": (*TOWERS, "avace", "audio_connector", "llama/embedding"),
+    "image_names": ("image_tower", "image_connector", "llama/embedding"),
+    "audio_names": ("audio_tower", "audio_connector", "llama/embedding"),
 }
 
 
