@@ -81,9 +81,9 @@ def test_examples_are_whole(folder):
                 check_response(question)
 
 
-def test_scenes_for_names_show_one_thing_and_ask_nothing(folder):
+def test_scenes_for_names_show_few_classes_and_ask_nothing(folder):
     for example in open_split(folder, "names"):
-        assert len(example.seen) == len(example.heard) == 1
+        assert 1 <= len(example.seen) <= 3 and len(example.heard) == 1
         assert not example.questions and not example.boxes
 
 

@@ -115,6 +115,19 @@ def test_a_scene_depends_on_seed_split_and_index_alone(aspect):
     assert len({plan(aspect, 7), plan(aspect, 8), plan(aspect, 7, "compositions")}) == 3
 
 
+def test_crowds_show_one_to_three_things_at_the_size_they_have_in_scenes(aspect):
+    """What is learned of a patch from crowds must hold in scenes too."""
+    sides = {"crowd": [], "scene": []}
+    for index in range(200):
+        rng = compose.scene_generator(0, "names", index)
+        crowd = compose.plan_crowd(rng, sorted(aspect), aspect)
+        assert 1 <= len(crowd.seen) <= 3 and len(crowd.heard) == 1
+        for kind, made in (("crowd", crowd), ("scene", plan(aspect, index))):
+            sides[kind] += [max(b.x1 - b.x0, b.y1 - b.y0) for b in made.objects]
+    assert np.mean(sides["crowd"]) == pytest.approx(np.mean(sides["scene"]), abs=0.1)
+    assert min(sides["crowd"]) > 0.2 and max(sides["crowd"]) < 0.7
+
+
 # ---- the picture ----
 
 
