@@ -208,7 +208,8 @@ class Meerkat:
         ]
         order = sorted(range(len(rows)), key=lambda row: rows[row][1][::-1])
         found: dict[int, Generated] = {}
-        for some in _chunks(order, ROWS):
+        parts = -(-len(rows) // ROWS)  # of equal size, so that one compiled program serves them all
+        for some in _chunks(order, -(-len(rows) // max(parts, 1))):
             owners, questions, seeds = zip(*(rows[row] for row in some), strict=True)
             answers = self.sampler.answer(perceived, owners, questions, temperature, seeds)
             found |= zip(some, answers, strict=True)
@@ -299,7 +300,7 @@ def cache_programs(folder: Path) -> None:
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
+    while chunk := [*itertools.islice(items, size)]:
         yield chunk
 
 

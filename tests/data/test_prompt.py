@@ -9,7 +9,7 @@ from meerkat_jax.data.prompt import make_prompt, pack
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
 
-TOKENIZER = build_mini_tokenizer(["Is it a dog?", "yes no"], ["dog"])
+TOKENIZER = build_mini_tokenizer(["Is it a dog?", "yes no", "no dog"], ["dog"])
 PAIRS = [("Is it a dog?", "yes"), ("Is it?", "no dog")]
 
 
