@@ -153,14 +153,19 @@ def test_a_split_that_is_not_there(tmp_path):
         evaluate(made().workdir, ["composition"], tmp_path, cache=made().cache, say=list)
 
 
-def test_only_the_splits_that_were_asked_for(tmp_path):
+@pytest.fixture
+def loaded(monkeypatch):
+    """The model that is loaded already, so that nothing is compiled again."""
+    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir: model())
+
+
+def test_only_the_splits_that_were_asked_for(tmp_path, loaded):
     found = evaluate(made().workdir, ["instances"], tmp_path, limit=1, cache=made().cache, say=list)
     assert {key.split("/")[0] for key in found} == {"instances"}
 
 
-def test_scores_on_another_data_set_are_refused(tmp_path, monkeypatch):
+def test_scores_on_another_data_set_are_refused(tmp_path, loaded, monkeypatch):
     monkeypatch.setitem(model().meta, "data", "mini-other")
-    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir: model())
     with pytest.raises(UserError, match="trained on the data set mini-other.*--data_dir"):
         evaluate(made().workdir, cache=made().cache, out=tmp_path, say=list)
 

@@ -6,7 +6,7 @@
       python -m meerkat_jax.evaluate --workdir=runs/alignment/$arg-$seed --benchmarks=compositions
     done; done
 
-Two CPU cores, about 20 minutes each; same data, same steps, same order of examples. What comes out: a
+Two CPU cores, about 20 minutes each; same data, steps and order of examples. What comes out: a
 benchmark.json in each work directory. A term of weight 0 is still computed and logged.
 """
 

@@ -1,7 +1,7 @@
 """Layers that the towers and the language model share: Dense with LoRA, RMSNorm, attention.
 
 LoRA (Hu et al. 2021, eq. 3) lives inside `Dense`, so a model is adapted by its configuration and
-its parameter tree keeps its shape: `kernel` and `bias` as published, `lora_a`, `lora_b` beside them.
+its tree keeps its shape: `kernel` and `bias` as published, `lora_a` and `lora_b` beside them.
 
 Letters: B batch, S sequence, D width, H heads, K key-value heads, Q query places, R LoRA rank.
 """

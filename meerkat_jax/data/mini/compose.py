@@ -83,7 +83,7 @@ def plan_scene(rng: np.random.Generator, classes: Sequence[str], aspect: dict[st
 def plan_crowd(rng: np.random.Generator, classes: Sequence[str], aspect: dict[str, float]) -> Plan:
     """One to three things, many times each, and one sound for most of the clip, drawn apart.
 
-    For learning names: what there is fills most of the picture and of the clip, as in the media that
+    For learning names: what there is fills most of picture and clip, as in the media that
     CLIP and CLAP are pretrained on, and has the size that it has in scenes.
     """
     seen = [str(name) for name in rng.permutation(sorted(classes))[: rng.integers(1, 4)]]
