@@ -60,6 +60,8 @@ def answer_one(
     picture: str | Path | None = None,
 ) -> Answer:
     """One answer, drawn into the file `picture` (PNG) if that is given."""
+    if picture is not None and not os.access(Path(picture).absolute().parent, os.W_OK):
+        raise UserError(f"--annotate={picture}: its folder is not there or not writable")
     answer = model.ask(image, audio, prompt, temperature, seed)
     if picture is not None:
         _draw(Path(picture), image, answer, prompt)
@@ -151,25 +153,20 @@ def _line(text: str, number: int, folder: Path) -> Line:
         raise UserError("expected one of prompt and instruction")
     if not isinstance(prompts[0], str) or not prompts[0].strip():
         raise UserError(f"prompt {prompts[0]!r}; expected a question in words")
-    media = {key: _medium(fields.get(key), key, folder) for key in ("image", "audio")}
-    if not any(media.values()):
+    given = {key: fields[key] for key in ("image", "audio") if fields.get(key) is not None}
+    if not given:
         raise UserError("neither image nor audio is given; give one of them at least")
+    for key, source in given.items():
+        if not isinstance(source, str) or not source:
+            raise UserError(f"{key} {source!r}; expected the path of a file")
+    media = {key: folder / source for key, source in given.items()}
+    faults = [fault for key, path in media.items() if (fault := _fault(path, key))]
+    if faults:
+        raise UserError("; and ".join(faults))
     name = fields.get("id", number)
     if not isinstance(name, str | int):
         raise UserError(f"id {name!r}; expected text or a whole number")
-    return Line(name, media["image"], media["audio"], prompts[0])
-
-
-def _medium(source: Any, key: str, folder: Path) -> Path | None:
-    if source is None:
-        return None
-    if not isinstance(source, str) or not source:
-        raise UserError(f"{key} {source!r}; expected the path of a file")
-    path = folder / source
-    fault = _fault(path, key)
-    if fault:
-        raise UserError(fault)
-    return path
+    return Line(name, media.get("image"), media.get("audio"), prompts[0])
 
 
 @functools.cache
@@ -262,8 +259,8 @@ def main(_: list[str]) -> None:
     _refuse_flags(("out",), "without --manifest")
     if given.prompt is None:
         raise UserError("missing --prompt (or --manifest); see generate --help")
-    for check, source in ((_fault, (given.image, "image")), (_fault, (given.audio, "audio"))):
-        if source[0] is not None and (fault := check(Path(source[0]), source[1])):
+    for key, source in (("image", given.image), ("audio", given.audio)):
+        if source is not None and (fault := _fault(Path(source), key)):
             raise UserError(fault)
     answer = answer_one(
         load(), given.image, given.audio, given.prompt, given.temperature, given.seed,

@@ -239,9 +239,9 @@ def refuse_nonfinite(rows, step: int, writer, checkpoints: Checkpoints, where: s
             checkpoints.set_aside(at - 1)
         good = checkpoints.latest()
         checkpoints.close()
-        name, value = next(iter(bad.items()))
+        name = "loss" if "loss" in bad else min(bad)
         raise UserError(
-            f"{name} is {value} at step {at} ({where}); "
+            f"{name} is {bad[name]} at step {at} ({where}); "
             + (f"the last good checkpoint, step {good}, is kept; " if good is not None else "")
             + "lower the learning rate or look at the data, and train anew in another --workdir"
         )

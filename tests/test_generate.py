@@ -119,9 +119,9 @@ def test_all_faults_of_a_manifest_are_told_before_the_model_is_loaded(tmp_path, 
         "line 2: not JSON",
         "line 3: a list; expected an object",
         "line 4: .*absent.png: cannot open",
-        "line 5: .*cut.png: the picture cannot be decoded",
+        "line 5: .*cut.png: the picture cannot be decoded.*; and .*text.wav: not a sound",
         "line 6: .*cut.wav: the sound is cut off",
-        "line 7: prompt '  '",
+        "line 7: prompt ' +'",
         "line 8: expected one of prompt and instruction",
         "line 9: expected one of prompt and instruction",
         "line 10: neither image nor audio",
@@ -176,7 +176,7 @@ def test_the_drawn_picture_keeps_its_proportions_and_is_upright(tmp_path, media)
         answer_one(model(), str(media / name), str(media / "a.wav"), PROMPT, picture=out)
         heights[name] = Image.open(out).size[1]
     assert heights["wide.jpg"] - heights["a.png"] == pytest.approx(640 * 3 - 640, abs=60)
-    with pytest.raises(UserError, match="--annotate=.*absent.*cannot be written"):
+    with pytest.raises(UserError, match="--annotate=.*absent.*not writable"):
         answer_one(
             model(), None, str(media / "a.wav"), PROMPT, picture=tmp_path / "absent" / "x.png"
         )

@@ -27,6 +27,7 @@ from tests import tiny
 from tests.tolerances import tolerance
 
 STEPS = 8  # of the tiny config: 3 of phase "names", 5 of phase "answers"
+CONTRAST = {"temperature": 0.1, "sharpness": 10.0}
 FAST = {"xla_backend_optimization_level": 0}  # compile in a third of the time
 
 
@@ -221,7 +222,9 @@ def changed(parts):
     @functools.partial(jax.jit, compiler_options=FAST)
     def step(weights):
         state = new_state(halves["trainable"], optimizer, 0)
-        return make_step(assembly, optimizer, weights, names, 0.1)(state, halves["frozen"], batch)
+        return make_step(assembly, optimizer, weights, names, CONTRAST)(
+            state, halves["frozen"], batch
+        )
 
     @functools.cache
     def paths(term):
@@ -284,7 +287,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch(parts):
     weights = tiny.get_config().phases[1]["weights"]
 
     def after(accumulate):
-        step = make_step(assembly, optimizer, weights, names, 0.1, accumulate=accumulate)
+        step = make_step(assembly, optimizer, weights, names, CONTRAST, accumulate=accumulate)
         step = jax.jit(step, compiler_options=FAST)
         return step(new_state(halves["trainable"], optimizer, 0), halves["frozen"], batch)
 
