@@ -65,7 +65,7 @@ def invented(assembly: Assembly, config: dict) -> dict:
 
     rng, flat = np.random.default_rng(1), flatten(jax.eval_shape(fresh)["trainable"])
     made = {
-        path: rng.normal(path.endswith("scale"), 0.25, leaf.shape).astype(leaf.dtype)
+        path: rng.normal(path.endswith("scale"), 0.5, leaf.shape).astype(leaf.dtype)
         for path, leaf in flat.items()
     }
     frozen = jax.jit(lambda: fresh()["frozen"])()  # the compiler drops the rest
