@@ -72,10 +72,10 @@ def until_line(process, *texts):
 
 
 def until_save_begins(process, folder, above):
-    """Wait until a checkpoint of a step above `above` is being written."""
+    """Wait until a checkpoint of a step above `above` is being written, or was between two looks."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
-        for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        for path in folder.glob("[0-9]*"):
             if int(path.name.split(".")[0]) > above:
                 return
     raise AssertionError("no save was seen")

@@ -171,7 +171,7 @@ def run_door(main: Callable[[list[str]], Any], required: Iterable[str] = ()) -> 
     def parse(argv: Sequence[str]) -> list[str]:
         rest = _guarded(_parse, list(argv), tuple(required))
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # libraries tell every file that they touch
+            logging.set_verbosity(logging.ERROR)  # libraries tell every file that they touch
         return rest
 
     app.run(lambda argv: _guarded(main, argv), flags_parser=parse)
