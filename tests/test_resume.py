@@ -72,7 +72,7 @@ def until_line(process, *texts):
 
 
 def until_save_begins(process, folder, above):
-    """Wait until a checkpoint of a step above `above` is being written, or was between two looks."""
+    """Wait until a checkpoint of a step above `above` is being written, or has just been."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
         for path in folder.glob("[0-9]*"):
