@@ -29,6 +29,7 @@ REQUIREMENTS := requirements.txt constraints.txt pyproject.toml
 demo: export MALLOC_MMAP_MAX_ := 0
 demo: export MALLOC_TRIM_THRESHOLD_ := 100000000000
 demo: export MALLOC_ARENA_MAX := 1
+demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 test test-all: export OMP_NUM_THREADS := 1
 
 .PHONY: demo test test-all lint format clean

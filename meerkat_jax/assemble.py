@@ -22,7 +22,7 @@ from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import construct
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.layers import LoraConfig
+from meerkat_jax.models.layers import LoraConfig, waves
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.models.meerkat import Meerkat
 
@@ -38,8 +38,15 @@ class Assembly:
     shapes: Shapes
 
     def inputs(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """On the device: image uint8[B, H, W, 3] and audio float[B, samples] -> pixels, mel."""
-        return normalise_pixels(batch["image"]), self.logmel(batch["audio"])
+        """On the device: image uint8[B, H, W, 3] and audio float[B, samples] -> pixels, mel.
+
+        A batch whose sounds were left out, float[B, 0], hears silence.
+        """
+        audio = batch["audio"]
+        if audio.shape[1] == 0:
+            samples = round(self.shapes.seconds * self.shapes.sample_rate)
+            audio = jnp.zeros((len(audio), samples), audio.dtype)
+        return normalise_pixels(batch["image"]), self.logmel(audio)
 
     def init(self, key: jax.Array) -> dict:
         """Fresh parameters, a plain nested dict."""
@@ -51,9 +58,29 @@ class Assembly:
 
         def fresh(key):
             tokens = jnp.zeros((1, 1, 4), jnp.int32)
-            return self.model.init(key, *self.inputs(batch), tokens)["params"]
+            params = self.model.init(key, *self.inputs(batch), tokens)["params"]
+            table = params["llama"]["embedding"]
+            params["llama"]["embedding"] = number_rows(table, self.tokenizer.token_values())
+            return params
 
         return jax.jit(fresh)(key)
+
+
+def number_rows(table: jax.Array, values: dict[str, np.ndarray]) -> jax.Array:
+    """Start the word vectors of numbers as waves of their values, at the size of the others.
+
+    table float[C, D]; a thousand coordinates met one by one would each take long to learn. What a
+    checkpoint brings replaces them; a tokenizer that spells numbers in digits has none.
+    """
+    scale = jnp.sqrt(jnp.mean(table**2))
+    for number in values.values():
+        rows = np.flatnonzero(~np.isnan(number))
+        if len(rows):
+            places = number[rows] / number[rows].max()
+            start = waves(places, table.shape[1], 16) * scale
+            # the first row tells one kind of number from another
+            table = table.at[rows].set((start + table[rows[0]]) * 0.5**0.5)
+    return table
 
 
 def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:

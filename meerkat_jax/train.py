@@ -70,8 +70,14 @@ def main(_: list[str]) -> None:
 
     # Mesh, model, optimizer ---------------------------------------------------------------------
     mesh = sharding.make_mesh(config["mesh"])
-    if config["batch"] // config["accumulate"] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise UserError(f"batch={config['batch']} does not divide over the mesh {dict(mesh.shape)}")
+    phases = config["phases"]
+
+    def size(phase: dict) -> int:
+        return phase.get("batch", config["batch"])
+
+    for examples in {config["batch"], *map(size, phases)}:
+        if examples // config["accumulate"] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+            raise UserError(f"batch={examples} does not divide over the mesh {dict(mesh.shape)}")
     model = assemble(config, data.tokenizer)
     optimizer = make_optimizer(config)
 
@@ -100,7 +106,6 @@ def main(_: list[str]) -> None:
         say(f"going on from step {step}")
 
     # Phases: the same step with other loss weights ----------------------------------------------
-    phases = config["phases"]
     for phase in phases:
         open_split(data.folder, phase["split"])  # a wrong name is found now, not after an hour
     ends = list(itertools.accumulate(phase["steps"] for phase in phases))
@@ -122,10 +127,14 @@ def main(_: list[str]) -> None:
     scores = [jax.jit(scored(make(phase, 1))) for phase in phases]
 
     # Batches ------------------------------------------------------------------------------------
-    encode = Encode(model.shapes, model.prompt, data.classes, config["data"]["task_weights"])
+    def encode(*phases: dict) -> Encode:
+        weights = config["data"]["task_weights"]
+        needs = losses.needs({term for phase in phases for term in phase["weights"]})
+        return Encode(model.shapes, model.prompt, data.classes, weights, **needs)
+
     on_device = sharding.batch_sharding(mesh)
     held_out = fixed_batches(
-        data.folder, SPLIT, encode, config["batch"], config["evaluate_batches"]
+        data.folder, SPLIT, encode(*phases), config["batch"], config["evaluate_batches"]
     )
     text = model.shapes.questions * model.shapes.length
 
@@ -138,10 +147,10 @@ def main(_: list[str]) -> None:
         if batches is None or step == ends[number] - phase["steps"]:  # each phase reads its split
             if batches is not None:
                 batches.close()
-            done = (step - ends[number] + phase["steps"]) * config["batch"]
+            done = (step - ends[number] + phase["steps"]) * size(phase)
             batches = train_batches(
-                data.folder, phase["split"], encode, config["batch"], config["seed"], done,
-                config["data"]["workers"],
+                data.folder, phase["split"], encode(phase), size(phase),
+                config["seed"] + number, done, config["data"]["workers"],
             )  # fmt: skip
         with clock.waiting():
             batch = next(batches)
@@ -165,7 +174,7 @@ def main(_: list[str]) -> None:
         if log:
             length = model.model.prefix_length + text * ("answer" in phase["weights"])
             row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
-            writer.write(step, row | clock.row(config["batch"], length))
+            writer.write(step, row | clock.row(size(phase), length))
             pending = []
         if evaluate and held_out:
             with clock.apart():
@@ -178,7 +187,7 @@ def main(_: list[str]) -> None:
                 writer.write(step, row, progress=False)
         if save:
             with clock.apart():
-                seen = {"examples": step * config["batch"], "pending": pending}
+                seen = {"pending": pending}
                 checkpoints.save(step, state, seen, meta)
 
     # The end --------------------------------------------------------------------------------------
@@ -196,10 +205,11 @@ def check(config: dict) -> None:
     for key in NUMBERS:
         if key not in config or not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"config.{key} is {config.get(key)!r}; expected a whole number above 0")
-    if config["batch"] % config["accumulate"]:
-        raise UserError(
-            f"batch={config['batch']} is no multiple of accumulate={config['accumulate']}"
-        )
+    for batch in (config["batch"], *(p["batch"] for p in config["phases"] if "batch" in p)):
+        if not isinstance(batch, int) or batch < 1 or batch % config["accumulate"]:
+            raise UserError(
+                f"batch={batch!r} is no multiple of accumulate={config['accumulate']}"
+            )
     if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
         raise UserError("config.phases: expected at least one phase, each of at least one step")
 

@@ -238,11 +238,11 @@ def changed(parts):
 
 TOWERS = ("image_tower", "audio_tower")
 REACHES = {  # term -> parts that it must train; no other part may change
-    "answer": (*TOWERS, "avace", "image_connector", "audio_connector", "llama", "places"),
-    "avopt": (*TOWERS, "avopt"),
-    "avace": (*TOWERS, "avace"),
-    "image_names": ("image_tower", "image_connector", "llama/embedding"),
-    "audio_names": ("audio_tower", "audio_connector", "llama/embedding"),
+    "answer": (*TOWERS, "avace", "image_connector", "audio_connector", "llama", "_placed/"),
+    "avopt": (*TOWERS, "avopt", "_placed/norm"),
+    "avace": (*TOWERS, "avace", "_placed/"),
+    "image_names": ("image_tower", "image_connector", "llama/embedding", "image_placed/norm"),
+    "audio_names": ("audio_tower", "audio_connector", "llama/embedding", "audio_placed/norm"),
 }
 
 

@@ -19,7 +19,6 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     config["data"]["mini"] |= {
         "media": "procedural",
         "classes": 5,
-        "names": 12,
         "train": 24,
         "compositions": 8,
         "augmentations": 4,
@@ -35,7 +34,8 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
     config["phases"] = [config["phases"][0], config["phases"][-1]]  # names, then answers
     for phase, steps in zip(config["phases"], (3, 5), strict=True):
-        phase |= {"steps": steps, "warmup": 1, "learning_rate": 1e-2}
+        phase |= {"steps": steps, "warmup": 1, "learning_rate": 1e-2, "batch": 4}
+    del config["phases"][-1]["batch"]
     config |= {"batch": 2, "log_every": 2, "checkpoint_every": 3}
     config |= {"evaluate_every": 4, "evaluate_batches": 2}
     return ml_collections.ConfigDict(config)

@@ -3,7 +3,7 @@
 Meerkat (arXiv 2407.01851, section 3.3). The map is a softmax over the image patches with the audio
 tokens as queries, so it says where each sound is seen. (A softmax over the audio keys, averaged
 over those same keys, would be the same constant for every patch and could not learn.) The output
-projections start at zero: at first both token sets pass unchanged.
+projections start at zero: at first both token sets pass unchanged, but for the mark.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class AVACE(nn.Module):
     The map for the box loss is a weighted mean over the audio tokens: silence and background fill
     many of them, so each token gets a learned weight (softmax over the audio of one score each).
     With `mark`, the image tokens also receive that map: patch attention, scaled to a peak of 1,
-    times a learned vector that starts at zero, so the language model can read where it points.
+    times a learned vector, so the language model can read where it points.
     """
 
     width: int = 256
@@ -54,7 +54,7 @@ class AVACE(nn.Module):
         audio_weight = jax.nn.softmax(score, axis=-1)
         attention = jnp.einsum("ba,bav->bv", audio_weight, map_)
         if self.mark:
-            vector = self.param("mark", nn.initializers.zeros, (image_tokens.shape[-1],))
+            vector = self.param("mark", nn.initializers.normal(0.5), (image_tokens.shape[-1],))
             peak = attention / attention.max(axis=-1, keepdims=True)
             to_image += (peak[..., None] * vector).astype(to_image.dtype)
         return {

@@ -60,15 +60,28 @@ def read_manifest(folder: Path) -> dict:
 
 
 class Encode(grain.transforms.RandomMap):
-    """Example -> arrays. Draws `shapes.questions` of the pair's questions by task weight."""
+    """Example -> arrays. Draws `shapes.questions` of the pair's questions by task weight.
 
-    def __init__(self, shapes: Shapes, prompt: Prompt, classes: tuple[str, ...], weights: dict):
+    Without `listen` the sounds, without `ask` the questions are left out, most of the work where
+    nothing needs them: audio is float32[0], and all tokens are padding.
+    """
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        prompt: Prompt,
+        classes: tuple[str, ...],
+        weights: dict,
+        listen: bool = True,
+        ask: bool = True,
+    ):
         self.shapes, self.prompt, self.weights = shapes, prompt, weights
+        self.listen, self.ask = listen, ask
         self.index = {name: i for i, name in enumerate(classes)}
 
     def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See the contract in the module docstring of `training/step.py` for shapes."""
-        chosen = self.choose(example, rng)
+        chosen = self.choose(example, rng) if self.ask else []
         pairs = [(question.instruction, question.response) for question in chosen]
         tokens, targets = pack(self.prompt, pairs, self.shapes.length)
         longest = int(targets.sum(axis=1).max(initial=0))
@@ -80,7 +93,7 @@ class Encode(grain.transforms.RandomMap):
         missing = self.shapes.questions - len(pairs)  # a pair with few questions leaves rows empty
         rows = ((0, missing), (0, 0))
         tokens = np.pad(tokens, rows, constant_values=self.prompt.tokenizer.pad_id)
-        return encode_media(example, self.shapes) | {
+        return encode_media(example, self.shapes, self.listen) | {
             "tokens": tokens,
             "targets": np.pad(targets, rows),
             "boxes": self.pad_boxes(example),
@@ -121,10 +134,13 @@ def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.nda
     return array
 
 
-def encode_media(example: Example, shapes: Shapes) -> dict[str, np.ndarray]:
-    """image uint8[H, W, 3] squashed to the tower's size, audio float32[samples]."""
-    audio, _ = load_audio(example.audio, shapes.sample_rate, shapes.seconds, name=example.id)
-    return {"image": load_image(example.image, shapes.image_size, name=example.id), "audio": audio}
+def encode_media(example: Example, shapes: Shapes, listen: bool = True) -> dict[str, np.ndarray]:
+    """image uint8[H, W, 3] squashed to the tower's size, audio float32[samples] ([0] unheard)."""
+    image = load_image(example.image, shapes.image_size, name=example.id)
+    audio = np.zeros(0, np.float32)
+    if listen:
+        audio, _ = load_audio(example.audio, shapes.sample_rate, shapes.seconds, name=example.id)
+    return {"image": image, "audio": audio}
 
 
 def train_batches(

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import Dense, attend
+from meerkat_jax.models.layers import BRANCH, Dense, attend
 
 EPS = 1e-5
 REMAT = {  # what a layer saves for the backward pass beside its input
@@ -63,10 +63,10 @@ class ClipLayer(nn.Module):
             Dense(d, dtype=self.dtype, name=name)(y).reshape(b, s, self.heads, -1) for name in "qkv"
         )
         values, _ = attend(q, k, v)
-        x += Dense(d, dtype=self.dtype, name="o")(values.reshape(b, s, d))
+        x += Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="o")(values.reshape(b, s, d))
         y = _norm("layer_norm2", self.dtype)(x)
         y = quick_gelu(Dense(self.mlp_dim, dtype=self.dtype, name="fc1")(y))
-        return x + Dense(d, dtype=self.dtype, name="fc2")(y), None
+        return x + Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="fc2")(y), None
 
 
 class ClipVision(nn.Module):

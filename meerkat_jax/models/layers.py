@@ -14,8 +14,25 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NEGATIVE = -1e30  # finite, so that a row with nothing to attend to gives a mean and not a NaN
+
+# What a residual branch adds starts at a tenth of the usual size, so that at first tokens keep what
+# they are (the published models shrink their branches, too): models that start from nothing learn
+# in a third of the steps (docs/decisions.md).
+BRANCH = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+
+
+def waves(places: np.ndarray, width: int, finest: float) -> np.ndarray:
+    """Numbers in 0..1 as sines and cosines, so that near numbers look alike.
+
+    float[N] -> float32[N, width] of mean square 1, from half a wave to `finest` waves over 0..1.
+    """
+    turns = np.geomspace(0.5, max(finest, 0.5), -(-width // 2))
+    angle = 2 * np.pi * np.asarray(places)[:, None] * turns
+    pairs = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)[:, :width]
+    return np.sqrt(2.0) * pairs.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

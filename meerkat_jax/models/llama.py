@@ -24,7 +24,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import NEGATIVE, Dense, LoraConfig, RMSNorm
+from meerkat_jax.models.layers import BRANCH, NEGATIVE, Dense, LoraConfig, RMSNorm
 
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -176,7 +176,8 @@ class Block(nn.Module):
     def dense(self, name: str, x: jax.Array, features: int, deterministic: bool) -> jax.Array:
         """The bias-free Dense `name`, adapted if LoRA targets it; its output can be saved."""
         lora = self.lora.for_layer(name) if self.lora else None
-        layer = Dense(features, use_bias=False, lora=lora, dtype=self.dtype, name=name)
+        init = {"kernel_init": BRANCH} if name in ("o", "down") else {}
+        layer = Dense(features, use_bias=False, lora=lora, dtype=self.dtype, name=name, **init)
         return checkpoint_name(layer(x, deterministic=deterministic), name)
 
     @nn.compact

@@ -16,16 +16,50 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from meerkat_jax.alignment.avace import AVACE
 from meerkat_jax.alignment.avopt import AVOpT
 from meerkat_jax.errors import UserError
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.layers import Dense
+from meerkat_jax.models.layers import Dense, RMSNorm, waves
 from meerkat_jax.models.llama import Cache, Layout, Llama, init_cache
 
 CONNECTORS = ("linear", "mlp")
+
+
+def grid_waves(_: jax.Array, grid: tuple[int, int], width: int) -> np.ndarray:
+    """Where the learned places start: float[rows * columns, width], near places alike.
+
+    Half of the width tells the row, half the column.
+    """
+    rows, columns = (
+        waves((np.arange(count) + 0.5) / count, features, count / 2)
+        for count, features in zip(grid, (width // 2, width - width // 2), strict=True)
+    )
+    return np.concatenate(
+        [np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))], axis=1
+    )
+
+
+class Placed(nn.Module):
+    """Tower tokens at one size, and with a learned row for the place of each.
+
+    HTSAT carries no absolute time, a picture tower made from names little place, and the language
+    model sees places only as differences. The norm comes first because a contrast of cosines does
+    not bound the size of tokens: 20 times as large as their places, they hide where they are.
+    """
+
+    grid: tuple[int, int]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """float[B, N, I] -> the same normed, and that with the places added."""
+        tokens = RMSNorm(dtype=self.dtype, name="norm")(tokens)
+        places = self.param("places", grid_waves, self.grid, tokens.shape[-1])
+        return tokens, tokens + places.astype(self.dtype)
 
 
 class Connector(nn.Module):
@@ -61,19 +95,12 @@ class Meerkat(nn.Module):
     connector: str = "linear"
 
     def setup(self):
-        """The connectors, and the learned places of their tokens.
-
-        HTSAT carries no absolute time and a language model sees places only as differences, so each
-        connector adds a learned row per token: when it is heard, where it is seen.
-        """
+        """The places and connectors of both token sets."""
         width, dtype = self.llama.width, self.llama.dtype
+        self.image_placed = Placed(self.image_grid, dtype)
+        self.audio_placed = Placed(self.audio_tower.grid, dtype)
         self.image_connector = Connector(width, self.connector, dtype)
         self.audio_connector = Connector(width, self.connector, dtype)
-        small = nn.initializers.normal(0.02)
-        side = self.image_tower.image_size // self.image_tower.patch_size
-        rows, columns = self.audio_tower.grid
-        self.image_places = self.param("image_places", small, (side * side, width))
-        self.audio_places = self.param("audio_places", small, (rows * columns, width))
 
     @property
     def image_grid(self) -> tuple[int, int]:
@@ -93,15 +120,17 @@ class Meerkat(nn.Module):
         """Both towers, both alignment modules, both connectors.
 
         pixels float[B, H, W, 3] normalised; mel float[B, F, mels] in dB (or [B, 4, F, mels] with
-        longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected,
-        before places), attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A,
-        V], distance float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (towers);
-        image_alone and audio_alone: connected without AVACE, so that neither knows of the other.
+        longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected),
+        attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A, V], distance
+        float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (towers, normed);
+        image_alone and audio_alone: connected without places and AVACE, so that neither knows of
+        the other.
         """
-        image = self.image_tower(pixels)["tokens"]
-        audio = self.audio_tower(mel, longer)["tokens"]
+        image, image_placed = self.image_placed(self.image_tower(pixels)["tokens"])
+        audio, audio_placed = self.audio_placed(self.audio_tower(mel, longer)["tokens"])
         transport = self.avopt(image, audio)
-        exchange = self.avace(image, audio)
+        # with places: what a sound attends to in the picture tells it where that is
+        exchange = self.avace(image_placed, audio_placed)
         return {
             "image_tokens": image,
             "audio_tokens": audio,
@@ -116,8 +145,8 @@ class Meerkat(nn.Module):
         }
 
     def embed_prefix(self, image: jax.Array, audio: jax.Array) -> jax.Array:
-        """Connected tokens float[B, V, D] and float[B, A, D] in their places -> float[B, P, D]."""
-        filled = {"image": image + self.image_places, "audio": audio + self.audio_places}
+        """Connected tokens float[B, V, D] and float[B, A, D] among markers -> float[B, P, D]."""
+        filled = {"image": image, "audio": audio}
         parts = []
         for part in self.prefix:
             if isinstance(part, str):

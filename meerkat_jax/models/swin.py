@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.models.layers import Dense
+from meerkat_jax.models.layers import BRANCH, Dense
 
 SHIFT_PENALTY = -100.0  # added to scores across a seam, the published value
 
@@ -98,7 +98,7 @@ class WindowAttention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         values = weights.reshape(-1, t, t) @ v
         values = values.reshape(b, w, self.heads, t, -1).swapaxes(2, 3).reshape(b, w, t, d)
-        return Dense(d, dtype=self.dtype, name="o")(values)
+        return Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="o")(values)
 
     def _heads(self, name: str, x: jax.Array) -> jax.Array:
         """float[B, W, T, D] to float[B * W * H, T, D / H]: one flat batch is fast on CPU."""
@@ -133,7 +133,7 @@ class SwinBlock(nn.Module):
         x = x + (jnp.roll(y, shift, axis=(1, 2)) if self.shift else y)
         y = layer_norm("norm2", self.eps, self.dtype)(x)
         y = Dense(int(self.mlp_ratio * d), dtype=self.dtype, name="up")(y)
-        return x + Dense(d, dtype=self.dtype, name="down")(gelu(y))
+        return x + Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="down")(gelu(y))
 
 
 class PatchMerging(nn.Module):

@@ -11,6 +11,8 @@ Letters: B pairs, Q questions, T tokens, V image tokens, C vocabulary, N boxes, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,14 +24,20 @@ from meerkat_jax.errors import UserError
 TERMS = ("answer", "avopt", "avace", "image_names", "audio_names")
 
 
+def needs(terms: Iterable[str]) -> dict[str, bool]:
+    """What of an example these terms read beside the picture: its sound, its questions."""
+    return {"listen": set(terms) != {"image_names"}, "ask": "answer" in terms}
+
+
 def spread_targets(
-    values: dict[str, np.ndarray], coordinate: float, seconds: float
+    values: dict[str, np.ndarray], coordinate: float, seconds: float, weight: float = 1.0
 ) -> np.ndarray | None:
     """Soft targets float32[C, C] for tokens that are numbers: row i is the target for token i.
 
     A number's neighbours on its scale get a Gaussian share of width `coordinate` (of the picture)
-    or `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Other rows are one-hot. None
-    when both widths are 0 or no token is a number (a tokenizer that spells numbers in digits).
+    or `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Their rows sum to `weight`, what a
+    number counts beside a word. Other rows are one-hot. None when both widths are 0 or no token is
+    a number (a tokenizer that spells numbers in digits).
     """
     count = len(next(iter(values.values())))
     table = np.eye(count, dtype=np.float32)
@@ -38,7 +46,7 @@ def spread_targets(
         if width > 0 and len(places):
             gap = (values[key][places][:, None] - values[key][places][None]) / width
             share = np.exp(-0.5 * gap * gap)
-            table[np.ix_(places, places)] = share / share.sum(axis=1, keepdims=True)
+            table[np.ix_(places, places)] = weight * share / share.sum(axis=1, keepdims=True)
     return None if np.array_equal(table, np.eye(count)) else table
 
 
@@ -71,14 +79,21 @@ def answer_places(targets: jax.Array, length: int) -> tuple[jax.Array, jax.Array
 def answer_loss(logits, answers, targets, spread=None) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy of the answer tokens, the end token among them, and how many are right.
 
+    Above that of the soft targets themselves, so that it can reach 0.
+
     logits float[B, Q, A, C], answers int[B, Q, A], targets float[B, Q, A] (1 on what is to be
-    answered), spread float[C, C] soft targets or None.
+    answered), spread float[C, C] soft targets (rows may sum to more than 1) or None.
     """
     log_mass = jax.nn.logsumexp(logits, axis=-1)
     if spread is None:
         picked = jnp.take_along_axis(logits, answers[..., None], axis=-1)[..., 0]
     else:
         picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(spread, answers, axis=0))
+        weight = spread.sum(axis=1, keepdims=True)
+        log_mass *= jnp.take(weight[:, 0], answers)
+        # What the soft targets themselves leave open is no loss: a perfect answer has 0.
+        best = (spread * jnp.log(jnp.maximum(spread / weight, 1e-20))).sum(axis=1)
+        picked -= jnp.take(best, answers)
     right = (logits.argmax(-1) == answers) * targets
     return ((log_mass - picked) * targets).sum(), right.sum()
 

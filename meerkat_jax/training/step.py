@@ -19,7 +19,7 @@ import optax
 from meerkat_jax.assemble import Assembly
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import losses
-from meerkat_jax.training.params import merge
+from meerkat_jax.training.params import flatten, matching, merge, unflatten
 
 State = dict  # trainable tree, opt state, step int32[], key
 ANSWERING = {"answer"}
@@ -27,24 +27,35 @@ NAMING = {"image_names", "audio_names"}
 
 
 def make_optimizer(config: Mapping) -> optax.GradientTransformation:
-    """AdamW with clipping; each phase warms up linearly and decays by a cosine to a tenth."""
-    schedule = learning_rate(config["phases"])
-    return optax.chain(
-        optax.clip_by_global_norm(config["clip_norm"]),
-        optax.adamw(
-            schedule,
+    """AdamW with clipping, in two groups: the paths that `slow` finds, and the rest."""
+    phases, slow = config["phases"], tuple(config["slow"])
+
+    def adamw(key: str) -> optax.GradientTransformation:
+        return optax.adamw(
+            learning_rate(phases, key),
             b2=config.get("b2", 0.98),
             weight_decay=config["weight_decay"],
             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
+        )
+
+    def groups(params: dict) -> dict:
+        flat = flatten(params)
+        chosen = {path for pattern in slow for path in matching(pattern, flat)}
+        return unflatten({path: "slow" if path in chosen else "rest" for path in flat})
+
+    return optax.chain(
+        optax.clip_by_global_norm(config["clip_norm"]),
+        optax.multi_transform(
+            {"rest": adamw("learning_rate"), "slow": adamw("slow_rate")}, groups
         ),
     )
 
 
-def learning_rate(phases: Sequence[Mapping]) -> optax.Schedule:
-    """The phases' schedules one after another."""
+def learning_rate(phases: Sequence[Mapping], key: str = "learning_rate") -> optax.Schedule:
+    """The phases' schedules one after another: warm-up, then a cosine to a tenth of phase[key]."""
     schedules, ends, total = [], [], 0
     for phase in phases:
-        peak, steps = phase["learning_rate"], phase["steps"]
+        peak, steps = phase.get(key, phase["learning_rate"]), phase["steps"]
         schedules.append(
             optax.warmup_cosine_decay_schedule(0.0, peak, phase["warmup"], steps, peak / 10)
         )
@@ -115,7 +126,9 @@ def make_step(
 
     def accumulated(trainable, frozen, batch, items, key):
         """Loss, terms and gradients of the whole batch, one microbatch in memory at a time."""
-        pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        pieces = jax.tree.map(
+            lambda x: x.reshape(accumulate, len(x) // accumulate, *x.shape[1:]), batch
+        )
         keys = jax.random.split(key, accumulate)
 
         def micro(found, piece):

@@ -76,7 +76,6 @@ def test_number_of_objects_and_no_name_twice(plans):
     assert all(len(set(p.seen)) == len(p.seen) and len(set(p.heard)) == len(p.heard) for p in plans)
 
 
-@pytest.mark.xfail(reason="what sounds is placed first, while there is room: larger in 61 %")
 def test_the_sound_belongs_to_each_pictured_object_equally_often(plans):
     """No place in the list of objects, and no size, may tell which one sounds."""
     single = [p for p in plans if len(p.objects) == 2 and len(p.both) == 1]
@@ -113,19 +112,6 @@ def test_segments_lie_in_the_clip_on_tenths_of_a_second(plans):
 def test_a_scene_depends_on_seed_split_and_index_alone(aspect):
     assert plan(aspect, 7) == plan(aspect, 7)
     assert len({plan(aspect, 7), plan(aspect, 8), plan(aspect, 7, "compositions")}) == 3
-
-
-def test_crowds_show_one_to_three_things_at_the_size_they_have_in_scenes(aspect):
-    """What is learned of a patch from crowds must hold in scenes too."""
-    sides = {"crowd": [], "scene": []}
-    for index in range(200):
-        rng = compose.scene_generator(0, "names", index)
-        crowd = compose.plan_crowd(rng, sorted(aspect), aspect)
-        assert 1 <= len(crowd.seen) <= 3 and len(crowd.heard) == 1
-        for kind, made in (("crowd", crowd), ("scene", plan(aspect, index))):
-            sides[kind] += [max(b.x1 - b.x0, b.y1 - b.y0) for b in made.objects]
-    assert np.mean(sides["crowd"]) == pytest.approx(np.mean(sides["scene"]), abs=0.1)
-    assert min(sides["crowd"]) > 0.2 and max(sides["crowd"]) < 0.7
 
 
 # ---- the picture ----

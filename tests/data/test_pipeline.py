@@ -26,7 +26,7 @@ from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
 
-COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 12, "compositions": 7, "names": 4}
+COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 12, "compositions": 7}
 CONFIG = MiniConfig("procedural", classes=6, **COUNTS)
 SHAPES = Shapes(image_size=32, sample_rate=16000, seconds=10.0, questions=3, length=64, answer=40)
 BATCH = 4
@@ -183,10 +183,16 @@ def test_weights_that_leave_no_question_are_an_error(encode, folder):
         nothing.choose(open_split(folder, "train")[0], np.random.default_rng(0))
 
 
-def test_scenes_that_are_only_named_have_batches_too(folder, encode):
-    (batch,) = first(train_batches(folder, "names", encode, BATCH, seed=1), 1)
-    assert not batch["targets"].any() and not batch["boxes"].any()
-    assert (batch["seen"] >= 0).any(axis=1).all() and (batch["heard"] >= 0).sum() == BATCH
+def test_what_a_phase_does_not_need_is_left_out(folder, encode):
+    """The pictures, names and order are those of a batch that holds everything."""
+    args = (SHAPES, encode.prompt, tuple(encode.index), {})
+    (whole,) = first(train_batches(folder, "train", encode, BATCH, seed=1), 1)
+    looks = Encode(*args, listen=False, ask=False)
+    (bare,) = first(train_batches(folder, "train", looks, BATCH, seed=1), 1)
+    for key in ("image", "seen", "heard", "boxes", "matched"):
+        assert np.array_equal(bare[key], whole[key]), key
+    assert bare["audio"].shape == (BATCH, 0)
+    assert not bare["targets"].any() and bare["tokens"].shape == whole["tokens"].shape
 
 
 def test_names_that_are_no_classes_are_left_out(encode, folder):

@@ -33,7 +33,7 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 5  # raise it when scenes or questions change: old folders are then not reused
+VERSION = 6  # raise it when scenes or questions change: old folders are then not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +44,10 @@ class MiniConfig:
     seed: int = 0
     classes: int = 40
     sample_rate: int = 16000
-    train: int = 10000
+    train: int = 16000
     compositions: int = 800
     augmentations: int = 400
     instances: int = 400
-    names: int = 9000
 
 
 class Job(NamedTuple):
@@ -83,9 +82,7 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
     """One scene as a record. Pure in its arguments; `parts` is what `instances` gives."""
     rng = compose.scene_generator(config.seed, split, index)
     aspect = {name: part.picture.shape[1] / part.picture.shape[0] for name, part in parts.items()}
-    crowd = split == "names"
-    draw = compose.plan_crowd if crowd else compose.plan_scene
-    plan = draw(rng, sorted(parts), aspect)
+    plan = compose.plan_scene(rng, sorted(parts), aspect)
     new = split == "augmentations"
     image, boxes = compose.render_picture(rng, plan, parts, new)
     audio = compose.render_sound(rng, plan, parts, config.sample_rate, new)
@@ -95,10 +92,10 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
         split=split,
         image=image,
         audio=audio,
-        questions=() if crowd else ask.ask(rng, plan, boxes, sorted(parts), split),
+        questions=ask.ask(rng, plan, boxes, sorted(parts), split),
         seen=plan.seen,
         heard=plan.heard,
-        boxes=() if crowd else tuple(box for box in boxes if box.label in plan.both),
+        boxes=tuple(box for box in boxes if box.label in plan.both),
         matched=bool(plan.both),
     )
 

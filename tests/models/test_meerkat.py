@@ -1,0 +1,59 @@
+"""Where tokens stand: the waves that places and numbers start as."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meerkat_jax.assemble import number_rows
+from meerkat_jax.models.layers import waves
+from meerkat_jax.models.meerkat import Placed, grid_waves
+
+
+def cosine(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def test_near_numbers_are_alike_and_far_ones_are_not():
+    rows = waves(np.linspace(0, 1, 101), 64, 16)
+    assert rows.shape == (101, 64)
+    np.testing.assert_allclose((rows**2).mean(), 1.0, atol=0.05)
+    for i in (0, 30, 90):
+        assert cosine(rows[i], rows[i + 1]) > 0.9
+        assert cosine(rows[i], rows[(i + 50) % 101]) < 0.4
+
+
+def test_places_tell_row_from_column():
+    grid = grid_waves(jax.random.key(0), (4, 8), 32).reshape(4, 8, 32)
+    assert np.array_equal(grid[1, :, :16], np.tile(grid[1, 0, :16], (8, 1)))  # the row's half
+    assert np.array_equal(grid[:, 3, 16:], np.tile(grid[0, 3, 16:], (4, 1)))
+    flat = grid.reshape(-1, 32)
+    gaps = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + np.eye(32)
+    assert gaps.min() > 0.1
+
+
+def test_places_are_seen_beside_tokens_of_any_size():
+    tokens = jax.random.normal(jax.random.key(0), (2, 12, 16))
+    module = Placed((3, 4))
+    variables = module.init(jax.random.key(1), tokens)
+    for size in (0.01, 1.0, 100.0):
+        alone, placed = module.apply(variables, size * tokens)
+        added = placed - alone
+        assert 0.5 < float(jnp.std(added) / jnp.std(alone)) < 2
+        np.testing.assert_allclose(added, np.tile(variables["params"]["places"], (2, 1, 1)), 0, 1e-5)
+
+
+def test_word_vectors_of_near_numbers_start_alike():
+    table = jax.random.normal(jax.random.key(0), (40, 64)) * 0.1
+    coordinate, seconds = np.full(40, np.nan), np.full(40, np.nan)
+    coordinate[5:16], seconds[20:31] = np.linspace(0, 1, 11), np.linspace(0, 10, 11)
+    rows = np.asarray(number_rows(table, {"coordinate": coordinate, "seconds": seconds}))
+    words = np.isnan(coordinate) & np.isnan(seconds)
+    assert np.array_equal(rows[words], np.asarray(table)[words])
+    for start in (5, 20):
+        assert cosine(rows[start + 4], rows[start + 5]) > cosine(rows[start], rows[start + 10]) + 0.2
+        assert cosine(rows[start + 4], rows[start + 5]) > 0.7
+    # 0.4 of the picture is not 4 seconds
+    assert cosine(rows[5 + 4], rows[20 + 4]) < cosine(rows[5 + 4], rows[5 + 5])
+    assert 0.7 < rows[5:16].std() / rows[words].std() < 1.4

@@ -1,0 +1,65 @@
+"""The answer loss with soft targets for numbers, and what each phase reads."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from meerkat_jax.training.losses import answer_loss, needs, spread_targets
+from tests.tolerances import tolerance
+
+C = 12
+COORDINATES = np.full(C, np.nan, np.float32)
+COORDINATES[2:9] = np.linspace(0, 1, 7)  # tokens 2 to 8 are the numbers 0, 1/6, ... 1
+VALUES = {"coordinate": COORDINATES, "seconds": np.full(C, np.nan, np.float32)}
+
+
+def loss(logits, answers, spread):
+    shape = (1, 1, len(answers))
+    value, right = answer_loss(
+        jnp.asarray(logits).reshape(*shape, C),
+        jnp.asarray(answers).reshape(shape),
+        jnp.ones(shape),
+        None if spread is None else jnp.asarray(spread),
+    )
+    return float(value), float(right)
+
+
+def test_words_have_plain_cross_entropy():
+    logits = np.random.default_rng(0).normal(size=(2, C)).astype(np.float32)
+    spread = spread_targets(VALUES, coordinate=0.2, seconds=0.1, weight=3.0)
+    answers = [0, 10]
+    plain = -jax.nn.log_softmax(logits)[np.arange(2), np.array(answers)].sum()
+    for table in (spread, None):
+        np.testing.assert_allclose(loss(logits, answers, table)[0], plain, **tolerance("module"))
+
+
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_a_number_said_as_its_soft_target_costs_nothing_and_others_more(weight):
+    spread = spread_targets(VALUES, coordinate=0.2, seconds=0.1, weight=weight)
+    perfect = np.log(np.maximum(spread[5] / weight, 1e-30))
+    assert loss(perfect, [5], spread) == (pytest.approx(0.0, abs=1e-4), 1.0)
+    shifted = np.log(np.maximum(spread[6] / weight, 1e-30))
+    far = np.log(np.maximum(spread[8] / weight, 1e-30))
+    assert 0.01 < loss(shifted, [5], spread)[0] < loss(far, [5], spread)[0]
+
+
+def test_the_weight_of_numbers_multiplies_their_loss_alone():
+    logits = np.random.default_rng(1).normal(size=(1, C)).astype(np.float32)
+    one, four = (spread_targets(VALUES, 0.2, 0.1, weight=w) for w in (1.0, 4.0))
+    assert loss(logits, [4], four)[0] == pytest.approx(4 * loss(logits, [4], one)[0], rel=1e-4)
+    assert loss(logits, [0], four)[0] == pytest.approx(loss(logits, [0], one)[0], rel=1e-5)
+
+
+def test_no_numbers_no_soft_targets():
+    nothing = {"coordinate": np.full(C, np.nan), "seconds": np.full(C, np.nan)}
+    assert spread_targets(nothing, 0.2, 0.1) is None
+    assert spread_targets(VALUES, 0.0, 0.0) is None
+
+
+def test_what_the_terms_read():
+    assert needs({"image_names": 1.0}) == {"listen": False, "ask": False}
+    assert needs(["image_names", "avace"]) == {"listen": True, "ask": False}
+    assert needs(["answer", "image_names"]) == {"listen": True, "ask": True}
