@@ -65,11 +65,13 @@ def mini() -> dict:
                 "kv_heads": 4,
                 "mlp_dim": 352,
                 "tied": True,
-                "remat": "qkvo",
             },
         },
         "trainable": [".*"],
-        "slow": ["_tower/", "_connector/"],  # what a phase trains at its own slow_rate, if it has one
+        "slow": [
+            "_tower/",
+            "_connector/",
+        ],  # what a phase trains at its own slow_rate, if it has one
         "batch": 16,
         "accumulate": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -87,7 +89,8 @@ def mini() -> dict:
             {  # the sounds are known by now, the pictures take longer
                 "name": "looks",
                 "split": "train",
-                "steps": 3000,
+                "steps": 2500,
+                "workers": 0,  # pictures alone: handing them over takes longer than decoding
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "weights": {"image_names": 1.0},
@@ -95,7 +98,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen
                 "name": "binds",
                 "split": "train",
-                "steps": 500,
+                "steps": 200,
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 1.0},
@@ -103,7 +106,7 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 1600,
+                "steps": 1650,
                 "batch": 8,
                 "learning_rate": 1.5e-3,
                 "slow_rate": 3e-4,

@@ -150,7 +150,8 @@ def main(_: list[str]) -> None:
             done = (step - ends[number] + phase["steps"]) * size(phase)
             batches = train_batches(
                 data.folder, phase["split"], encode(phase), size(phase),
-                config["seed"] + number, done, config["data"]["workers"],
+                config["seed"] + number, done,
+                phase.get("workers", config["data"]["workers"]),
             )  # fmt: skip
         with clock.waiting():
             batch = next(batches)
@@ -207,9 +208,7 @@ def check(config: dict) -> None:
             raise UserError(f"config.{key} is {config.get(key)!r}; expected a whole number above 0")
     for batch in (config["batch"], *(p["batch"] for p in config["phases"] if "batch" in p)):
         if not isinstance(batch, int) or batch < 1 or batch % config["accumulate"]:
-            raise UserError(
-                f"batch={batch!r} is no multiple of accumulate={config['accumulate']}"
-            )
+            raise UserError(f"batch={batch!r} is no multiple of accumulate={config['accumulate']}")
     if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
         raise UserError("config.phases: expected at least one phase, each of at least one step")
 

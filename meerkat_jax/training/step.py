@@ -45,9 +45,7 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
 
     return optax.chain(
         optax.clip_by_global_norm(config["clip_norm"]),
-        optax.multi_transform(
-            {"rest": adamw("learning_rate"), "slow": adamw("slow_rate")}, groups
-        ),
+        optax.multi_transform({"rest": adamw("learning_rate"), "slow": adamw("slow_rate")}, groups),
     )
 
 

@@ -204,7 +204,7 @@ def test_names_that_are_no_classes_are_left_out(encode, folder):
 
 
 def test_a_split_that_is_not_there(folder):
-    with pytest.raises(UserError, match="no split 'test'; it holds compositions, names, train"):
+    with pytest.raises(UserError, match="no split 'test'; it holds compositions, train"):
         open_split(folder, "test")
     with pytest.raises(UserError, match="no records"):
         open_split(folder / "nowhere", "train")

@@ -41,19 +41,21 @@ def test_places_are_seen_beside_tokens_of_any_size():
         alone, placed = module.apply(variables, size * tokens)
         added = placed - alone
         assert 0.5 < float(jnp.std(added) / jnp.std(alone)) < 2
-        np.testing.assert_allclose(added, np.tile(variables["params"]["places"], (2, 1, 1)), 0, 1e-5)
+        np.testing.assert_allclose(
+            added, np.tile(variables["params"]["places"], (2, 1, 1)), 0, 1e-5
+        )
 
 
 def test_word_vectors_of_near_numbers_start_alike():
-    table = jax.random.normal(jax.random.key(0), (40, 64)) * 0.1
-    coordinate, seconds = np.full(40, np.nan), np.full(40, np.nan)
-    coordinate[5:16], seconds[20:31] = np.linspace(0, 1, 11), np.linspace(0, 10, 11)
+    table = jax.random.normal(jax.random.key(0), (250, 64)) * 0.1
+    coordinate, seconds = np.full(250, np.nan), np.full(250, np.nan)
+    coordinate[5:106], seconds[120:221] = np.linspace(0, 1, 101), np.linspace(0, 10, 101)
     rows = np.asarray(number_rows(table, {"coordinate": coordinate, "seconds": seconds}))
     words = np.isnan(coordinate) & np.isnan(seconds)
     assert np.array_equal(rows[words], np.asarray(table)[words])
-    for start in (5, 20):
-        assert cosine(rows[start + 4], rows[start + 5]) > cosine(rows[start], rows[start + 10]) + 0.2
-        assert cosine(rows[start + 4], rows[start + 5]) > 0.7
+    for start in (5, 120):
+        near, far = rows[start + 41], rows[start + 90]
+        assert cosine(rows[start + 40], near) > 0.9 > 0.7 > cosine(rows[start + 40], far)
     # 0.4 of the picture is not 4 seconds
-    assert cosine(rows[5 + 4], rows[20 + 4]) < cosine(rows[5 + 4], rows[5 + 5])
-    assert 0.7 < rows[5:16].std() / rows[words].std() < 1.4
+    assert cosine(rows[5 + 40], rows[120 + 40]) < 0.7
+    assert 0.7 < rows[5:106].std() / rows[words].std() < 1.4
