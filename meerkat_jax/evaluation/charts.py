@@ -27,6 +27,8 @@ LOSSES = {
     "loss/audio_names": "Sound against class names",
 }
 
+HELD_OUT = "eval/"  # what begins the keys of rows that training does not learn from
+
 Series = dict[str, list[tuple[float, float]]]
 
 
@@ -55,22 +57,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "", joint: str = "/"):
 def panels(found: Series) -> tuple[dict[str, Series], dict[str, Series]]:
     """Charts of losses (one term each) and of scores (one task each): title -> lines.
 
-    What is neither (learning rate, speed, ...) is left out.
+    A loss has a line for training and one for what training does not learn from. What is neither
+    (learning rate, speed, ...) is left out.
     """
-    losses: dict[str, Series] = {}
+    losses: dict[str, Series] = defaultdict(dict)
     scores: dict[str, Series] = defaultdict(dict)
     for key, points in found.items():
         lower = key.lower()
         task = next((t for t in TASKS if t in lower), None)
+        held_out = key.startswith(HELD_OUT)
         if "loss" in lower:
-            losses[LOSSES.get(key, key)] = {key: points}
+            term = key.removeprefix(HELD_OUT)
+            losses[LOSSES.get(term, term)]["new compositions" if held_out else "training"] = points
         elif task or lower.startswith(("score", "eval")) or "accuracy" in lower:
-            scores[task or "all tasks"][_without(key, task)] = points
-    return losses, dict(scores)
+            line = _without(key, task) + held_out * ", new compositions"
+            scores[task or "all tasks"][line] = points
+    return dict(losses), dict(scores)
 
 
 def line_chart(title: str, lines: Series, unit_range: bool = False) -> str:
-    """One chart with axes; `unit_range` fixes the y axis to 0..1 and names the lines."""
+    """One chart with axes; `unit_range` fixes the y axis to 0..1. Several lines are named."""
     lines = {name: _thinned(points) for name, points in lines.items() if points}
     xs = [x for points in lines.values() for x, _ in points]
     ys = [y for points in lines.values() for _, y in points]
@@ -89,7 +95,7 @@ def line_chart(title: str, lines: Series, unit_range: bool = False) -> str:
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">'
-        f"{''.join(parts)}</svg>{_legend(lines) if unit_range else ''}</figure>"
+        f"{''.join(parts)}</svg>{_legend(lines) if unit_range or len(lines) > 1 else ''}</figure>"
     )
 
 

@@ -216,6 +216,15 @@ def test_series_keep_finite_numbers_of_nested_rows():
     assert charts.series(rows) == {"loss": [(1.0, 2.0)], "scores/arig": [(1.0, 0.5)]}
 
 
+def test_what_is_held_out_stands_beside_training_in_one_chart():
+    keys = ("loss/answer", "eval/loss/answer", "token_accuracy", "eval/token_accuracy")
+    losses, scores = charts.panels({key: [(0.0, 1.0), (1.0, 0.5)] for key in keys})
+    assert [list(lines) for lines in losses.values()] == [["training", "new compositions"]]
+    assert list(scores["all tasks"]) == ["token accuracy", "token accuracy, new compositions"]
+    (drawn,) = (charts.line_chart(title, lines) for title, lines in losses.items())
+    assert "Answer tokens" in drawn and "new compositions" in drawn
+
+
 def test_panels_sort_losses_and_scores_and_leave_out_the_rest():
     keys = ("loss", "loss/avace", "learning_rate", "new/arig/ciou", "token_accuracy", "mfu")
     losses, scores = charts.panels({key: [(0.0, 1.0)] for key in keys})
