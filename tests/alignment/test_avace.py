@@ -23,11 +23,17 @@ def built(**fields):
     return model, model.init(jax.random.key(0), *tokens())
 
 
-def test_tokens_pass_unchanged_at_first():
-    model, variables = built()
+def test_tokens_pass_unchanged_at_first_but_for_the_mark():
+    model, variables = built(mark=False)
     out = model.apply(variables, *tokens())
     for name, source in zip(("image", "audio"), tokens(), strict=True):
         np.testing.assert_array_equal(out[name], source)
+    model, variables = built()
+    out = model.apply(variables, *tokens())
+    np.testing.assert_array_equal(out["audio"], tokens()[1])
+    peak = out["attention"] / out["attention"].max(axis=1, keepdims=True)
+    marked = tokens()[0] + peak[..., None] * variables["params"]["mark"]
+    np.testing.assert_allclose(out["image"], marked, **tolerance("module"))
 
 
 def test_map_is_over_patches_and_varies():

@@ -29,7 +29,7 @@ def procedural(**counts: int) -> MiniConfig:
     return MiniConfig("procedural", classes=8, **dict.fromkeys(compose.SPLITS, 0) | counts)
 
 
-CONFIG = procedural(train=30, compositions=12, augmentations=6, instances=6, names=9)
+CONFIG = procedural(train=30, compositions=12, augmentations=6, instances=6)
 
 
 @pytest.fixture(scope="module")
