@@ -113,7 +113,7 @@ def main(_: list[str]) -> None:
     stop = min(total, FLAGS.stop_after or total)
     names = jax.tree.map(jnp.asarray, data.name_ids())
     spread = losses.spread_targets(data.tokenizer.token_values(), **config["spread"])
-    spread = None if spread is None else jnp.asarray(spread)
+    spread = jax.tree.map(jnp.asarray, spread)
 
     def make(phase: dict, accumulate: int):
         args = (phase["weights"], names, config["contrast"], spread, accumulate)

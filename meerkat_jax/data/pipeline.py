@@ -105,8 +105,6 @@ class Encode(grain.transforms.RandomMap):
     def choose(self, example: Example, rng: np.random.Generator):
         """Without replacement, odds by the weight of `task` or `task/kind` (1 when not named)."""
         questions = example.questions
-        if not questions:  # only named, for the contrast against names
-            return []
         keys = [(f"{q.task}/{q.truth.get('kind', q.task)}", q.task) for q in questions]
         odds = np.array([self.weights.get(k, self.weights.get(t, 1.0)) for k, t in keys])
         count = min(self.shapes.questions, int((odds > 0).sum()))

@@ -12,6 +12,7 @@ Letters: B pairs, Q questions, T tokens, V image tokens, C vocabulary, N boxes, 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,25 @@ TERMS = ("answer", "avopt", "avace", "image_names", "audio_names")
 
 def needs(terms: Iterable[str]) -> dict[str, bool]:
     """What of an example these terms read beside the picture: its sound, its questions."""
-    return {"listen": set(terms) != {"image_names"}, "ask": "answer" in terms}
+    return {"listen": bool(set(terms) - {"image_names"}), "ask": "answer" in terms}
+
+
+class SoftTargets(NamedTuple):
+    """What to answer where token i is right, for i in 0..C-1.
+
+    `table` float32[C, C]: row i shares out `weight[i]` over the tokens; `weight` float32[C];
+    `least` float32[C]: the weighted cross-entropy that remains when the answer is exactly row i.
+    """
+
+    table: np.ndarray | jax.Array
+    weight: np.ndarray | jax.Array
+    least: np.ndarray | jax.Array
 
 
 def spread_targets(
     values: dict[str, np.ndarray], coordinate: float, seconds: float, weight: float = 1.0
-) -> np.ndarray | None:
-    """Soft targets float32[C, C] for tokens that are numbers: row i is the target for token i.
+) -> SoftTargets | None:
+    """Soft targets for tokens that are numbers.
 
     A number's neighbours on its scale get a Gaussian share of width `coordinate` (of the picture)
     or `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Their rows sum to `weight`, what a
@@ -47,7 +60,12 @@ def spread_targets(
             gap = (values[key][places][:, None] - values[key][places][None]) / width
             share = np.exp(-0.5 * gap * gap)
             table[np.ix_(places, places)] = weight * share / share.sum(axis=1, keepdims=True)
-    return None if np.array_equal(table, np.eye(count)) else table
+    if np.array_equal(table, np.eye(count)):
+        return None
+    weights = table.sum(axis=1)
+    shares = table.astype(np.float64) / weights[:, None]
+    least = -weights * (shares * np.log(np.maximum(shares, 1e-30))).sum(axis=1)
+    return SoftTargets(table, weights, least.astype(np.float32))
 
 
 def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -76,24 +94,23 @@ def answer_places(targets: jax.Array, length: int) -> tuple[jax.Array, jax.Array
     return places, jnp.take_along_axis(targets, places + 1, axis=-1) * (wanted <= last)
 
 
-def answer_loss(logits, answers, targets, spread=None) -> tuple[jax.Array, jax.Array]:
+def answer_loss(
+    logits, answers, targets, spread: SoftTargets | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy of the answer tokens, the end token among them, and how many are right.
 
-    Above that of the soft targets themselves, so that it can reach 0.
+    With soft targets, what exceeds the least that they allow: a perfect answer has 0.
 
     logits float[B, Q, A, C], answers int[B, Q, A], targets float[B, Q, A] (1 on what is to be
-    answered), spread float[C, C] soft targets (rows may sum to more than 1) or None.
+    answered), spread the soft targets of numbers, if any.
     """
     log_mass = jax.nn.logsumexp(logits, axis=-1)
     if spread is None:
         picked = jnp.take_along_axis(logits, answers[..., None], axis=-1)[..., 0]
     else:
-        picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(spread, answers, axis=0))
-        weight = spread.sum(axis=1, keepdims=True)
-        log_mass *= jnp.take(weight[:, 0], answers)
-        # What the soft targets themselves leave open is no loss: a perfect answer has 0.
-        best = (spread * jnp.log(jnp.maximum(spread / weight, 1e-20))).sum(axis=1)
-        picked -= jnp.take(best, answers)
+        picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(spread.table, answers, axis=0))
+        picked += jnp.take(spread.least, answers)
+        log_mass *= jnp.take(spread.weight, answers)
     right = (logits.argmax(-1) == answers) * targets
     return ((log_mass - picked) * targets).sum(), right.sum()
 

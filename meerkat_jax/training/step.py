@@ -78,7 +78,7 @@ def make_step(
     weights: Mapping[str, float],
     names: tuple[jax.Array, jax.Array],
     contrast: Mapping[str, float],
-    spread: jax.Array | None = None,
+    spread: losses.SoftTargets | None = None,
     accumulate: int = 1,
 ) -> Callable[[State, dict, dict], tuple[State, dict]]:
     """`step(state, frozen, batch) -> (state, metrics)` for one phase's `weights`."""

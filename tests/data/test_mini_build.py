@@ -74,9 +74,7 @@ def test_examples_are_whole(folder):
     for split in compose.SPLITS:
         for example in open_split(folder, split):
             assert example.matched == bool(set(example.seen) & set(example.heard))
-            if example.questions:
-                both = set(example.seen) & set(example.heard)
-                assert {box.label for box in example.boxes} == both
+            assert {box.label for box in example.boxes} == set(example.seen) & set(example.heard)
             for question in example.questions:
                 check_response(question)
 

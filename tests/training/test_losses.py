@@ -22,7 +22,7 @@ def loss(logits, answers, spread):
         jnp.asarray(logits).reshape(*shape, C),
         jnp.asarray(answers).reshape(shape),
         jnp.ones(shape),
-        None if spread is None else jnp.asarray(spread),
+        jax.tree.map(jnp.asarray, spread),
     )
     return float(value), float(right)
 
@@ -39,10 +39,10 @@ def test_words_have_plain_cross_entropy():
 @pytest.mark.parametrize("weight", [1.0, 4.0])
 def test_a_number_said_as_its_soft_target_costs_nothing_and_others_more(weight):
     spread = spread_targets(VALUES, coordinate=0.2, seconds=0.1, weight=weight)
-    perfect = np.log(np.maximum(spread[5] / weight, 1e-30))
+    perfect = np.log(np.maximum(spread.table[5] / weight, 1e-30))
     assert loss(perfect, [5], spread) == (pytest.approx(0.0, abs=1e-4), 1.0)
-    shifted = np.log(np.maximum(spread[6] / weight, 1e-30))
-    far = np.log(np.maximum(spread[8] / weight, 1e-30))
+    shifted = np.log(np.maximum(spread.table[6] / weight, 1e-30))
+    far = np.log(np.maximum(spread.table[8] / weight, 1e-30))
     assert 0.01 < loss(shifted, [5], spread)[0] < loss(far, [5], spread)[0]
 
 
