@@ -53,6 +53,17 @@ def intervals(questions: Sequence[Question], seconds: float) -> dict[str, dict[s
     }
 
 
+def anything_sounds(questions: Sequence[Question]) -> list[str] | None:
+    """AVFact 3 and 4: True where anything at all sounds in the interval; None without intervals."""
+    if not all(question.truth.get("interval") for question in questions):
+        return None
+    verdicts = []
+    for truth in (question.truth for question in questions):
+        start, end = truth["interval"]
+        verdicts.append(str(any(s[1] < end and s[2] > start for s in truth.get("sounds") or ())))
+    return verdicts
+
+
 def most_frequent(texts: Sequence[str]) -> str:
     """The most frequent text; the first of those in case of a tie."""
     return Counter(texts).most_common(1)[0][0]

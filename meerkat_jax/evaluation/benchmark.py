@@ -123,7 +123,9 @@ def _baselines(group: list[Answered], names: Collection[str], seconds: float) ->
     if task == "avc":
         caption = baselines.most_frequent([question.response for question in questions])
         return {"frequent_caption": _rescored(group, [caption] * len(group), names)}
-    return {"majority": _rescored(group, _majority(group), names)}
+    found = {"majority": _rescored(group, _majority(group), names)}
+    verdicts = baselines.anything_sounds(questions)
+    return found | ({"anything_sounds": _rescored(group, verdicts, names)} if verdicts else {})
 
 
 def _majority(group: list[Answered]) -> list[str]:

@@ -42,6 +42,7 @@ BASELINES = {
     "whole_clip": "the whole clip",
     "best_interval": "the best fixed interval",
     "majority": "the most frequent answer",
+    "anything_sounds": "true where anything sounds",
     "frequent_caption": "the most frequent caption",
 }
 SUBSETS = {"several_objects": "several objects in the picture", "two_sounds": "two sounds at once"}

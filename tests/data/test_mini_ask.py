@@ -147,6 +147,16 @@ def test_intervals_are_beyond_doubt(asked, kind):
             assert shared >= 0.6 - 1e-6 or shared <= -0.3 + 1e-6
 
 
+@pytest.mark.parametrize("kind", ["avfact3", "avfact4"])
+def test_hearing_that_anything_sounds_is_not_enough(asked, kind):
+    right = []
+    for plan, question in of(asked, kind):
+        assert tuple(question.truth["interval"]) == times_in(question.instruction)
+        anything = bool(sounding_in(plan, times_in(question.instruction)))
+        right.append(anything == question.truth["answer"])
+    assert np.mean(right) < 0.7
+
+
 @pytest.mark.parametrize("kind", ["avfact1", "avfact3"])
 def test_a_box_in_a_question_does_not_name_what_it_holds(asked, kind):
     for plan, question in of(asked, kind):

@@ -17,7 +17,9 @@ from meerkat_jax.evaluation.benchmark import (
 DOG_BOX, OWL_BOX = Box("dog", 0.0, 0.0, 0.4, 0.4), Box("owl", 0.6, 0.6, 1.0, 1.0)
 
 
-def truth(answer=None, kind="", objects=(DOG_BOX, OWL_BOX), sounds=(("dog", 1.0, 3.0),)):
+def truth(
+    answer=None, kind="", objects=(DOG_BOX, OWL_BOX), sounds=(("dog", 1.0, 3.0),), interval=None
+):
     return {
         "kind": kind,
         "answer": answer,
@@ -25,7 +27,7 @@ def truth(answer=None, kind="", objects=(DOG_BOX, OWL_BOX), sounds=(("dog", 1.0,
         "heard": [sound[0] for sound in sounds],
         "objects": [[b.label, b.x0, b.y0, b.x1, b.y1] for b in objects],
         "sounds": [list(sound) for sound in sounds],
-    }
+    } | ({"interval": interval} if interval else {})
 
 
 def answered(task, text, response="", boxes=(), segments=(), split="new", **known):
@@ -196,3 +198,18 @@ def test_an_unknown_task_is_named():
 def test_judging_one_answer(record, right, parsed):
     verdict = judge(record, class_names([record]))
     assert (verdict.right, verdict.parsed) == (right, parsed)
+
+
+def test_whether_anything_sounds_is_a_baseline_of_facts_about_an_interval():
+    records = [
+        answered("avfact3", "", answer=value, interval=[2.0, 4.0], sounds=sounds)
+        for value, sounds in (
+            (True, (("dog", 1.0, 3.0),)),
+            (False, (("owl", 3.0, 5.0),)),  # something else sounds: not enough
+            (False, (("dog", 5.0, 6.0),)),
+            (False, ()),
+        )
+    ]
+    baselines = score(records)["new/avfact3"]["baselines"]
+    assert baselines["anything_sounds"]["accuracy"] == 0.75
+    assert "anything_sounds" not in score([answered("avfact1", "", answer=True)])["new/avfact1"]

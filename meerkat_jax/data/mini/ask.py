@@ -16,6 +16,7 @@ from meerkat_jax.data.text import write_box, write_segment
 
 SIDES = ("left", "middle", "right")
 MARGIN = 0.3  # seconds and more between an interval and a sound that it must not hold
+KEEP_QUIET = 0.25  # share of the false claims about an interval that stay where nothing sounds
 KEEP_TRUE_2 = 0.62  # share of the matched scenes that ask type 2; makes true as frequent as false
 
 
@@ -34,7 +35,9 @@ class Asker:
         questions = (getattr(self, f"ask_{kind}")() for kind in kinds)
         return tuple(question for question in questions if question is not None)
 
-    def question(self, task, kind, response, answer=None, boxes=(), segments=(), **fields):
+    def question(
+        self, task, kind, response, answer=None, boxes=(), segments=(), interval=(), **fields
+    ):
         """A Question with the paraphrase drawn and the truth written down."""
         choice = int(self.rng.integers(1 << 16))
         truth = {
@@ -44,7 +47,9 @@ class Asker:
             "heard": list(self.plan.heard),
             "objects": [[b.label, b.x0, b.y0, b.x1, b.y1] for b in self.boxes.values()],
             "sounds": [[s.label, s.start, s.end] for s in self.plan.sounds],
-        }
+        } | ({"interval": list(interval)} if interval else {})
+        if interval:
+            fields |= {"start": f"{interval[0]:.1f}", "end": f"{interval[1]:.1f}"}
         text = instructions.instruction(kind, self.split, choice, **fields)
         return Question(task, text, response, tuple(boxes), tuple(segments), truth)
 
@@ -99,29 +104,29 @@ class Asker:
 
     def ask_avfact3(self):
         """Does what is in the box sound in this interval?"""
-        value = self.coin(bool(self.plan.both), True, 0.6)
+        value = self.coin(bool(self.plan.both), True, 0.54)
         if value is None:
             return None
         name = self.choose(self.plan.both if value else self.plan.seen)
-        wanted = self.sounds.get(name)
-        interval = self._interval([wanted] if wanted else [], inside=value)
+        wanted = [self.sounds[name]] if name in self.sounds else []
+        interval = self._checked(wanted, value)
         if interval is None:
             return None
         reason = f"The box holds a {name}. Then I hear {listing(self._heard_in(interval))}"
-        return self.verdict("avfact3", value, reason, box=self._corners(name), **_times(interval))
+        return self.verdict("avfact3", value, reason, box=self._corners(name), interval=interval)
 
     def ask_avfact4(self):
         """Is something seen heard in this interval?"""
-        value = self.coin(bool(self.plan.both), True, 0.64)
+        value = self.coin(bool(self.plan.both), True, 0.46)
         if value is None:
             return None
         names = [self.choose(self.plan.both)] if value else self.plan.both
-        interval = self._interval([self.sounds[name] for name in names], inside=value)
+        interval = self._checked([self.sounds[name] for name in names], value)
         if interval is None:
             return None
         seen, then = listing(self.plan.seen), listing(self._heard_in(interval))
         return self.verdict(
-            "avfact4", value, f"I see {seen}. Then I hear {then}", **_times(interval)
+            "avfact4", value, f"I see {seen}. Then I hear {then}", interval=interval
         )
 
     # audio-visual questions
@@ -195,8 +200,22 @@ class Asker:
         start, end = interval
         return [s.label for s in self.plan.sounds if s.end > start + 0.05 and s.start < end - 0.05]
 
-    def _interval(self, sounds: list[Segment], inside: bool) -> tuple[float, float] | None:
-        """An interval of 1 to 3 s inside the one sound, or clear of all of them; None if none fits.
+    def _checked(self, sounds: list[Segment], value: bool) -> tuple[float, float] | None:
+        """An interval with one of `sounds`, or with none of them if the claim is false.
+
+        A false claim is about the time of another sound where it can be: hearing that anything
+        sounds must not be enough for the verdict.
+        """
+        if value:
+            return self._interval(sounds, ())
+        others = [sound for sound in self.plan.sounds if sound not in sounds]
+        busy = self._interval(others, sounds) if others else None
+        if busy or self.rng.random() > KEEP_QUIET:
+            return busy
+        return self._interval((), self.plan.sounds)
+
+    def _interval(self, holds, lacks) -> tuple[float, float] | None:
+        """An interval of 1 to 3 s with one of `holds`, if any, and none of `lacks`; or None.
 
         Ends of other sounds are kept MARGIN away too, so that what is heard then is beyond doubt.
         """
@@ -205,8 +224,9 @@ class Asker:
             start = int(self.rng.integers(0, round((CLIP_SECONDS - length) * 10) + 1)) / 10
             end = round(start + length, 1)
             if all(_plain(start, end, other) for other in self.plan.sounds):
-                heard = [s for s in sounds if s.start < end and s.end > start]
-                if bool(heard) == inside:
+                heard = [s for s in self.plan.sounds if s.start < end and s.end > start]
+                held = not holds or any(sound in heard for sound in holds)
+                if held and not any(sound in heard for sound in lacks):
                     return start, end
         return None
 
@@ -215,10 +235,6 @@ def _plain(start: float, end: float, sound: Segment) -> bool:
     """Shares at least 0.6 s with the sound, or keeps MARGIN away from it."""
     shared = min(end, sound.end) - max(start, sound.start)
     return shared >= 0.6 or shared <= -MARGIN
-
-
-def _times(interval: tuple[float, float]) -> dict[str, str]:
-    return {"start": f"{interval[0]:.1f}", "end": f"{interval[1]:.1f}"}
 
 
 def ask(rng: np.random.Generator, plan: Plan, boxes, classes, split: str) -> tuple[Question, ...]:

@@ -83,14 +83,14 @@ def plan_scene(rng: np.random.Generator, classes: Sequence[str], aspect: dict[st
 def _place(
     rng: np.random.Generator, names: Sequence[str], aspect: dict[str, float]
 ) -> tuple[Box, ...]:
-    """Boxes that do not overlap; longest side 0.26 to 0.55 of the picture, smaller when crowded."""
-    largest = {1: 0.55, 2: 0.5, 3: 0.42}[len(names)]
+    """Boxes that do not overlap; longest side .33 to .6 of the picture, smaller when crowded."""
+    largest = {1: 0.6, 2: 0.52, 3: 0.44}[len(names)]
     while True:
         boxes: list[Box] = []
         # in any order: what finds the picture empty gets larger, which must not tell what sounds
         for name in rng.permutation(names).tolist():
             for _ in range(20):
-                side = rng.uniform(0.26, largest)
+                side = rng.uniform(0.33, largest)
                 w, h = min(side, side * aspect[name]), min(side, side / aspect[name])
                 x0, y0 = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
                 box = Box(name, x0, y0, x0 + w, y0 + h)
