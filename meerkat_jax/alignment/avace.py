@@ -3,7 +3,8 @@
 Meerkat (arXiv 2407.01851, section 3.3). The map is a softmax over the image patches with the audio
 tokens as queries, so it says where each sound is seen. (A softmax over the audio keys, averaged
 over those same keys, would be the same constant for every patch and could not learn.) The output
-projections start at zero: at first both token sets pass unchanged, but for the mark.
+projections start at zero: at first both token sets pass unchanged, but for the mark. Queries and
+keys start as one projection, so tokens of one space that mean the same find each other at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,14 @@ import jax.numpy as jnp
 
 from meerkat_jax.alignment.avopt import masked_mean
 from meerkat_jax.models.layers import NEGATIVE, Dense, RMSNorm, attend
+
+
+def same_start(_: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """One orthogonal projection for all of a shape, whatever the key: queries and keys begin alike.
+
+    With one head as wide as the tokens the scores then are their cosines, times 2 sqrt(width).
+    """
+    return nn.initializers.orthogonal(2**0.5)(jax.random.key(0), shape, dtype)
 
 
 class AVACE(nn.Module):
@@ -36,17 +45,24 @@ class AVACE(nn.Module):
         audio_tokens: jax.Array,
         image_valid: jax.Array | None = None,
         audio_valid: jax.Array | None = None,
+        image_places: jax.Array | float = 0.0,
+        audio_places: jax.Array | float = 0.0,
     ) -> dict[str, jax.Array]:
         """Exchange image_tokens float[B, V, Dv] and audio_tokens float[B, A, Da].
 
-        image_valid bool[B, V] and audio_valid bool[B, A] are False on padding. Returns
+        image_valid bool[B, V] and audio_valid bool[B, A] are False on padding. image_places
+        float[V, Dv] and audio_places float[A, Da] are added to what is told and passed on, not to
+        what is compared: where something is says nothing about what it is. Returns
         image float[B, V, Dv], audio float[B, A, Da]; map float32[B, A, V], sums to 1 over V;
         audio_weight float32[B, A], sums to 1; attention float32[B, V], their product, sums to 1.
         """
-        image = RMSNorm(name="image_norm")(image_tokens)
-        audio = RMSNorm(name="audio_norm")(audio_tokens)
-        to_image, _ = self._cross("image", image, audio, audio_valid)
-        to_audio, weights = self._cross("audio", audio, image, image_valid)
+        image_norm, audio_norm = RMSNorm(name="image_norm"), RMSNorm(name="audio_norm")
+        image, audio = image_norm(image_tokens), audio_norm(audio_tokens)
+        image_tokens, audio_tokens = image_tokens + image_places, audio_tokens + audio_places
+        told = audio_norm(audio_tokens)
+        to_image, _ = self._cross("image", image, audio, told, audio_valid)
+        told = image_norm(image_tokens)
+        to_audio, weights = self._cross("audio", audio, image, told, image_valid)
         map_ = weights.mean(axis=1)
         score = Dense(1, name="audio_score")(audio)[..., 0].astype(jnp.float32)
         if audio_valid is not None:
@@ -65,17 +81,21 @@ class AVACE(nn.Module):
             "attention": attention,
         }
 
-    def _cross(self, name, queries, keys, valid):
-        """Attend from `queries` to `keys` -> (float like queries, weights float32[B, H, Q, S])."""
+    def _cross(self, name, queries, keys, told, valid):
+        """Attend from `queries` to `keys`, read what is `told` there -> (float like queries, map).
+
+        The map: weights float32[B, H, Q, S].
+        """
         if self.width % self.heads:
             raise ValueError(f"AVACE width {self.width} is not a multiple of heads {self.heads}")
 
-        def split(x, part):
-            x = Dense(self.width, use_bias=False, name=f"{name}_{part}")(x)
+        def split(x, part, init):
+            x = Dense(self.width, use_bias=False, kernel_init=init, name=f"{name}_{part}")(x)
             return x.reshape(*x.shape[:2], self.heads, -1)
 
         mask = None if valid is None else valid[:, None, :]
-        values, weights = attend(split(queries, "q"), split(keys, "k"), split(keys, "v"), mask)
+        q, k = split(queries, "q", same_start), split(keys, "k", same_start)
+        values, weights = attend(q, k, split(told, "v", nn.initializers.lecun_normal()), mask)
         values = values.reshape(*values.shape[:2], self.width)
         out = Dense(queries.shape[-1], kernel_init=nn.initializers.zeros, name=f"{name}_o")
         return out(values), weights
@@ -115,28 +135,33 @@ def _cells(edges, count):
 
 
 def in_box_loss(
-    attention: jax.Array, coverage: jax.Array, inside: float = 0.5, outside: float = 0.5
+    attention: jax.Array,
+    coverage: jax.Array,
+    inside: float = 0.5,
+    outside: float = 0.5,
+    fill: float = 0.0,
 ) -> jax.Array:
-    """`inside * (1 - mass inside) + outside * (mass outside)` of each sample.
+    """`inside * (1 - mass inside) + outside * (mass outside) + fill * KL` of each sample.
 
     attention float[B, V], at least 0; coverage float[B, V] in 0..1 -> float[B]. A box may cover no
     patch wholly, so coverage is divided by that of the sample's best-covered patch: with
     m = coverage / max(coverage), mass inside is sum(attention * m) and mass outside is
-    sum(attention * (1 - m)). The loss of an attention that sums to 1 lies in 0..inside + outside
-    and is 0 when all of it is on best-covered patches. A sample without a box gets the maximum; use
-    `avace_loss` to leave it out.
+    sum(attention * (1 - m)). These two are content with one patch of the box. `fill` weighs the
+    divergence KL(m / sum(m) || attention): the map must fill the box, and far from it, where the
+    softmax is flat, the gradient does not vanish. The loss of an attention that sums to 1 is 0 at
+    the least: when all of it is on best-covered patches, and with `fill` spread over the box. A
+    sample without a box gets the maximum of the first two; use `avace_loss` to leave it out.
     """
     best = coverage.max(axis=-1, keepdims=True)
     member = coverage / jnp.where(best > 0, best, 1.0)
     mass_inside = jnp.sum(attention * member, axis=-1)
     mass_outside = jnp.sum(attention * (1.0 - member), axis=-1)
-    return inside * (1.0 - mass_inside) + outside * mass_outside
+    loss = inside * (1.0 - mass_inside) + outside * mass_outside
+    target = member / jnp.maximum(member.sum(axis=-1, keepdims=True), 1e-9)
+    ratio = jnp.log(jnp.maximum(target, 1e-9)) - jnp.log(attention + 1e-9)
+    return loss + fill * jnp.sum(target * ratio, axis=-1)
 
 
-def avace_loss(
-    attention: jax.Array, coverage: jax.Array, inside: float = 0.5, outside: float = 0.5
-) -> jax.Array:
+def avace_loss(attention: jax.Array, coverage: jax.Array, **parts: float) -> jax.Array:
     """Mean `in_box_loss` over the samples with a box; 0 with zero gradient if there is none."""
-    return masked_mean(
-        in_box_loss(attention, coverage, inside, outside), jnp.any(coverage > 0, axis=-1)
-    )
+    return masked_mean(in_box_loss(attention, coverage, **parts), jnp.any(coverage > 0, axis=-1))

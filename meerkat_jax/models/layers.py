@@ -35,6 +35,20 @@ def waves(places: np.ndarray, width: int, finest: float) -> np.ndarray:
     return np.sqrt(2.0) * pairs.astype(np.float32)
 
 
+def grid_waves(_: jax.Array, grid: tuple[int, int], width: int) -> np.ndarray:
+    """Where the learned places start: float[rows * columns, width], near places alike.
+
+    Half of the width tells the row, half the column.
+    """
+    rows, columns = (
+        waves((np.arange(count) + 0.5) / count, features, count / 2)
+        for count, features in zip(grid, (width // 2, width - width // 2), strict=True)
+    )
+    return np.concatenate(
+        [np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))], axis=1
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """What to adapt: `targets` name Dense layers ("q", "k", "v", "o", "gate", "up", "down")."""

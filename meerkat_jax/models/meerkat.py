@@ -1,8 +1,8 @@
 """The whole model: two towers, two alignment modules, two connectors, one language model.
 
-    picture -> CLIP  -> tokens -+-> AVACE -> connector -+
-                                | AVOpT                  +-> prefix -> Llama -> answers
-    sound   -> HTSAT -> tokens -+-> AVACE -> connector -+
+    picture -> CLIP  -> tokens -+-> connector -> AVACE -+
+                                | AVOpT                 +-> prefix -> Llama -> answers
+    sound   -> HTSAT -> tokens -+-> connector -> AVACE -+
 
 Source: Meerkat (arXiv 2407.01851), figure 2 and section 3. One code for all sizes; what differs
 between the mini and the 7B model is in the fields of the parts.
@@ -16,35 +16,20 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from meerkat_jax.alignment.avace import AVACE
 from meerkat_jax.alignment.avopt import AVOpT
 from meerkat_jax.errors import UserError
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.layers import Dense, RMSNorm, waves
+from meerkat_jax.models.layers import Dense, RMSNorm, grid_waves
 from meerkat_jax.models.llama import Cache, Layout, Llama, init_cache
 
 CONNECTORS = ("linear", "mlp")
 
 
-def grid_waves(_: jax.Array, grid: tuple[int, int], width: int) -> np.ndarray:
-    """Where the learned places start: float[rows * columns, width], near places alike.
-
-    Half of the width tells the row, half the column.
-    """
-    rows, columns = (
-        waves((np.arange(count) + 0.5) / count, features, count / 2)
-        for count, features in zip(grid, (width // 2, width - width // 2), strict=True)
-    )
-    return np.concatenate(
-        [np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))], axis=1
-    )
-
-
 class Placed(nn.Module):
-    """Tower tokens at one size, and with a learned row for the place of each.
+    """Connected tokens at one size, and a learned row for the place of each.
 
     HTSAT carries no absolute time, a picture tower made from names little place, and the language
     model sees places only as differences. The norm comes first because a contrast of cosines does
@@ -56,10 +41,10 @@ class Placed(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float[B, N, I] -> the same normed, and that with the places added."""
+        """float[B, N, D] -> the same normed, and the places float[N, D]."""
         tokens = RMSNorm(dtype=self.dtype, name="norm")(tokens)
         places = self.param("places", grid_waves, self.grid, tokens.shape[-1])
-        return tokens, tokens + places.astype(self.dtype)
+        return tokens, places.astype(self.dtype)
 
 
 class Connector(nn.Module):
@@ -122,26 +107,28 @@ class Meerkat(nn.Module):
         pixels float[B, H, W, 3] normalised; mel float[B, F, mels] in dB (or [B, 4, F, mels] with
         longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected),
         attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A, V], distance
-        float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (towers, normed);
-        image_alone and audio_alone: connected without places and AVACE, so that neither knows of
+        float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (of the towers);
+        image_alone and audio_alone: connected, without places and AVACE, so that neither knows of
         the other.
         """
-        image, image_placed = self.image_placed(self.image_tower(pixels)["tokens"])
-        audio, audio_placed = self.audio_placed(self.audio_tower(mel, longer)["tokens"])
-        transport = self.avopt(image, audio)
-        # with places: what a sound attends to in the picture tells it where that is
-        exchange = self.avace(image_placed, audio_placed)
+        image_tokens = self.image_tower(pixels)["tokens"]
+        audio_tokens = self.audio_tower(mel, longer)["tokens"]
+        transport = self.avopt(image_tokens, audio_tokens)
+        # Connected tokens are of one space, that of words: what is heard finds what is seen.
+        image, image_places = self.image_placed(self.image_connector(image_tokens))
+        audio, audio_places = self.audio_placed(self.audio_connector(audio_tokens))
+        exchange = self.avace(image, audio, image_places=image_places, audio_places=audio_places)
         return {
-            "image_tokens": image,
-            "audio_tokens": audio,
+            "image_tokens": image_tokens,
+            "audio_tokens": audio_tokens,
             "distance": transport["distance"],
             "plan": transport["plan"],
             "attention": exchange["attention"],
             "map": exchange["map"],
-            "image": self.image_connector(exchange["image"]),
-            "audio": self.audio_connector(exchange["audio"]),
-            "image_alone": self.image_connector(image),
-            "audio_alone": self.audio_connector(audio),
+            "image": exchange["image"],
+            "audio": exchange["audio"],
+            "image_alone": image,
+            "audio_alone": audio,
         }
 
     def embed_prefix(self, image: jax.Array, audio: jax.Array) -> jax.Array:

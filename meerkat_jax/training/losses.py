@@ -11,7 +11,7 @@ Letters: B pairs, Q questions, T tokens, V image tokens, C vocabulary, N boxes, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -127,11 +127,14 @@ def total(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:
     return sum(weights[name] * value for name, value in terms.items())
 
 
-def alignment_terms(out, batch, grid) -> dict[str, jax.Array]:
-    """Sums of AVOpT's distance over matched pairs and of AVACE's in-box loss over boxed ones."""
+def alignment_terms(out, batch, grid, box: Mapping[str, float]) -> dict[str, jax.Array]:
+    """Sums of AVOpT's distance over matched pairs and of AVACE's in-box loss over boxed ones.
+
+    `box` weighs the parts of the in-box loss: inside, outside, fill.
+    """
     coverage = box_coverage(batch["boxes"], grid)
     boxed = (coverage > 0).any(axis=-1)
-    outside = in_box_loss(out["attention"], coverage)
+    outside = in_box_loss(out["attention"], coverage, **box)
     return {
         "avopt": jnp.where(batch["matched"], out["distance"], 0.0).sum(),
         "avace": jnp.where(boxed, outside, 0.0).sum(),

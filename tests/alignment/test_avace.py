@@ -163,6 +163,52 @@ def test_in_box_loss_reaches_zero_and_its_maximum():
     np.testing.assert_allclose(uniform, [1 - 1 / V], **tolerance("module"))
 
 
+def test_fill_asks_the_map_to_cover_the_box():
+    coverage = box_coverage(jnp.array([[[0.0, 0.0, 0.5, 0.5]]]), (4, 4))  # 2 x 2 whole patches
+    spread = coverage / 4
+    corner = jax.nn.one_hot(jnp.array([0]), 16)
+    assert in_box_loss(spread, coverage)[0] == in_box_loss(corner, coverage)[0] == 0
+    filled = in_box_loss(spread, coverage, fill=1.0)
+    np.testing.assert_allclose(filled, [0.0], **tolerance("module"))
+    assert in_box_loss(corner, coverage, fill=1.0)[0] > 1
+    # where the softmax is far from the box, mass alone has next to no gradient
+    scores = jnp.where(coverage > 0, -9.0, 0.0)
+
+    def push(fill):
+        def loss(scores):
+            return in_box_loss(jax.nn.softmax(scores), coverage, fill=fill)[0]
+
+        return float(jnp.abs(jax.grad(loss)(scores)).max())
+
+    assert push(0.0) < 0.01 < 0.1 < push(1.0)
+
+
+def test_what_means_the_same_is_found_before_any_training():
+    """Queries and keys start as one projection: a sound's token finds the patch that is like it."""
+    model = AVACE(width=16, heads=1)
+    rng = np.random.default_rng(1)
+    image = jnp.float32(rng.normal(size=(B, V, 16)))
+    audio = image[:, 7][:, None] + 0.1 * jnp.float32(rng.normal(size=(B, A, 16)))
+    variables = model.init(jax.random.key(0), image, audio)
+    out = model.apply(variables, image, audio)
+    assert (out["attention"].argmax(axis=1) == 7).all() and out["attention"][:, 7].min() > 0.5
+
+
+def test_places_are_told_but_not_compared():
+    model = AVACE(width=16, heads=4)
+    image, audio = tokens()
+    variables = model.init(jax.random.key(0), image, audio)
+    variables = jax.tree.map(lambda x: x + 0.1, variables)  # so that every output is in use
+    places = jnp.float32(np.random.default_rng(2).normal(size=(V, DV)))
+    plain = model.apply(variables, image, audio)
+    placed = model.apply(variables, image, audio, image_places=places)
+    np.testing.assert_array_equal(placed["map"], plain["map"])
+    np.testing.assert_allclose(
+        placed["image"] - plain["image"], np.tile(places, (B, 1, 1)), **tolerance("module")
+    )
+    assert np.abs(placed["audio"] - plain["audio"]).max() > 1e-3
+
+
 def test_samples_without_a_box_are_left_out():
     boxes = jnp.array([[[0.0, 0.0, 0.5, 0.5]], [[0.0, 0.0, 0.0, 0.0]]])
     coverage = box_coverage(boxes, GRID)

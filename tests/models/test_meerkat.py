@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.assemble import number_rows
-from meerkat_jax.models.layers import waves
-from meerkat_jax.models.meerkat import Placed, grid_waves
-from tests.tolerances import tolerance
+from meerkat_jax.models.layers import grid_waves, waves
+from meerkat_jax.models.meerkat import Placed
 
 
 def cosine(a, b):
@@ -38,12 +37,10 @@ def test_places_are_seen_beside_tokens_of_any_size():
     tokens = jax.random.normal(jax.random.key(0), (2, 12, 16))
     module = Placed((3, 4))
     variables = module.init(jax.random.key(1), tokens)
-    places = np.tile(variables["params"]["places"], (2, 1, 1))
     for size in (0.01, 1.0, 100.0):
-        alone, placed = module.apply(variables, size * tokens)
-        added = placed - alone
-        assert 0.5 < float(jnp.std(added) / jnp.std(alone)) < 2
-        np.testing.assert_allclose(added, places, **tolerance("module"))
+        normed, places = module.apply(variables, size * tokens)
+        assert places.shape == tokens.shape[1:]
+        assert 0.5 < float(jnp.std(places) / jnp.std(normed)) < 2
 
 
 def test_word_vectors_of_near_numbers_start_alike():
