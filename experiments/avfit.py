@@ -25,7 +25,7 @@ def mini() -> dict:
         "seed": 0,
         "data": {
             "kind": "mini",
-            "mini": {"media": "auto", "seed": 0, "classes": 40},
+            "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
             "questions": 6,  # of each scene, behind one shared prefix
             "length": 48,  # tokens of a question with its answer
             "answer": 28,  # tokens of an answer
@@ -56,7 +56,7 @@ def mini() -> dict:
                 "mel_var": 214.0,
             },
             "avopt": {"width": 64, "iterations": 30},
-            "avace": {"width": 128, "heads": 4},
+            "avace": {"width": 128, "heads": 1},
             "connector": "linear",
             "llama": {
                 "width": 128,
@@ -120,7 +120,8 @@ def mini() -> dict:
                 },
             },
         ],
-        "contrast": {"temperature": 0.1, "sharpness": 30.0},
+        "contrast": {"temperature": 0.1, "sharpness": 100.0},
+        "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},
         "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 4.0},
         "weight_decay": 0.01,
         "clip_norm": 1.0,

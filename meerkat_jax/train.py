@@ -116,8 +116,8 @@ def main(_: list[str]) -> None:
     spread = jax.tree.map(jnp.asarray, spread)
 
     def make(phase: dict, accumulate: int):
-        args = (phase["weights"], names, config["contrast"], spread, accumulate)
-        return make_step(model, optimizer, *args)
+        how = (config["contrast"], config["box"], spread, accumulate, phase.get("still", ()))
+        return make_step(model, optimizer, phase["weights"], names, *how)
 
     outputs = (places[0], None)
     runs = [

@@ -62,6 +62,13 @@ def learning_rate(phases: Sequence[Mapping], key: str = "learning_rate") -> opta
     return optax.join_schedules(schedules, ends[:-1])
 
 
+def at_rest(tree: dict, still: Sequence[str], change: Callable) -> dict:
+    """The tree with `change` done to the leaves whose path a pattern of `still` finds."""
+    flat = flatten(tree)
+    paths = {path for pattern in still for path in matching(pattern, flat)}
+    return unflatten({k: change(leaf) if k in paths else leaf for k, leaf in flat.items()})
+
+
 def new_state(trainable: dict, optimizer: optax.GradientTransformation, seed: int) -> State:
     """The state before the first step."""
     return {
@@ -78,10 +85,15 @@ def make_step(
     weights: Mapping[str, float],
     names: tuple[jax.Array, jax.Array],
     contrast: Mapping[str, float],
+    box: Mapping[str, float],
     spread: losses.SoftTargets | None = None,
     accumulate: int = 1,
+    still: Sequence[str] = (),
 ) -> Callable[[State, dict, dict], tuple[State, dict]]:
-    """`step(state, frozen, batch) -> (state, metrics)` for one phase's `weights`."""
+    """`step(state, frozen, batch) -> (state, metrics)` for one phase's `weights`.
+
+    Parameters whose path a pattern of `still` finds stay as they are, and cost no backward pass.
+    """
     model, weights = assembly.model, dict(weights)
     unknown = set(weights) - set(losses.TERMS)
     if unknown:
@@ -108,7 +120,7 @@ def make_step(
             )
         else:
             out = model.apply({"params": params}, pixels, mel, method="perceive")
-        terms |= losses.alignment_terms(out, batch, model.image_grid)
+        terms |= losses.alignment_terms(out, batch, model.image_grid, box)
         if NAMING & set(weights):
             vectors = model.apply({"params": params}, *names, method="names")
             terms |= losses.name_terms(out, vectors, batch, **contrast)
@@ -116,6 +128,7 @@ def make_step(
         return {name: terms[name] for name in weights}, extra
 
     def objective(trainable, frozen, batch, items, key):
+        trainable = at_rest(trainable, still, jax.lax.stop_gradient)
         found, extra = sums(merge(trainable, frozen), batch, key)
         terms = {name: value / items[name] for name, value in found.items()}
         return losses.total(terms, weights), (terms, extra)
@@ -143,6 +156,7 @@ def make_step(
         found = accumulated(state["trainable"], frozen, batch, items, key)
         (loss, (terms, extra)), grads = found
         updates, opt = optimizer.update(grads, state["opt"], state["trainable"])
+        updates = at_rest(updates, still, jnp.zeros_like)  # momentum and decay would move them
         new = {
             "trainable": optax.apply_updates(state["trainable"], updates),
             "opt": opt,
