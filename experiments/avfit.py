@@ -12,6 +12,14 @@ import ml_collections
 
 from meerkat_jax.training.config import choose
 
+ANSWERING = {
+    "answer": 1.0,
+    "avopt": 0.1,
+    "avace": 3.0,
+    "image_names": 3.0,
+    "audio_names": 1.0,
+}
+
 
 def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     """The configuration named `arg`."""
@@ -60,7 +68,7 @@ def mini() -> dict:
             "connector": "linear",
             "llama": {
                 "width": 128,
-                "depth": 3,
+                "depth": 2,
                 "heads": 4,
                 "kv_heads": 4,
                 "mlp_dim": 352,
@@ -76,7 +84,7 @@ def mini() -> dict:
         "accumulate": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         # Towers that start from nothing first learn the names of what they see and hear, as CLIP
-        # and CLAP did (no boxes, no times); then everything learns to answer.
+        # and CLAP did (no boxes, no times); then everything learns to answer, first where and when.
         "phases": [
             {
                 "name": "names",
@@ -89,40 +97,53 @@ def mini() -> dict:
             {  # the sounds are known by now, the pictures take longer
                 "name": "looks",
                 "split": "train",
-                "steps": 2500,
+                "steps": 1200,
                 "workers": 0,  # pictures alone: handing them over takes longer than decoding
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "weights": {"image_names": 1.0},
             },
-            {  # what is heard finds what is seen
+            {  # what is heard finds what is seen, and its box teaches the pictures names as well
                 "name": "binds",
                 "split": "train",
-                "steps": 200,
+                "steps": 900,
                 "learning_rate": 1e-3,
                 "warmup": 50,
+                "still": ["^audio_tower/"],
                 "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 1.0},
+            },
+            {  # where and when: two short questions a scene cost a third of six
+                "name": "places",
+                "split": "train",
+                "steps": 800,
+                "batch": 8,
+                "learning_rate": 1.5e-3,
+                "slow_rate": 5e-4,
+                "warmup": 50,
+                "weights": dict(ANSWERING),
+                "questions": 2,
+                "task_weights": {
+                    "arig": 1.0,
+                    "igatl": 1.0,
+                    "avqa/where": 0.3,
+                    "avfact1": 0.3,
+                }
+                | dict.fromkeys(("avfact2", "avfact3", "avfact4", "avqa", "avc"), 1e-3),
             },
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 1650,
+                "steps": 1200,
                 "batch": 8,
                 "learning_rate": 1.5e-3,
-                "slow_rate": 3e-4,
+                "slow_rate": 5e-4,
                 "warmup": 50,
-                "weights": {
-                    "answer": 1.0,
-                    "avopt": 0.1,
-                    "avace": 1.0,
-                    "image_names": 0.5,
-                    "audio_names": 0.5,
-                },
+                "weights": dict(ANSWERING),
             },
         ],
         "contrast": {"temperature": 0.1, "sharpness": 100.0},
         "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},
-        "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 4.0},
+        "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 20.0},
         "weight_decay": 0.01,
         "clip_norm": 1.0,
         "log_every": 50,

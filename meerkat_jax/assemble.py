@@ -77,7 +77,7 @@ def number_rows(table: jax.Array, values: dict[str, np.ndarray]) -> jax.Array:
         rows = np.flatnonzero(~np.isnan(number))
         if len(rows):
             places = number[rows] / number[rows].max()
-            start = waves(places, table.shape[1], 16) * scale
+            start = waves(places, table.shape[1], 6) * scale
             # the first row tells one kind of number from another
             table = table.at[rows].set((start + table[rows[0]]) * 0.5**0.5)
     return table

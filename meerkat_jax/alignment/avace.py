@@ -14,24 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.alignment.avopt import masked_mean
-from meerkat_jax.models.layers import NEGATIVE, Dense, RMSNorm, attend
-
-
-def same_start(_: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-    """One orthogonal projection for all of a shape, whatever the key: queries and keys begin alike.
-
-    With one head as wide as the tokens the scores then are their cosines, times 2 sqrt(width).
-    """
-    return nn.initializers.orthogonal(2**0.5)(jax.random.key(0), shape, dtype)
+from meerkat_jax.models.layers import NEGATIVE, Dense, RMSNorm, same_start
 
 
 class AVACE(nn.Module):
     """Two-way cross-attention with pre-norm and residual, `heads` heads over an inner `width`.
 
     The map for the box loss is a weighted mean over the audio tokens: silence and background fill
-    many of them, so each token gets a learned weight (softmax over the audio of one score each).
-    With `mark`, the image tokens also receive that map: patch attention, scaled to a peak of 1,
-    times a learned vector, so the language model can read where it points.
+    many of them. A token weighs by what it finds in the picture (the mass of its scores before the
+    softmax) times a learned share. With `mark` both token sets also receive their own attention,
+    scaled to a peak of 1, times a learned vector, so the language model can read where and when.
     """
 
     width: int = 256
@@ -62,17 +54,17 @@ class AVACE(nn.Module):
         told = audio_norm(audio_tokens)
         to_image, _ = self._cross("image", image, audio, told, audio_valid)
         told = image_norm(image_tokens)
-        to_audio, weights = self._cross("audio", audio, image, told, image_valid)
-        map_ = weights.mean(axis=1)
+        to_audio, scores = self._cross("audio", audio, image, told, image_valid)
+        map_ = jax.nn.softmax(scores, axis=-1).mean(axis=1)
         score = Dense(1, name="audio_score")(audio)[..., 0].astype(jnp.float32)
+        score += jax.nn.logsumexp(scores, axis=-1).mean(axis=1)
         if audio_valid is not None:
             score = jnp.where(audio_valid, score, NEGATIVE)
         audio_weight = jax.nn.softmax(score, axis=-1)
         attention = jnp.einsum("ba,bav->bv", audio_weight, map_)
         if self.mark:
-            vector = self.param("mark", nn.initializers.normal(0.5), (image_tokens.shape[-1],))
-            peak = attention / attention.max(axis=-1, keepdims=True)
-            to_image += (peak[..., None] * vector).astype(to_image.dtype)
+            to_image += self._mark("image", attention, to_image)
+            to_audio += self._mark("audio", audio_weight, to_audio)
         return {
             "image": image_tokens + to_image.astype(image_tokens.dtype),
             "audio": audio_tokens + to_audio.astype(audio_tokens.dtype),
@@ -82,9 +74,9 @@ class AVACE(nn.Module):
         }
 
     def _cross(self, name, queries, keys, told, valid):
-        """Attend from `queries` to `keys`, read what is `told` there -> (float like queries, map).
+        """Attend from `queries` to `keys`, read what is `told` there -> (like queries, scores).
 
-        The map: weights float32[B, H, Q, S].
+        Scores float32[B, H, Q, S], before the softmax over S.
         """
         if self.width % self.heads:
             raise ValueError(f"AVACE width {self.width} is not a multiple of heads {self.heads}")
@@ -93,12 +85,24 @@ class AVACE(nn.Module):
             x = Dense(self.width, use_bias=False, kernel_init=init, name=f"{name}_{part}")(x)
             return x.reshape(*x.shape[:2], self.heads, -1)
 
-        mask = None if valid is None else valid[:, None, :]
-        q, k = split(queries, "q", same_start), split(keys, "k", same_start)
-        values, weights = attend(q, k, split(told, "v", nn.initializers.lecun_normal()), mask)
+        # One head as wide as the tokens then scores by their cosines, times 2 sqrt(width).
+        q, k = split(queries, "q", same_start(2.0)), split(keys, "k", same_start(2.0))
+        scores = jnp.einsum("bqhd,bshd->bhqs", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+        if valid is not None:
+            scores = jnp.where(valid[:, None, None, :], scores, NEGATIVE)
+        values = split(told, "v", nn.initializers.lecun_normal())
+        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        values = jnp.einsum("bhqs,bshd->bqhd", weights, values)
         values = values.reshape(*values.shape[:2], self.width)
         out = Dense(queries.shape[-1], kernel_init=nn.initializers.zeros, name=f"{name}_o")
-        return out(values), weights
+        return out(values), scores
+
+    def _mark(self, name, attention, like):
+        """float[B, N] attention as a mark on tokens: float[B, N, D] like `like`."""
+        # twice the size of tokens: a small mark is read late
+        vector = self.param(f"{name}_mark", nn.initializers.normal(2.0), like.shape[-1:])
+        peak = attention / attention.max(axis=-1, keepdims=True)
+        return (peak[..., None] * vector).astype(like.dtype)
 
 
 def box_coverage(boxes: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 class Encode(grain.transforms.RandomMap):
-    """Example -> arrays. Draws `shapes.questions` of the pair's questions by task weight.
+    """Example -> arrays. Draws `questions` (else `shapes.questions`) of the pair's by task weight.
 
     Without `listen` the sounds, without `ask` the questions are left out, most of the work where
     nothing needs them: audio is float32[0], and all tokens are padding.
@@ -74,8 +74,10 @@ class Encode(grain.transforms.RandomMap):
         weights: dict,
         listen: bool = True,
         ask: bool = True,
+        questions: int | None = None,
     ):
-        self.shapes, self.prompt, self.weights = shapes, prompt, weights
+        self.shapes = dataclasses.replace(shapes, questions=questions or shapes.questions)
+        self.prompt, self.weights = prompt, weights
         self.listen, self.ask = listen, ask
         self.index = {name: i for i, name in enumerate(classes)}
 

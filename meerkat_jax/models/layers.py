@@ -49,6 +49,25 @@ def grid_waves(_: jax.Array, grid: tuple[int, int], width: int) -> np.ndarray:
     )
 
 
+def same_start(gain: float, which: int = 0, back: bool = False) -> Callable:
+    """An initializer that gives orthogonal projection number `which`, whatever the key.
+
+    float[D, H * Dh], or with `back` that turned round, float[H * Dh, D]. Queries and keys that
+    begin alike score tokens by their likeness, times `gain`; a value and an output projection back
+    pass on what they meet, times `gain`. Attention that starts so needs not find out first that
+    tokens of one meaning belong together. (With fewer key-value heads than heads the shapes differ,
+    and so do the projections.) Source: Trockman & Kolter, Mimetic initialization of self-attention
+    layers (arXiv 2305.09828).
+    """
+
+    def init(_: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+        shape = shape[::-1] if back else shape
+        start = nn.initializers.orthogonal(gain**0.5)(jax.random.key(which), shape, dtype)
+        return start.T if back else start
+
+    return init
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """What to adapt: `targets` name Dense layers ("q", "k", "v", "o", "gate", "up", "down")."""

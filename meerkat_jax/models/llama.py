@@ -24,13 +24,22 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import BRANCH, NEGATIVE, Dense, LoraConfig, RMSNorm
+from meerkat_jax.models.layers import BRANCH, NEGATIVE, Dense, LoraConfig, RMSNorm, same_start
 
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "weights": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "qkvo": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "o"),
+}
+
+# Of a decoder without a checkpoint: tokens begin by listening to their like (models/layers.py).
+START = {
+    "q": same_start(0.3),
+    "k": same_start(0.3),
+    "v": same_start(0.3, 1),
+    "o": same_start(0.3, 1, back=True),
+    "down": BRANCH,
 }
 
 Cache = dict[str, jax.Array]
@@ -176,8 +185,8 @@ class Block(nn.Module):
     def dense(self, name: str, x: jax.Array, features: int, deterministic: bool) -> jax.Array:
         """The bias-free Dense `name`, adapted if LoRA targets it; its output can be saved."""
         lora = self.lora.for_layer(name) if self.lora else None
-        init = {"kernel_init": BRANCH} if name in ("o", "down") else {}
-        layer = Dense(features, use_bias=False, lora=lora, dtype=self.dtype, name=name, **init)
+        start = {"kernel_init": START[name]} if name in START else {}
+        layer = Dense(features, use_bias=False, lora=lora, dtype=self.dtype, name=name, **start)
         return checkpoint_name(layer(x, deterministic=deterministic), name)
 
     @nn.compact

@@ -30,10 +30,11 @@ def test_tokens_pass_unchanged_at_first_but_for_the_mark():
         np.testing.assert_array_equal(out[name], source)
     model, variables = built()
     out = model.apply(variables, *tokens())
-    np.testing.assert_array_equal(out["audio"], tokens()[1])
-    peak = out["attention"] / out["attention"].max(axis=1, keepdims=True)
-    marked = tokens()[0] + peak[..., None] * variables["params"]["mark"]
-    np.testing.assert_allclose(out["image"], marked, **tolerance("module"))
+    attentions = {"image": out["attention"], "audio": out["audio_weight"]}
+    for (name, attention), source in zip(attentions.items(), tokens(), strict=True):
+        peak = attention / attention.max(axis=1, keepdims=True)
+        marked = source + peak[..., None] * variables["params"][f"{name}_mark"]
+        np.testing.assert_allclose(out[name], marked, **tolerance("module"))
 
 
 def test_map_is_over_patches_and_varies():
@@ -75,8 +76,9 @@ def test_token_outputs_reach_the_output_projections(mark):
     parts = jax.jit(jax.grad(loss))(variables)["params"]
     for name in ("image_o", "audio_o"):
         assert np.abs(parts[name]["kernel"]).max() > 1e-3, name
-    assert ("mark" in parts) == mark
-    assert not mark or np.abs(parts["mark"]).max() > 1e-3
+    for name in ("image_mark", "audio_mark"):
+        assert (name in parts) == mark
+        assert not mark or np.abs(parts[name]).max() > 1e-3, name
 
 
 def test_overfitting_one_sample_moves_the_attention_into_the_box():
@@ -192,6 +194,16 @@ def test_what_means_the_same_is_found_before_any_training():
     variables = model.init(jax.random.key(0), image, audio)
     out = model.apply(variables, image, audio)
     assert (out["attention"].argmax(axis=1) == 7).all() and out["attention"][:, 7].min() > 0.5
+
+
+def test_sounds_that_are_seen_weigh_most():
+    """Two of the seven moments are like a patch: they, not the others, say where to look."""
+    model = AVACE(width=48, heads=1)
+    rng = np.random.default_rng(4)
+    image, audio = (jnp.float32(rng.normal(size=(B, n, 48))) for n in (V, A))
+    audio = audio.at[:, 2:4].set(image[:, :2])
+    out = model.apply(model.init(jax.random.key(0), image, audio), image, audio)
+    assert (np.sort(out["audio_weight"].argsort(axis=1)[:, -2:], axis=1) == [2, 3]).all()
 
 
 def test_places_are_told_but_not_compared():

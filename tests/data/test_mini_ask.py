@@ -208,7 +208,8 @@ def label_in(question) -> str:
 def test_exists_and_heard_and_seen(asked):
     for plan, question in of(asked, "exists"):
         assert question.truth["answer"] == (label_in(question) in plan.seen)
-        assert question.response.endswith(": yes." if question.truth["answer"] else ": no.")
+        verdict = "yes" if question.truth["answer"] else "no"
+        assert question.response.endswith(f". A {label_in(question)}: {verdict}.")
     for plan, question in of(asked, "heard_and_seen"):
         name = label_in(question)
         assert question.truth["answer"] == (name in plan.seen and name in plan.heard)

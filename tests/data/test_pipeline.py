@@ -195,6 +195,13 @@ def test_what_a_phase_does_not_need_is_left_out(folder, encode):
     assert not bare["targets"].any() and bare["tokens"].shape == whole["tokens"].shape
 
 
+def test_a_phase_may_ask_fewer_questions(folder, encode):
+    one = Encode(SHAPES, encode.prompt, tuple(encode.index), {"arig": 1.0}, questions=1)
+    (batch,) = first(train_batches(folder, "train", one, BATCH, seed=1), 1)
+    assert batch["tokens"].shape == batch["targets"].shape == (BATCH, 1, SHAPES.length)
+    assert batch["targets"].any(axis=(1, 2)).all()
+
+
 def test_names_that_are_no_classes_are_left_out(encode, folder):
     example = dataclasses.replace(open_split(folder, "train")[0], seen=("nobody",))
     assert (encode.random_map(example, np.random.default_rng(0))["seen"] == -1).all()

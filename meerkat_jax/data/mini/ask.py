@@ -164,7 +164,7 @@ class Asker:
         if not value and heard_only and self.rng.random() < 0.5:
             absent = heard_only
         name = self.choose(self.plan.seen if value else absent)
-        response = f"I see {listing(self.plan.seen)}: {yes_no(value)}."
+        response = f"I see {listing(self.plan.seen)}. {self._named(name)}: {yes_no(value)}."
         return self.question("avqa", "exists", response, value, label=name)
 
     def ask_first(self):
@@ -183,7 +183,9 @@ class Asker:
         if value is None:
             return None
         name = self.choose(self.plan.both if value else one)
-        response = f"{evidence(self.plan.seen, self.plan.heard)}: {yes_no(value)}."
+        response = (
+            f"{evidence(self.plan.seen, self.plan.heard)}. {self._named(name)}: {yes_no(value)}."
+        )
         return self.question("avqa", "heard_and_seen", response, value, label=name)
 
     def ask_avc(self):
@@ -195,6 +197,10 @@ class Asker:
     def _corners(self, name: str) -> str:
         """The box without its label: the question must not give the name away."""
         return "[" + write_box(self.boxes[name]).split(", ", 1)[1]
+
+    def _named(self, name: str) -> str:
+        """What was asked for, said again: the verdict then looks if its last word came before."""
+        return listing([name]).capitalize()
 
     def _heard_in(self, interval: tuple[float, float]) -> list[str]:
         start, end = interval
