@@ -45,8 +45,8 @@ def mini() -> dict:
         "prompt": "llama2",
         "model": {
             "image": {
-                "image_size": 96,
-                "patch_size": 12,
+                "image_size": 64,
+                "patch_size": 8,
                 "width": 128,
                 "depth": 2,
                 "heads": 4,
@@ -144,6 +144,7 @@ def mini() -> dict:
         "contrast": {"temperature": 0.1, "sharpness": 100.0},
         "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},
         "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 20.0},
+        "optimizer": "muon",
         "weight_decay": 0.01,
         "clip_norm": 1.0,
         "log_every": 50,

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 BOX_FORM = "Give [object, x_left, y_top, x_right, y_bottom]."
 TIME_FORM = "Give [object, start, end]."
 FACT_FORM = "True or False?"
+FORMS = (BOX_FORM, TIME_FORM, FACT_FORM)  # each ends the instructions of its tasks
 
 # kind -> split -> paraphrases; {label}, {box}, {start} and {end} are filled in
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {

@@ -48,7 +48,8 @@ def open_data(data: Mapping, cache: Path) -> DataSet:
     """
     folder = open_folder(data, cache)
     classes = tuple(read_manifest(folder)["classes"])
-    return DataSet(folder, classes, build_mini_tokenizer(words(folder), classes))
+    phrases = [f" {form}" for form in instructions.FORMS]
+    return DataSet(folder, classes, build_mini_tokenizer(words(folder), classes, phrases))
 
 
 def open_folder(data: Mapping, cache: Path) -> Path:

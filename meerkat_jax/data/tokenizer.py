@@ -3,11 +3,16 @@
 `Tokenizer` is a thin class over `tokenizers.Tokenizer`. Text from a user or a data set can never
 become a special token: those enter by id only (`meerkat_jax.data.prompt`).
 
-The mini tokenizer keeps sequences short, which is what a small model's time goes to: a coordinate
-(`0.123`), a time (`1.2`), the `, ` before a number, a word with the space before it and a class
-name are one token each. The space before a class name belongs to the word before that, so that a
-name is the same token wherever it stands ("[dog," and "a dog"). Everything else falls back to
-single characters (bytes outside ASCII), so that any text comes back unchanged.
+The mini tokenizer keeps sequences short, which is what a small model's time goes to: a word with
+the space before it, a class name, a phrase that many instructions share are one token each. The
+space before a class name belongs to the word before that, so that a name is the same token wherever
+it stands ("[dog," and "a dog"). A number is one token together with the marks around it:
+
+    [dog, 0.125, 0.250, 0.500, 0.750]  ->  "["  "dog"  ", 0.125"  ", 0.250,"  " 0.500"  ", 0.750]"
+
+so each place of a box or a segment has numbers of its own, and the token says which comes next.
+Coordinates have tokens on a grid of 0.005, which is that of the mini data's pictures. Everything
+else falls back to single characters (bytes outside ASCII), so that any text comes back unchanged.
 """
 
 from __future__ import annotations
@@ -34,10 +39,29 @@ VOCAB_MULTIPLE = 64
 ARTICLES = ("a", "an", "the", "A", "An", "The")
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-_COORDINATES = [f"{i / 10**BOX_DECIMALS:.{BOX_DECIMALS}f}" for i in range(10**BOX_DECIMALS + 1)]
-_TIMES = [
-    f"{i / 10**TIME_DECIMALS:.{TIME_DECIMALS}f}" for i in range(MAX_SECONDS * 10**TIME_DECIMALS + 1)
-]
+GRID = 200  # steps of a coordinate from 0 to 1
+_NUMBERS = {
+    "coordinate": [f"{i / GRID:.{BOX_DECIMALS}f}" for i in range(GRID + 1)],
+    "seconds": [
+        f"{i / 10**TIME_DECIMALS:.{TIME_DECIMALS}f}"
+        for i in range(MAX_SECONDS * 10**TIME_DECIMALS + 1)
+    ],
+}
+_PATTERNS = {
+    "coordinate": r"(?:0\.[0-9]{2}[05]|1\.000)(?![0-9])",
+    "seconds": r"(?:10|[0-9])\.[0-9](?![0-9])",
+}
+# place of a number -> its kind, the text around it, and what must follow (N: another such number)
+_PLACES = {
+    "first": ("coordinate", " [{}", ", N, N, N]"),  # of a box without a label
+    "x0": ("coordinate", ", {}", ", N, N, N]"),
+    "y0": ("coordinate", ", {},", " N, N]"),
+    "x1": ("coordinate", " {}", ", N]"),
+    "y1": ("coordinate", ", {}]", ""),
+    "start": ("seconds", ", {}", ", N]"),
+    "end": ("seconds", ", {}]", ""),
+    "said": ("seconds", " {}", ""),  # in a sentence
+}
 
 
 class Tokenizer:
@@ -101,18 +125,18 @@ class Tokenizer:
         """The number each id stands for, NaN elsewhere.
 
         Returns:
-            `coordinate` float32[C] in 0..1 (three decimals) and `seconds` float32[C] in 0..10 (one
-            decimal), C = `padded_vocab_size`. All NaN for a tokenizer that splits numbers.
+            float32[C] by "kind/place": "coordinate/x0" in 0..1, "seconds/start" in 0..10, and so
+            on; C = `padded_vocab_size`. All NaN for a tokenizer that splits numbers.
         """
         return {
-            "coordinate": self._values(_COORDINATES),
-            "seconds": self._values(_TIMES),
+            f"{kind}/{place}": self._values(form, _NUMBERS[kind])
+            for place, (kind, form, _) in _PLACES.items()
         }
 
-    def _values(self, numbers: Sequence[str]) -> np.ndarray:
+    def _values(self, form: str, numbers: Sequence[str]) -> np.ndarray:
         values = np.full(self.padded_vocab_size, np.nan, np.float32)
         for number in numbers:
-            token = self._raw.token_to_id(number)
+            token = self._raw.token_to_id(_spelled(form.format(number)))
             if token is not None:
                 values[token] = float(number)
         return values
@@ -147,14 +171,17 @@ class Tokenizer:
         return Tokenizer.from_json, (self._raw.to_str(),)
 
 
-def build_mini_tokenizer(texts: Iterable[str], names: Sequence[str]) -> Tokenizer:
-    """A tokenizer with one token for each number, each word of `texts` and each class name.
+def build_mini_tokenizer(
+    texts: Iterable[str], names: Sequence[str], phrases: Sequence[str] = ()
+) -> Tokenizer:
+    """A tokenizer with one token for each number, word of `texts`, class name and phrase.
 
     The result depends on the sets of words and names only, not on their order.
 
     Args:
         texts: instructions and answers to be written in few tokens.
         names: class names, several words allowed; one token each, the same everywhere.
+        phrases: longer pieces of text, with the space before them; one token each.
 
     Raises:
         UserError: a name is empty or holds a special token.
@@ -162,7 +189,7 @@ def build_mini_tokenizer(texts: Iterable[str], names: Sequence[str]) -> Tokenize
     for name in names:
         if not name.strip() or any(special in name for special in SPECIALS):
             raise UserError(f"class name {name!r} cannot be a token; expected plain words")
-    split = _splitter(names)
+    split = _splitter(names, phrases)
     pieces = {piece for text in set(texts) for piece, _ in split.pre_tokenize_str(text)}
     bare = {piece.strip() for piece in pieces}
     # Single marks and words; numbers with a point are listed already, without a space before.
@@ -174,10 +201,8 @@ def build_mini_tokenizer(texts: Iterable[str], names: Sequence[str]) -> Tokenize
     vocabulary = [
         *SPECIALS,
         *sorted(pre_tokenizers.ByteLevel.alphabet()),
-        *_COORDINATES,
-        *_TIMES,
-        _spelled(", "),
-        *map(_spelled, sorted(spaced | before_names | set(names))),
+        *(_spelled(form.format(n)) for kind, form, _ in _PLACES.values() for n in _NUMBERS[kind]),
+        *map(_spelled, sorted(spaced | before_names | set(names) | set(phrases))),
     ]
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
     # No merges: a piece is one token when it is in the vocabulary, single characters when not.
@@ -188,14 +213,12 @@ def build_mini_tokenizer(texts: Iterable[str], names: Sequence[str]) -> Tokenize
     return Tokenizer(raw)
 
 
-def _splitter(names: Sequence[str]) -> pre_tokenizers.PreTokenizer:
+def _splitter(names: Sequence[str], phrases: Sequence[str]) -> pre_tokenizers.PreTokenizer:
     """Cuts text into the pieces that may be one token; first alternative that fits wins."""
-    longest_first = sorted(set(names), key=lambda name: (-len(name), name))
-    choice = "|".join(map(re.escape, longest_first)) or "(?!)"
-    name = rf"(?:{choice})(?![\p{{L}}_0-9])"
+    name = rf"(?:{_any_of(names)})(?![\p{{L}}_0-9])"
     pieces = [
-        r"(?<![0-9.])(?:[01]\.[0-9]{3}|(?:10|[0-9])\.[0-9])(?![0-9])",
-        r", (?=[0-9])",
+        _any_of(phrases),
+        *(_number_piece(*place) for place in _PLACES.values()),
         rf"(?<![\p{{L}}_0-9]){name}",
         rf" ?(?:[\p{{L}}_]+|[^\s\p{{L}}_0-9]) (?={name})",
         r" ?[\p{L}_]+",
@@ -203,6 +226,19 @@ def _splitter(names: Sequence[str]) -> pre_tokenizers.PreTokenizer:
         r" ?[^\s\p{L}_0-9]",
     ]
     return pre_tokenizers.Split(Regex("|".join(pieces)), behavior="isolated")
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    """A pattern for any of the texts, the longest that fits; for none of them it fits nothing."""
+    longest_first = sorted(set(texts), key=lambda text: (-len(text), text))
+    return "|".join(map(re.escape, longest_first)) or "(?!)"
+
+
+def _number_piece(kind: str, form: str, then: str) -> str:
+    """A pattern for a number with the marks around it, where `then` follows."""
+    number = _PATTERNS[kind]
+    ahead = re.escape(then).replace("N", number)
+    return re.escape(form).replace(r"\{\}", number) + f"(?={ahead})"
 
 
 def _spelled(text: str) -> str:

@@ -49,15 +49,17 @@ def spread_targets(
 
     A number's neighbours on its scale get a Gaussian share of width `coordinate` (of the picture)
     or `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Their rows sum to `weight`, what a
-    number counts beside a word. Other rows are one-hot. None when both widths are 0 or no token is
-    a number (a tokenizer that spells numbers in digits).
+    number counts beside a word. Other rows are one-hot. `values` are those of
+    `Tokenizer.token_values`, by "kind/place": each place of a box has numbers of its own. None when
+    both widths are 0 or no token is a number (a tokenizer that spells numbers in digits).
     """
+    widths = {"coordinate": coordinate, "seconds": seconds}
     count = len(next(iter(values.values())))
     table = np.eye(count, dtype=np.float32)
-    for key, width in (("coordinate", coordinate), ("seconds", seconds)):
-        places = np.flatnonzero(~np.isnan(values[key]))
+    for key, value in values.items():
+        places, width = np.flatnonzero(~np.isnan(value)), widths[key.split("/")[0]]
         if width > 0 and len(places):
-            gap = (values[key][places][:, None] - values[key][places][None]) / width
+            gap = (value[places][:, None] - value[places][None]) / width
             share = np.exp(-0.5 * gap * gap)
             table[np.ix_(places, places)] = weight * share / share.sum(axis=1, keepdims=True)
     if np.array_equal(table, np.eye(count)):

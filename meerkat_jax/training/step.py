@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from meerkat_jax.assemble import Assembly
 from meerkat_jax.errors import UserError
@@ -22,13 +23,20 @@ from meerkat_jax.training import losses
 from meerkat_jax.training.params import flatten, matching, merge, unflatten
 
 State = dict  # trainable tree, opt state, step int32[], key
+OPTIMIZERS = ("adamw", "muon")
 ANSWERING = {"answer"}
 NAMING = {"image_names", "audio_names"}
 
 
 def make_optimizer(config: Mapping) -> optax.GradientTransformation:
-    """AdamW with clipping, in two groups: the paths that `slow` finds, and the rest."""
+    """`config.optimizer` with clipping, in two groups: the paths that `slow` finds, and the rest.
+
+    "adamw", or "muon" (Jordan et al. 2024): matrices take steps whose singular values are all
+    alike, scaled to the size of AdamW's (Liu et al. 2025, section 2.2); all else takes AdamW's.
+    """
     phases, slow = config["phases"], tuple(config["slow"])
+    if config["optimizer"] not in OPTIMIZERS:
+        raise UserError(f"config.optimizer {config['optimizer']!r}: expected one of {OPTIMIZERS}")
 
     def adamw(key: str) -> optax.GradientTransformation:
         return optax.adamw(
@@ -38,15 +46,38 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
         )
 
+    def muon(key: str) -> optax.GradientTransformation:
+        return optax.contrib.muon(
+            learning_rate(phases, key),
+            weight_decay=config["weight_decay"],
+            adam_b2=config.get("b2", 0.98),
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=config.get("muon_rms", 0.8),
+        )
+
     def groups(params: dict) -> dict:
         flat = flatten(params)
         chosen = {path for pattern in slow for path in matching(pattern, flat)}
         return unflatten({path: "slow" if path in chosen else "rest" for path in flat})
 
+    make = {"adamw": adamw, "muon": muon}[config["optimizer"]]
     return optax.chain(
         optax.clip_by_global_norm(config["clip_norm"]),
-        optax.multi_transform({"rest": adamw("learning_rate"), "slow": adamw("slow_rate")}, groups),
+        optax.multi_transform({"rest": make("learning_rate"), "slow": make("slow_rate")}, groups),
     )
+
+
+def matrices(params: dict) -> dict:
+    """Which leaves are matrices to Muon, and how: kernels [I, O], [L, I, O] and [h, w, 1, O]."""
+
+    def how(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if getattr(path[-1], "key", "") != "kernel":
+            return None
+        last = leaf.ndim - 1
+        inputs = tuple(range(last)) if leaf.ndim == 4 else last - 1  # 3 axes: stacked layers
+        return optax.contrib.MuonDimensionNumbers(inputs, last)
+
+    return jax.tree_util.tree_map_with_path(how, params)
 
 
 def learning_rate(phases: Sequence[Mapping], key: str = "learning_rate") -> optax.Schedule:

@@ -18,7 +18,7 @@ from meerkat_jax.errors import UserError
 
 NAMES = ["dog", "acoustic guitar", "hi-hat"]
 TEXTS = ["Where is the dog that barks?", "It's the dog's bark: True.", "Give [object, x_left]. yes"]
-BOX = "[dog, 0.123, 0.250, 0.500, 0.750]"
+BOX = "[dog, 0.125, 0.250, 0.500, 0.750]"
 MINI = build_mini_tokenizer(TEXTS, NAMES)
 
 
@@ -42,11 +42,11 @@ def test_every_template_comes_back_in_few_tokens():
 @pytest.mark.parametrize(
     ("text", "count"),
     [
-        ("0.123", 1),
-        ("1.000", 1),
-        ("10.0", 1),
-        (BOX, 11),
-        ("[dog, 1.2, 3.4]", 7),
+        (BOX, 6),
+        (f"{BOX} {BOX}", 12),
+        ("the [0.125, 0.250, 0.500, 1.000]", 5),  # a box without a label, in a question
+        ("[dog, 1.2, 10.0]", 4),
+        ("the 1.2 the 10.0.", 5),
         ("acoustic guitar", 1),
         ("the acoustic guitar", 2),
         ("hi-hat", 1),
@@ -55,32 +55,46 @@ def test_every_template_comes_back_in_few_tokens():
     ],
 )
 def test_tokens_per_text(text, count):
-    mini = build_mini_tokenizer([*TEXTS, "the"], NAMES)
+    mini = build_mini_tokenizer([*TEXTS, "the", f"{BOX} {BOX}"], NAMES)
     assert len(mini.encode(text)) == count
 
 
-def test_numbers_have_one_form_each():
-    """Numbers in the given texts add no second token for a number, which labels would miss."""
-    assert (
-        build_mini_tokenizer([*TEXTS, f"at {BOX} to 1.2"], NAMES).vocab_size < MINI.vocab_size + 9
-    )
-    first, second = MINI.encode("0.250, 0.250")[::2]
-    assert first == second
+def test_phrases_are_one_token():
+    mini = build_mini_tokenizer(TEXTS, NAMES, [" Give [object, x_left]."])
+    text = "Where is it? Give [object, x_left]."
+    assert mini.decode(mini.encode(text)) == text
+    assert len(mini.encode(text)) == len(mini.encode("Where is it?")) + 1
+
+
+def test_each_place_of_a_box_has_numbers_of_its_own():
+    """So the token tells the place: the same number four times is four tokens, in order."""
+    values = MINI.token_values()
+    ids = MINI.encode("[dog, 0.500, 0.500, 0.500, 0.500]")[2:]
+    assert len(set(ids)) == 4
+    for place, token in zip(("x0", "y0", "x1", "y1"), ids, strict=True):
+        assert values[f"coordinate/{place}"][token] == 0.5
+    for place, token in zip(("start", "end"), MINI.encode("[dog, 7.3, 7.3]")[2:], strict=True):
+        assert math.isclose(values[f"seconds/{place}"][token], 7.3, rel_tol=1e-6)
 
 
 def test_token_values():
     values = MINI.token_values()
-    assert all(v.shape == (MINI.padded_vocab_size,) for v in values.values())
-    coordinates, seconds = values["coordinate"], values["seconds"]
-    np.testing.assert_allclose(
-        np.unique(coordinates[~np.isnan(coordinates)]), np.arange(1001) / 1000
-    )
-    np.testing.assert_allclose(
-        np.unique(seconds[~np.isnan(seconds)]), np.arange(101) / 10, rtol=1e-6
-    )
-    assert not np.any(~np.isnan(coordinates) & ~np.isnan(seconds))
-    (half,), (time,) = MINI.encode("0.500"), MINI.encode("7.3")
-    assert coordinates[half] == 0.5 and math.isclose(seconds[time], 7.3, rel_tol=1e-6)
+    known = np.stack([~np.isnan(value) for value in values.values()])
+    assert known.shape[1] == MINI.padded_vocab_size and known.sum(axis=0).max() == 1
+    for key, value in values.items():
+        steps = np.arange(201) / 200 if key.startswith("coordinate/") else np.arange(101) / 10
+        np.testing.assert_allclose(np.unique(value[~np.isnan(value)]), steps, rtol=1e-6)
+
+
+def test_numbers_in_the_given_texts_add_no_tokens():
+    more = build_mini_tokenizer([*TEXTS, f"{BOX} 1.2"], NAMES)
+    assert more.vocab_size < MINI.vocab_size + 9
+
+
+def test_numbers_off_the_grid_are_spelled():
+    text = "[dog, 0.123, 0.250, 0.500, 0.750]"
+    assert MINI.decode(MINI.encode(text)) == text
+    assert len(MINI.encode(text)) > 6
 
 
 @pytest.mark.parametrize("special", SPECIALS)

@@ -13,7 +13,7 @@ from tests.tolerances import tolerance
 C = 12
 COORDINATES = np.full(C, np.nan, np.float32)
 COORDINATES[2:9] = np.linspace(0, 1, 7)  # tokens 2 to 8 are the numbers 0, 1/6, ... 1
-VALUES = {"coordinate": COORDINATES, "seconds": np.full(C, np.nan, np.float32)}
+VALUES = {"coordinate/x0": COORDINATES, "seconds/start": np.full(C, np.nan, np.float32)}
 
 
 def loss(logits, answers, spread):
@@ -53,8 +53,15 @@ def test_the_weight_of_numbers_multiplies_their_loss_alone():
     assert loss(logits, [0], four)[0] == pytest.approx(loss(logits, [0], one)[0], rel=1e-5)
 
 
+def test_the_places_of_a_box_share_nothing():
+    other = np.full(C, np.nan, np.float32)
+    other[9:11] = 0.5, 0.6  # near the numbers 3/6 and 4/6 of the first place
+    spread = spread_targets(VALUES | {"coordinate/y0": other}, coordinate=0.2, seconds=0.1)
+    assert not spread.table[2:9, 9:11].any() and spread.table[9, 10] > 0.1
+
+
 def test_no_numbers_no_soft_targets():
-    nothing = {"coordinate": np.full(C, np.nan), "seconds": np.full(C, np.nan)}
+    nothing = {"coordinate/x0": np.full(C, np.nan), "seconds/start": np.full(C, np.nan)}
     assert spread_targets(nothing, 0.2, 0.1) is None
     assert spread_targets(VALUES, 0.0, 0.0) is None
 

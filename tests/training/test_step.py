@@ -10,6 +10,8 @@ import pytest
 from meerkat_jax.errors import UserError
 from meerkat_jax.training.step import learning_rate, make_optimizer
 
+ADAMW = {"optimizer": "adamw", "weight_decay": 0.0, "clip_norm": 1e9}
+
 PHASES = [
     {"steps": 10, "warmup": 2, "learning_rate": 1.0},
     {"steps": 20, "warmup": 4, "learning_rate": 0.5, "slow_rate": 0.05},
@@ -29,7 +31,7 @@ def test_a_phase_without_a_slow_rate_trains_all_alike():
 
 
 def test_slow_paths_move_by_their_own_rate():
-    config = {"phases": PHASES[1:], "slow": ["tower/"], "weight_decay": 0.0, "clip_norm": 1e9}
+    config = ADAMW | {"phases": PHASES[1:], "slow": ["tower/"]}
     optimizer = make_optimizer(config)
     params = {"tower": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
     state = optimizer.init(params)
@@ -41,6 +43,44 @@ def test_slow_paths_move_by_their_own_rate():
 
 
 def test_a_slow_pattern_that_matches_nothing_is_an_error():
-    config = {"phases": PHASES, "slow": ["towr"], "weight_decay": 0.0, "clip_norm": 1.0}
+    config = ADAMW | {"phases": PHASES, "slow": ["towr"]}
     with pytest.raises(UserError, match="towr"):
         make_optimizer(config).init({"tower": {"kernel": jnp.ones((2, 2))}})
+
+
+def muon_step(params, grads, slow=("tower/",)):
+    config = ADAMW | {"optimizer": "muon", "phases": PHASES[1:], "slow": list(slow)}
+    optimizer = make_optimizer(config)
+    state = optimizer.init(params)
+    for _ in range(5):  # out of the warm-up
+        updates, state = optimizer.update(grads, state, params)
+    return updates
+
+
+def test_muon_steps_along_all_directions_of_a_kernel_alike():
+    """Of stacked layers, each layer by itself; whatever the sizes of the gradient's directions."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.normal(size=(3, n, n)))[0] for n in (8, 8))
+    sizes = np.geomspace(1, 30, 8) * np.array([1, 10, 100])[:, None]
+    grads = {"tower": {"kernel": jnp.float32(left * sizes[:, None] @ right)}}
+    updates = muon_step({"tower": {"kernel": jnp.zeros((3, 8, 8))}}, grads)["tower"]["kernel"]
+    for layer in np.asarray(updates):
+        singular = np.linalg.svd(layer, compute_uv=False)
+        assert singular.max() < 2 * singular.min()
+        np.testing.assert_allclose(np.sqrt(np.mean(layer**2)), 0.8 * 0.05, rtol=0.2)
+
+
+def test_muon_leaves_all_but_kernels_to_adamw():
+    params = {
+        "tower": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+        "head": {"embedding": jnp.ones((6, 4))},
+    }
+    grads = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape), params)
+    updates = muon_step(params, grads)
+    for leaf, rate in ((updates["tower"]["bias"], 0.05), (updates["head"]["embedding"], 0.5)):
+        np.testing.assert_allclose(leaf, -rate, rtol=0.05)  # Adam's step, the same for all numbers
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(UserError, match="sgd"):
+        make_optimizer(ADAMW | {"optimizer": "sgd", "phases": PHASES, "slow": []})
