@@ -105,8 +105,9 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
         image_size=parts["image"]["image_size"],
         sample_rate=data["sample_rate"],
         seconds=data["seconds"],
-        questions=data["questions"],
+        runs=data["runs"],
         length=data["length"],
+        room=data["room"],
         answer=data["answer"],
     )
     logmel = construct(LogMel, {"sample_rate": data["sample_rate"], **parts["mel"]}, "model.mel")

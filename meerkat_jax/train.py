@@ -131,13 +131,14 @@ def main(_: list[str]) -> None:
         """What a phase asks of its scenes, with what the losses of the others need too."""
         asked = config["data"] | phase
         needs = losses.needs({term for one in (phase, *others) for term in one["weights"]})
-        odds, rows = asked["task_weights"], asked["questions"]
-        return Encode(model.shapes, model.prompt, data.classes, odds, questions=rows, **needs)
+        return Encode(model.shapes, model.prompt, data.classes, asked["task_weights"], **needs)
 
     on_device = sharding.batch_sharding(mesh)
     held_out = fixed_batches(
         data.folder, SPLIT, encode(phases[-1], *phases), config["batch"], config["evaluate_batches"]
     )
+
+    text = model.shapes.runs * model.shapes.length
 
     # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
     writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
@@ -174,9 +175,7 @@ def main(_: list[str]) -> None:
             pending = jax.tree.map(float, jax.device_get(pending))
             refuse_nonfinite(pending, step, writer, checkpoints, f"phase {phase['name']!r}")
         if log:
-            length = model.model.prefix_length + batch["tokens"][0].size * (
-                "answer" in phase["weights"]
-            )
+            length = model.model.prefix_length + text * ("answer" in phase["weights"])
             row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
             writer.write(step, row | clock.row(size(phase), length))
             pending = []

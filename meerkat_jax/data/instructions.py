@@ -18,7 +18,13 @@ from collections.abc import Sequence
 BOX_FORM = "Give [object, x_left, y_top, x_right, y_bottom]."
 TIME_FORM = "Give [object, start, end]."
 FACT_FORM = "True or False?"
-FORMS = (BOX_FORM, TIME_FORM, FACT_FORM)  # each ends the instructions of its tasks
+# Pieces that many instructions and answers share; the mini tokenizer makes each a token, so that a
+# list of things is names with one token between any two.
+PHRASES = (
+    *(f" {form}" for form in (BOX_FORM, TIME_FORM, FACT_FORM)),
+    *("I see a ", ". I hear a ", "The box holds a ", ". Then I hear a ", ". A "),
+    *(", a ", " and a ", " makes the sound.", " comes first."),
+)
 
 # kind -> split -> paraphrases; {label}, {box}, {start} and {end} are filled in
 TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -46,6 +52,9 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             f"From when to when does what you see make a sound? {TIME_FORM}",
             f"Listen and find when the object is heard. {TIME_FORM}",
             f"At which time is it heard? {TIME_FORM}",
+            f"When is the object heard? {TIME_FORM}",
+            f"Find when the object in the picture makes a sound. {TIME_FORM}",
+            f"From when to when is what you see heard? {TIME_FORM}",
         ),
         "test": (
             f"When is the object in the picture heard? {TIME_FORM}",
@@ -111,6 +120,8 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "Which object in the picture is heard?",
             "Which object do you see and hear?",
             "Say which object makes this sound.",
+            "Say which object in the picture makes the sound.",
+            "Which object makes this sound?",
             "Listen: which object is it?",
         ),
         "test": ("Which object in the picture makes this sound?", "Say which object is heard."),
@@ -122,6 +133,11 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "Count the objects in the picture.",
             "How many things does the picture show?",
             "Say how many objects you see.",
+            "Count what you see.",
+            "Count the things in the picture.",
+            "Count the objects that you see.",
+            "How many things are in the picture?",
+            "How many things do you see?",
         ),
         "test": ("How many objects does the picture show?", "Count the things that you see."),
     },
@@ -145,6 +161,12 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "Does the picture show a {label}?",
             "Look at the picture: is a {label} in it?",
             "Say if a {label} is in the picture.",
+            "Is a {label} seen?",
+            "Is a {label} in what you see?",
+            "Is a {label} there in the picture?",
+            "Is a {label} one of the objects in the picture?",
+            "Look: is there a {label}?",
+            "Look: does the picture show a {label}?",
         ),
         "test": ("Is a {label} in the picture?", "Look: do you see a {label}?"),
     },
@@ -165,6 +187,8 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "Is a {label} both in the picture and in the clip?",
             "Say if the {label} is both seen and heard.",
             "Do both picture and sound hold a {label}?",
+            "Is a {label} both heard and seen?",
+            "Do you hear and see a {label}?",
         ),
         "test": ("Is a {label} both seen and heard?", "Do you both hear and see the {label}?"),
     },
@@ -175,6 +199,11 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "Say what is seen and what is heard.",
             "Describe the clip.",
             "What do you see, and what do you hear?",
+            "Say what you see and what you hear.",
+            "Say what is seen and heard.",
+            "Say all that you see and hear.",
+            "Describe what you hear and see.",
+            "Describe all that is seen and heard.",
         ),
         "test": ("Say what you see and hear.", "Describe what is seen and heard."),
     },

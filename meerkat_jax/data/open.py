@@ -48,8 +48,8 @@ def open_data(data: Mapping, cache: Path) -> DataSet:
     """
     folder = open_folder(data, cache)
     classes = tuple(read_manifest(folder)["classes"])
-    phrases = [f" {form}" for form in instructions.FORMS]
-    return DataSet(folder, classes, build_mini_tokenizer(words(folder), classes, phrases))
+    tokenizer = build_mini_tokenizer(words(folder), classes, instructions.PHRASES)
+    return DataSet(folder, classes, tokenizer)
 
 
 def open_folder(data: Mapping, cache: Path) -> Path:

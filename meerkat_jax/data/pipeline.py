@@ -21,7 +21,7 @@ import grain
 import numpy as np
 
 from meerkat_jax.data.audio import load_audio
-from meerkat_jax.data.example import Example, from_bytes
+from meerkat_jax.data.example import Example, Question, from_bytes
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.prompt import Prompt, pack
 from meerkat_jax.errors import UserError
@@ -29,13 +29,17 @@ from meerkat_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Static shapes of a batch; `length` counts question and answer, `answer` it alone."""
+    """Static shapes of a batch: `runs` of `length` tokens, `room` of them for answers.
+
+    `answer` is the most tokens of one answer.
+    """
 
     image_size: int
     sample_rate: int
     seconds: float
-    questions: int
+    runs: int
     length: int
+    room: int
     answer: int
     boxes: int = 4
     names: int = 4
@@ -60,7 +64,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 class Encode(grain.transforms.RandomMap):
-    """Example -> arrays. Draws `questions` (else `shapes.questions`) of the pair's by task weight.
+    """Example -> arrays. As many of the pair's questions as fit, drawn by task weight.
 
     Without `listen` the sounds, without `ask` the questions are left out, most of the work where
     nothing needs them: audio is float32[0], and all tokens are padding.
@@ -74,42 +78,41 @@ class Encode(grain.transforms.RandomMap):
         weights: dict,
         listen: bool = True,
         ask: bool = True,
-        questions: int | None = None,
     ):
-        self.shapes = dataclasses.replace(shapes, questions=questions or shapes.questions)
-        self.prompt, self.weights = prompt, weights
+        self.shapes, self.prompt, self.weights = shapes, prompt, weights
         self.listen, self.ask = listen, ask
         self.index = {name: i for i, name in enumerate(classes)}
 
     def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See the contract in the module docstring of `training/step.py` for shapes."""
-        chosen = self.choose(example, rng) if self.ask else []
-        pairs = [(question.instruction, question.response) for question in chosen]
-        tokens, targets = pack(self.prompt, pairs, self.shapes.length)
-        longest = int(targets.sum(axis=1).max(initial=0))
-        if longest > self.shapes.answer:
-            raise UserError(
-                f"{example.id}: an answer has {longest} tokens, data.answer is"
-                f" {self.shapes.answer}; raise it"
-            )
-        missing = self.shapes.questions - len(pairs)  # a pair with few questions leaves rows empty
-        rows = ((0, missing), (0, 0))
-        tokens = np.pad(tokens, rows, constant_values=self.prompt.tokenizer.pad_id)
+        shapes = self.shapes
+        drawn = self.draw(example, rng) if self.ask else []
+        pairs = [(question.instruction, question.response) for question in drawn]
+        for _, response in pairs:
+            longest = len(self.prompt.answer_ids(response))
+            if longest > shapes.answer:
+                raise UserError(
+                    f"{example.id}: the answer {response!r} has {longest} tokens, data.answer is"
+                    f" {shapes.answer}; raise it"
+                )
+        packed = pack(self.prompt, pairs, shapes.runs, shapes.length, shapes.room)
         return encode_media(example, self.shapes, self.listen) | {
-            "tokens": tokens,
-            "targets": np.pad(targets, rows),
+            **packed._asdict(),
             "boxes": self.pad_boxes(example),
             "matched": np.bool_(example.matched),
             "seen": self.pad_names(example.seen),
             "heard": self.pad_names(example.heard),
         }
 
-    def choose(self, example: Example, rng: np.random.Generator):
-        """Without replacement, odds by the weight of `task` or `task/kind` (1 when not named)."""
+    def draw(self, example: Example, rng: np.random.Generator) -> list[Question]:
+        """All questions with odds, likelier ones first; odds by the weight of `task` or `task/kind`.
+
+        A task that the weights do not name has 1.
+        """
         questions = example.questions
         keys = [(f"{q.task}/{q.truth.get('kind', q.task)}", q.task) for q in questions]
         odds = np.array([self.weights.get(k, self.weights.get(t, 1.0)) for k, t in keys])
-        count = min(self.shapes.questions, int((odds > 0).sum()))
+        count = int((odds > 0).sum())
         if not count:
             raise UserError(f"{example.id}: no question left by the task weights {self.weights}")
         picks = rng.choice(len(questions), count, replace=False, p=odds / odds.sum())

@@ -11,17 +11,18 @@ of the authors' code: sound first and no chat markers.
 With "image" and "audio" for the V and A places that features fill, and each marker as its id,
 `make_prompt(tokenizer).prefix` is
 `((<s>, [INST], <image>), "image", (</image>, <audio>), "audio", (</audio>,))`.
-`pack` of the pair ("Is it a dog?", "yes") at length 10 then gives
+`pack` of the pairs ("Is it a dog?", "yes") and ("Is it?", "no") into one run of 14 tokens then gives
 
-    tokens   Is  it  a  dog  ?  [/INST]  yes  </s>  <pad>  <pad>
-    targets  0   0   0  0    0  0        1    1     0      0
+    tokens   Is  it  a  dog  ?  [/INST]  yes  </s>  Is  it  ?  [/INST]  no  </s>
+    targets  0   0   0  0    0  0        1    1     0   0   0  0        1   1
+    owners   0   0   0  0    0  0        0    0     1   1   1  1        1   1
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -78,33 +79,46 @@ def make_prompt(tokenizer: Tokenizer, style: str = "llama2") -> Prompt:
     return Prompt(tuple(prefix), suffix, tokenizer)
 
 
+class Packed(NamedTuple):
+    """Questions with their answers, one after another in R runs of T tokens."""
+
+    tokens: np.ndarray  # int32[R, T]
+    targets: np.ndarray  # float32[R, T], 1 on tokens of answers and their end tokens
+    owners: np.ndarray  # int32[R, T], which pair the token is of; -1 on padding
+
+
 def pack(
-    prompt: Prompt, qa_pairs: Sequence[tuple[str, str]], length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids of instruction and answer pairs, padded at the right (see the module's example).
+    prompt: Prompt, qa_pairs: Sequence[tuple[str, str]], runs: int, length: int, room: int
+) -> Packed:
+    """As many of the pairs as fit, each in the first run with room for it (module's example).
 
     Args:
         prompt: the layout; its prefix is not part of the result.
-        qa_pairs: Q pairs (instruction, response).
+        qa_pairs: pairs (instruction, response), the first ones first.
+        runs: R.
         length: T.
-
-    Returns:
-        tokens int32[Q, T] and targets float32[Q, T], 1 where the token is one of the answer or its
-        end token.
+        room: the most answer tokens of a run.
 
     Raises:
-        UserError: a pair needs more than T tokens.
+        UserError: a pair does not even fit an empty run.
     """
-    tokens = np.full((len(qa_pairs), length), prompt.tokenizer.pad_id, np.int32)
-    targets = np.zeros((len(qa_pairs), length), np.float32)
-    for row, (instruction, response) in enumerate(qa_pairs):
+    tokens = np.full((runs, length), prompt.tokenizer.pad_id, np.int32)
+    targets, owners = np.zeros((runs, length), np.float32), np.full((runs, length), -1, np.int32)
+    used, answered = [0] * runs, [0] * runs
+    for number, (instruction, response) in enumerate(qa_pairs):
         question, answer = prompt.question_ids(instruction), prompt.answer_ids(response)
-        middle, end = len(question), len(question) + len(answer)
-        if end > length:
+        size, said = len(question) + len(answer), len(answer)
+        if size > length or said > room:
             raise UserError(
-                f"question {row} ({instruction!r} -> {response!r}) needs {end} tokens, the length "
-                f"is {length}; raise the length to at least {end}"
+                f"question {number} ({instruction!r} -> {response!r}) needs {size} tokens, {said} of"
+                f" them for the answer; a run has {length} and {room}: raise the length or the room"
             )
-        tokens[row, :end] = question + answer
-        targets[row, middle:end] = 1.0
-    return tokens, targets
+        fits = (r for r in range(runs) if used[r] + size <= length and answered[r] + said <= room)
+        run = next(fits, None)
+        if run is None:
+            continue
+        start, end = used[run], used[run] + size
+        tokens[run, start:end], owners[run, start:end] = question + answer, number
+        targets[run, end - said : end] = 1.0
+        used[run], answered[run] = end, answered[run] + said
+    return Packed(tokens, targets, owners)

@@ -48,31 +48,43 @@ Part = tuple[jax.Array, jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A row of S = prefix + questions * length tokens: one prefix, then the questions in turn.
+    """A row of S = prefix + runs * length tokens: one prefix, then runs that hold the questions.
 
-    Prefix tokens attend causally to the prefix; each question's tokens attend to the whole prefix
-    and causally to themselves, never to another question.
+    Prefix tokens attend causally to the prefix; a question's tokens attend to the whole prefix and
+    causally to themselves, never to another question. Which question of its run a token is of,
+    owners int[B, runs, length] tell, as for Layout(2, 2, 3) and two questions in the first run:
+
+        owners                [[0 0 1]  [2 2 2]]
+        positions    0 1       2 3 2     2 3 4
     """
 
     prefix: int
-    questions: int
+    runs: int
     length: int
 
     @property
     def size(self) -> int:
         """Tokens in the row, S."""
-        return self.prefix + self.questions * self.length
+        return self.prefix + self.runs * self.length
 
-    def positions(self) -> np.ndarray:
-        """int32[S]: each question continues from the prefix."""
-        question = self.prefix + np.arange(self.length)
-        return np.r_[np.arange(self.prefix), np.tile(question, self.questions)].astype(np.int32)
+    def positions(self, owners: jax.Array) -> jax.Array:
+        """int32[B, S]: each question continues from the prefix."""
+        first = owners[..., 1:] != owners[..., :-1]
+        first = jnp.pad(first, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+        place = jnp.arange(self.length, dtype=jnp.int32)
+        start = jax.lax.cummax(jnp.where(first, place, 0), axis=2)
+        own = self.prefix + (place - start).reshape(len(owners), -1)
+        before = jnp.broadcast_to(jnp.arange(self.prefix), (len(owners), self.prefix))
+        return jnp.concatenate([before, own], axis=1)
 
-    def mask(self) -> np.ndarray:
-        """bool[S, S], True where the token of the row may attend to that of the column."""
-        owner = np.r_[np.full(self.prefix, -1), np.repeat(np.arange(self.questions), self.length)]
-        seen = (owner[None] == -1) | (owner[:, None] == owner[None])
-        return seen & np.tri(self.size, dtype=bool)
+    def mask(self, owners: jax.Array) -> jax.Array:
+        """bool[B, S, S], True where the token of the row may attend to that of the column."""
+        run = jnp.repeat(jnp.arange(self.runs), self.length)
+        own = owners.reshape(len(owners), -1)
+        own = jnp.pad(own, ((0, 0), (self.prefix, 0)), constant_values=-2)
+        run = jnp.pad(run, (self.prefix, 0), constant_values=-1)
+        same = (own[:, :, None] == own[:, None]) & (run[:, None] == run)
+        return ((run == -1) | same) & jnp.tri(self.size, dtype=bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +150,17 @@ def merge(parts: list[Part]) -> jax.Array:
     return sum(share * total for share, (_, _, total) in zip(shares, parts, strict=True))
 
 
-def causal(length: int, valid: jax.Array | None) -> jax.Array:
-    """bool[1 or B, 1, 1 or N, T, 1, T] from valid bool[B, N, T] or None."""
+def causal(
+    length: int, valid: jax.Array | None, owners: jax.Array | None = None
+) -> jax.Array:
+    """bool[1 or B, 1, 1 or N, T, 1, T] from valid bool[B, N, T] and owners int[B, N, T], if any."""
     mask = jnp.tril(jnp.ones((length, length), bool))[:, None, :]
-    return mask if valid is None else mask & valid[:, None, :, None, None, :]
+    if valid is not None:
+        mask = mask & valid[:, None, :, None, None, :]
+    if owners is not None:
+        same = owners[:, :, :, None] == owners[:, :, None, :]
+        mask = mask & same[:, None, :, :, None, :]
+    return mask
 
 
 def attend_row(q, k, v, valid=None, past=None) -> jax.Array:
@@ -157,17 +176,17 @@ def attend_row(q, k, v, valid=None, past=None) -> jax.Array:
     return merge(parts)[:, :, 0]
 
 
-def attend_layout(q, k, v, layout: Layout, valid=None) -> jax.Array:
-    """Attention under `layout` in two blocks, P x P and Q x T x (P + T); shapes of `attend_row`."""
+def attend_layout(q, k, v, layout: Layout, valid=None, owners=None) -> jax.Array:
+    """Attention under `layout` in two blocks, P x P and R x T x (P + T); shapes of `attend_row`."""
     prefix, rest = slice(layout.prefix), slice(layout.prefix, None)
-    runs = (layout.questions, layout.length)
+    runs = (layout.runs, layout.length)
     pq, pk, pv = (x[:, :, prefix] for x in (q, k, v))
     qq, qk, qv = (x[:, :, rest].reshape(*x.shape[:2], *runs, *x.shape[3:]) for x in (q, k, v))
     p_valid = q_valid = shared = None
     if valid is not None:
         p_valid, q_valid = valid[:, prefix], valid[:, rest].reshape(-1, *runs)
         shared = p_valid[:, None, None, None, None, :]
-    own = attend_part(qq, qk, qv, causal(layout.length, q_valid))
+    own = attend_part(qq, qk, qv, causal(layout.length, q_valid, owners))
     second = merge([attend_part(qq, pk, pv, shared), own]).reshape(q[:, :, rest].shape)
     return jnp.concatenate([attend_row(pq, pk, pv, p_valid), second], axis=2)
 
@@ -191,7 +210,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, row, past, mode: Mode):
-        """x float[B, S, D], row = dict of cosine, sine, valid, seen; past = (k, v) of the cache.
+        """x float[B, S, D], row = dict of cosine, sine, valid, owners, seen; past = (k, v) of the cache.
 
         Returns (x, kept): kept has k and v float[B, K, S, Dh] of these tokens when there is a past,
         and x when the mode keeps layers.
@@ -210,7 +229,7 @@ class Block(nn.Module):
         q = q.reshape(b, s, self.kv_heads, -1, head).transpose(0, 2, 1, 3, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # batched products run faster
         if mode.layout is not None:
-            y = attend_layout(q, k, v, mode.layout, row["valid"])
+            y = attend_layout(q, k, v, mode.layout, row["valid"], row["owners"])
         else:
             y = attend_row(q, k, v, row["valid"], past and (*past, row["seen"]))
         y = y.astype(self.dtype).transpose(0, 2, 1, 3, 4).reshape(b, s, width)
@@ -294,14 +313,16 @@ class Llama(nn.Module):
         valid: jax.Array | None = None,
         cache: Cache | None = None,
         slot: jax.Array | int = 0,
+        owners: jax.Array | None = None,
         deterministic: bool = True,
         keep_layers: bool = False,
     ) -> dict[str, jax.Array | Cache]:
         """Run the stack causally, or under `layout`, or after the tokens of `cache`.
 
         x float[B, S, D]; positions int[B or 1, S], free of the slots; valid bool[B, S], False for
-        padding that nobody may attend to. With a cache the S tokens take the slots from `slot` on
-        and attend to the valid slots before it and, causally, to one another.
+        padding that nobody may attend to; owners int[B, runs, length] for a layout. With a cache the S
+        tokens take the slots from `slot` on and attend to the valid slots before it and, causally,
+        to one another.
 
         Returns hidden float[B, S, D] (after the final norm), stream float[B, S, D] (before it),
         with a cache the updated `cache`, with keep_layers `layers` float[L, B, S, D]. LoRA drops
@@ -309,7 +330,7 @@ class Llama(nn.Module):
         the layout or the cache does not fit the tokens.
         """
         cosine, sine = rotary(positions, self.width // self.heads, self.rope_theta)
-        row = {"cosine": cosine, "sine": sine, "valid": valid, "seen": None}
+        row = {"cosine": cosine, "sine": sine, "valid": valid, "owners": owners, "seen": None}
         past = None
         _check_call(x, layout, cache, slot)
         if cache is not None:

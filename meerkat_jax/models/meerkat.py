@@ -7,8 +7,8 @@
 Source: Meerkat (arXiv 2407.01851), figure 2 and section 3. One code for all sizes; what differs
 between the mini and the 7B model is in the fields of the parts.
 
-Letters: B pairs, Q questions per pair, T tokens per question, V image tokens, A audio tokens,
-P prefix tokens, D width of the language model, C vocabulary.
+Letters: B pairs, R runs of T tokens that hold the questions of a pair, V image tokens, A audio
+tokens, P prefix tokens, D width of the language model, C vocabulary.
 """
 
 from __future__ import annotations
@@ -43,8 +43,12 @@ class Placed(nn.Module):
     def __call__(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         """float[B, N, D] -> the same normed, and the places float[N, D]."""
         tokens = RMSNorm(dtype=self.dtype, name="norm")(tokens)
-        places = self.param("places", grid_waves, self.grid, tokens.shape[-1])
+        places = self.param("places", self._start, tokens.shape[-1])
         return tokens, places.astype(self.dtype)
+
+    def _start(self, key: jax.Array, width: int) -> jax.Array:
+        """Waves, and one row for all, by which seen and heard tokens of one name differ."""
+        return grid_waves(None, self.grid, width) + jax.random.normal(key, (width,))
 
 
 class Connector(nn.Module):
@@ -155,24 +159,29 @@ class Meerkat(nn.Module):
         pixels: jax.Array,
         mel: jax.Array,
         tokens: jax.Array,
+        owners: jax.Array | None = None,
         places: jax.Array | None = None,
         longer: jax.Array | None = None,
         deterministic: bool = True,
     ) -> dict[str, jax.Array]:
-        """Training forward: tokens int[B, Q, T] (question, answer, end) behind one shared prefix.
+        """Training forward: tokens int[B, R, T] (question, answer, end) behind one shared prefix.
 
-        Returns `perceive`'s entries, `hidden` float[B, Q, T, D] and `logits` float[B, Q, T, C];
-        logits at place t are for the token at t + 1. With places int[B, Q, A] only theirs are made:
-        both are float[B, Q, A, ...].
+        owners int[B, R, T] tells the questions of a run apart (without: a run is one question).
+        Returns `perceive`'s entries, `hidden` float[B, R, T, D] and `logits` float[B, R, T, C];
+        logits at place t are for the token at t + 1. With places int[B, R, N] only theirs are made:
+        both are float[B, R, N, ...].
         """
         out = self.perceive(pixels, mel, longer)
         prefix = self.embed_prefix(out["image"], out["audio"])
-        pairs, questions, length = tokens.shape
-        layout = Layout(prefix.shape[1], questions, length)
-        text = self.llama.embed(tokens).reshape(pairs, questions * length, -1)
+        pairs, runs, length = tokens.shape
+        layout = Layout(prefix.shape[1], runs, length)
+        if owners is None:
+            owners = jnp.zeros_like(tokens)
+        text = self.llama.embed(tokens).reshape(pairs, runs * length, -1)
         row = jnp.concatenate([prefix, text], axis=1)
-        positions = jnp.asarray(layout.positions())[None]
-        hidden = self.llama(row, positions, layout, deterministic=deterministic)["hidden"]
+        hidden = self.llama(
+            row, layout.positions(owners), layout, owners=owners, deterministic=deterministic
+        )["hidden"]
         hidden = hidden[:, layout.prefix :].reshape(*tokens.shape, -1)
         if places is not None:
             hidden = jnp.take_along_axis(hidden, places[..., None], axis=2)

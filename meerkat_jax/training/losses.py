@@ -6,7 +6,8 @@
 A term is a sum over its own items divided by their number in the whole batch, so that accumulating
 over microbatches gives the numbers of the undivided batch.
 
-Letters: B pairs, Q questions, T tokens, V image tokens, C vocabulary, N boxes, M names.
+Letters: B pairs, R runs of T tokens, A of them answers, V image tokens, C vocabulary, N boxes,
+M names.
 """
 
 from __future__ import annotations
@@ -83,17 +84,15 @@ def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in items.items()}
 
 
-def answer_places(targets: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+def answer_places(targets: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
     """Where the answers are predicted, so that logits are made there only.
 
-    targets float[B, Q, T], 1 on the (contiguous) answer -> places int[B, Q, length], from the token
-    before the answer on, and float[B, Q, length], 1 where the token after the place is an answer's.
+    targets float[B, R, T], 1 on the at most `room` answer tokens of a run -> places int[B, R, room],
+    those of the token before each, in order, and float[B, R, room], 1 where the place is one.
     """
-    last = targets.shape[-1] - 2
-    start = jnp.maximum(targets.argmax(axis=-1) - 1, 0)
-    wanted = start[..., None] + jnp.arange(length)
-    places = jnp.minimum(wanted, last)
-    return places, jnp.take_along_axis(targets, places + 1, axis=-1) * (wanted <= last)
+    follows = targets[..., 1:]
+    places = jnp.argsort(-follows, axis=-1, stable=True)[..., :room]
+    return places, jnp.take_along_axis(follows, places, axis=-1)
 
 
 def answer_loss(
@@ -103,7 +102,7 @@ def answer_loss(
 
     With soft targets, what exceeds the least that they allow: a perfect answer has 0.
 
-    logits float[B, Q, A, C], answers int[B, Q, A], targets float[B, Q, A] (1 on what is to be
+    logits float[B, R, A, C], answers int[B, R, A], targets float[B, R, A] (1 on what is to be
     answered), spread the soft targets of numbers, if any.
     """
     log_mass = jax.nn.logsumexp(logits, axis=-1)

@@ -3,8 +3,8 @@
 Only the trainable tree meets `grad` and the optimizer; the frozen one is an argument. A phase says
 by its weights which loss terms there are: one step function serves them all. A batch holds
 
-    image uint8[B, H, W, 3]  audio float32[B, samples]  tokens int32[B, Q, T]
-    boxes float32[B, N, 4]   matched bool[B]            targets float32[B, Q, T]
+    image uint8[B, H, W, 3]  audio float32[B, samples]  tokens, owners int32[B, R, T]
+    boxes float32[B, N, 4]   matched bool[B]            targets float32[B, R, T]
     seen int32[B, M]         heard int32[B, M]          (class indices, -1 padding)
 """
 
@@ -135,12 +135,13 @@ def make_step(
         pixels, mel = assembly.inputs(batch)
         terms, extra = {}, {}
         if ANSWERING & set(weights):
-            places, targets = losses.answer_places(batch["targets"], assembly.shapes.answer)
+            places, targets = losses.answer_places(batch["targets"], assembly.shapes.room)
             out = model.apply(
                 {"params": params},
                 pixels,
                 mel,
                 batch["tokens"],
+                batch["owners"],
                 places,
                 deterministic=False,
                 rngs={"dropout": key},

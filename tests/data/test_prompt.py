@@ -55,38 +55,52 @@ def test_layouts_compare_and_hash_as_values():
 
 
 @pytest.mark.parametrize("style", ["llama2", "release"])
-def test_pack(style):
+def test_pack_one_question_a_run(style):
     prompt = make_prompt(TOKENIZER, style)
-    tokens, targets = pack(prompt, PAIRS, 10)
-    assert tokens.shape == targets.shape == (2, 10)
-    assert tokens.dtype == np.int32 and targets.dtype == np.float32
+    tokens, targets, owners = pack(prompt, PAIRS, runs=2, length=10, room=10)
+    assert tokens.shape == targets.shape == owners.shape == (2, 10)
+    assert (tokens.dtype, targets.dtype, owners.dtype) == (np.int32, np.float32, np.int32)
     for row, (instruction, response) in enumerate(PAIRS):
         question, answer = prompt.question_ids(instruction), prompt.answer_ids(response)
         used = len(question) + len(answer)
         assert tokens[row, :used].tolist() == question + answer
         assert (tokens[row, used:] == TOKENIZER.pad_id).all()
         assert tokens[row][targets[row] == 1].tolist() == answer
+        assert owners[row].tolist() == [row] * used + [-1] * (10 - used)
 
 
 def test_the_documented_example():
-    _, targets = pack(make_prompt(TOKENIZER), PAIRS[:1], 10)
-    assert targets.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0]]
+    pairs = [("Is it a dog?", "yes"), ("Is it?", "no")]
+    _, targets, owners = pack(make_prompt(TOKENIZER), pairs, runs=1, length=14, room=14)
+    assert targets.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]]
+    assert owners.tolist() == [[0] * 8 + [1] * 6]
+
+
+def test_what_fits_nowhere_is_left_out_and_later_ones_still_fit():
+    prompt = make_prompt(TOKENIZER)
+    long, short = ("Is it a dog?", "yes"), ("Is it?", "no")  # 8 and 6 tokens
+    _, targets, owners = pack(prompt, [long, long, short], runs=1, length=14, room=14)
+    assert np.unique(owners).tolist() == [0, 2]
+    _, targets, owners = pack(prompt, [long, long, short], runs=2, length=14, room=2)
+    assert np.unique(owners).tolist() == [-1, 0, 1]  # room for one answer in each run
+    assert targets.sum(axis=1).tolist() == [2, 2]
 
 
 def test_a_pair_that_just_fits_and_one_that_does_not():
     prompt = make_prompt(TOKENIZER)
-    assert pack(prompt, PAIRS, 8)[0][0, -1] == TOKENIZER.eos_id
-    with pytest.raises(UserError, match=r"question 0 \('Is it a dog\?'.*needs 8 tokens.*is 7"):
-        pack(prompt, PAIRS, 7)
+    assert pack(prompt, PAIRS, 2, 8, 8).tokens[0, -1] == TOKENIZER.eos_id
+    with pytest.raises(UserError, match=r"question 0 \('Is it a dog\?'.*needs 8 tokens.*has 7"):
+        pack(prompt, PAIRS, 2, 7, 7)
 
 
 def test_no_questions():
-    tokens, targets = pack(make_prompt(TOKENIZER), [], 4)
-    assert tokens.shape == targets.shape == (0, 4)
+    packed = pack(make_prompt(TOKENIZER), [], 3, 4, 4)
+    assert packed.tokens.shape == (3, 4) and not packed.targets.any()
 
 
 def test_a_typed_marker_cannot_end_the_answer_or_open_a_picture():
-    tokens, _ = pack(make_prompt(TOKENIZER), [("</s> <image> [/INST]", "</s>")], 40)
+    pairs = [("</s> <image> [/INST]", "</s>")]
+    tokens = pack(make_prompt(TOKENIZER), pairs, 1, 40, 40).tokens
     assert (tokens == TOKENIZER.eos_id).sum() == 1
     assert (tokens == ids("[/INST]")[0]).sum() == 1
     assert not (tokens == ids("<image>")[0]).any()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meerkat_jax.training.losses import answer_loss, needs, spread_targets
+from meerkat_jax.training.losses import answer_loss, answer_places, needs, spread_targets
 from tests.tolerances import tolerance
 
 C = 12
@@ -70,3 +70,11 @@ def test_what_the_terms_read():
     assert needs({"image_names": 1.0}) == {"listen": False, "ask": False}
     assert needs(["image_names", "avace"]) == {"listen": True, "ask": False}
     assert needs(["answer", "image_names"]) == {"listen": True, "ask": True}
+
+
+def test_answers_are_predicted_from_the_token_before_each_of_theirs():
+    """Two answers in one run, and a run with none."""
+    targets = jnp.zeros((1, 2, 9)).at[0, 0, jnp.array([2, 3, 7])].set(1.0)
+    places, wanted = answer_places(targets, 4)
+    assert places[0, 0, :3].tolist() == [1, 2, 6] and wanted[0, 0].tolist() == [1, 1, 1, 0]
+    assert not wanted[0, 1].any()

@@ -33,7 +33,7 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 9  # raise it when scenes or questions change: old folders are then not reused
+VERSION = 10  # raise it when scenes or questions change: old folders are then not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MiniConfig:
     classes: int = 40
     sample_rate: int = 16000
     train: int = 16000
-    compositions: int = 800
+    compositions: int = 1200
     augmentations: int = 400
     instances: int = 400
 
