@@ -94,7 +94,7 @@ def mini() -> dict:
             {  # the sounds are known by now, the pictures take longer
                 "name": "looks",
                 "split": "train",
-                "steps": 900,
+                "steps": 800,
                 "batch": 32,
                 "learning_rate": 2e-3,
                 "warmup": 50,
@@ -104,7 +104,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen
                 "name": "binds",
                 "split": "train",
-                "steps": 400,
+                "steps": 300,
                 "learning_rate": 2e-3,
                 "slow_rate": 7e-4,
                 "warmup": 50,
@@ -114,7 +114,7 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 2300,
+                "steps": 2250,
                 "batch": 8,
                 "learning_rate": 2e-3,
                 "slow_rate": 5e-4,

@@ -105,7 +105,7 @@ class Encode(grain.transforms.RandomMap):
         }
 
     def draw(self, example: Example, rng: np.random.Generator) -> list[Question]:
-        """All questions with odds, likelier ones first; odds by the weight of `task` or `task/kind`.
+        """The questions in a drawn order, with odds by the weight of `task` or `task/kind`.
 
         A task that the weights do not name has 1.
         """

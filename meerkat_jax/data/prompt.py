@@ -11,7 +11,7 @@ of the authors' code: sound first and no chat markers.
 With "image" and "audio" for the V and A places that features fill, and each marker as its id,
 `make_prompt(tokenizer).prefix` is
 `((<s>, [INST], <image>), "image", (</image>, <audio>), "audio", (</audio>,))`.
-`pack` of the pairs ("Is it a dog?", "yes") and ("Is it?", "no") into one run of 14 tokens then gives
+`pack` of the pairs ("Is it a dog?", "yes") and ("Is it?", "no") into one run of 14 then gives
 
     tokens   Is  it  a  dog  ?  [/INST]  yes  </s>  Is  it  ?  [/INST]  no  </s>
     targets  0   0   0  0    0  0        1    1     0   0   0  0        1   1
@@ -110,8 +110,8 @@ def pack(
         size, said = len(question) + len(answer), len(answer)
         if size > length or said > room:
             raise UserError(
-                f"question {number} ({instruction!r} -> {response!r}) needs {size} tokens, {said} of"
-                f" them for the answer; a run has {length} and {room}: raise the length or the room"
+                f"question {number} ({instruction!r} -> {response!r}) needs {size} tokens, {said} "
+                f"of them for the answer; a run has {length} and {room}: raise length or room"
             )
         fits = (r for r in range(runs) if used[r] + size <= length and answered[r] + said <= room)
         run = next(fits, None)

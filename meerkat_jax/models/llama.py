@@ -20,7 +20,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from meerkat_jax.errors import UserError
@@ -150,9 +149,7 @@ def merge(parts: list[Part]) -> jax.Array:
     return sum(share * total for share, (_, _, total) in zip(shares, parts, strict=True))
 
 
-def causal(
-    length: int, valid: jax.Array | None, owners: jax.Array | None = None
-) -> jax.Array:
+def causal(length: int, valid: jax.Array | None, owners: jax.Array | None = None) -> jax.Array:
     """bool[1 or B, 1, 1 or N, T, 1, T] from valid bool[B, N, T] and owners int[B, N, T], if any."""
     mask = jnp.tril(jnp.ones((length, length), bool))[:, None, :]
     if valid is not None:
@@ -210,7 +207,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, row, past, mode: Mode):
-        """x float[B, S, D], row = dict of cosine, sine, valid, owners, seen; past = (k, v) of the cache.
+        """x float[B, S, D], row = dict of cosine, sine, valid, owners, seen; past = (k, v).
 
         Returns (x, kept): kept has k and v float[B, K, S, Dh] of these tokens when there is a past,
         and x when the mode keeps layers.
@@ -320,9 +317,9 @@ class Llama(nn.Module):
         """Run the stack causally, or under `layout`, or after the tokens of `cache`.
 
         x float[B, S, D]; positions int[B or 1, S], free of the slots; valid bool[B, S], False for
-        padding that nobody may attend to; owners int[B, runs, length] for a layout. With a cache the S
-        tokens take the slots from `slot` on and attend to the valid slots before it and, causally,
-        to one another.
+        padding that nobody may attend to; owners int[B, runs, length] go with a layout. With a
+        cache the S tokens take the slots from `slot` on and attend to the valid slots before it
+        and, causally, to one another.
 
         Returns hidden float[B, S, D] (after the final norm), stream float[B, S, D] (before it),
         with a cache the updated `cache`, with keep_layers `layers` float[L, B, S, D]. LoRA drops

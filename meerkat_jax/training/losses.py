@@ -87,8 +87,8 @@ def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def answer_places(targets: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
     """Where the answers are predicted, so that logits are made there only.
 
-    targets float[B, R, T], 1 on the at most `room` answer tokens of a run -> places int[B, R, room],
-    those of the token before each, in order, and float[B, R, room], 1 where the place is one.
+    targets float[B, R, T], 1 on the at most `room` answer tokens of a run -> places
+    int[B, R, room], of the token before each, in order, and float[B, R, room], 1 for such a place.
     """
     follows = targets[..., 1:]
     places = jnp.argsort(-follows, axis=-1, stable=True)[..., :room]
