@@ -68,10 +68,14 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
 
 
 def matrices(params: dict) -> dict:
-    """Which leaves are matrices to Muon, and how: kernels [I, O], [L, I, O] and [h, w, 1, O]."""
+    """Which leaves are matrices to Muon, and how: kernels [I, O], [L, I, O] and [h, w, 1, O].
+
+    Not that of the language model's head: its columns are words, each with a step of its own.
+    """
 
     def how(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if getattr(path[-1], "key", "") != "kernel":
+        names = [getattr(part, "key", "") for part in path]
+        if names[-1] != "kernel" or "lm_head" in names:
             return None
         last = leaf.ndim - 1
         inputs = tuple(range(last)) if leaf.ndim == 4 else last - 1  # 3 axes: stacked layers
