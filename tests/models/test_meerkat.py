@@ -56,3 +56,13 @@ def test_word_vectors_of_near_numbers_start_alike():
     # 0.4 of the picture is not 4 seconds
     assert cosine(rows[5 + 40], rows[120 + 40]) < 0.7
     assert 0.7 < rows[5:106].std() / rows[words].std() < 1.4
+
+
+def test_seen_and_heard_tokens_start_apart():
+    """Two token sets on one grid: what all places of a set share is another row for each."""
+    tokens = jnp.zeros((1, 12, 64))
+    seen, heard = (
+        Placed((3, 4)).init(jax.random.key(n), tokens)["params"]["places"] for n in (1, 2)
+    )
+    np.testing.assert_allclose(seen - seen.mean(0), heard - heard.mean(0), atol=1e-5)
+    assert cosine(seen.mean(0), heard.mean(0)) < 0.7
