@@ -175,7 +175,8 @@ def test_the_drawn_picture_keeps_its_proportions_and_is_upright(tmp_path, media)
         out = tmp_path / f"{name}.drawn.png"
         answer_one(model(), str(media / name), str(media / "a.wav"), PROMPT, picture=out)
         heights[name] = Image.open(out).size[1]
-    assert heights["wide.jpg"] - heights["a.png"] == pytest.approx(640 * 3 - 640, abs=60)
+    # the answers below the two pictures may differ by a few lines
+    assert heights["wide.jpg"] - heights["a.png"] == pytest.approx(640 * 3 - 640, abs=150)
     with pytest.raises(UserError, match="--annotate=.*absent.*not writable"):
         answer_one(
             model(), None, str(media / "a.wav"), PROMPT, picture=tmp_path / "absent" / "x.png"

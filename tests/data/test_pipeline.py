@@ -243,7 +243,7 @@ def test_a_folder_that_is_no_data_set(tmp_path):
             lambda e: {"questions": (Question("avc", "Say.", "dog " * 12),)},
             "the answer .* has .* tokens",
         ),
-        (lambda e: {"questions": (Question("avc", "Say. " * 90, "dog"),)}, "raise the length"),
+        (lambda e: {"questions": (Question("avc", "Say. " * 90, "dog"),)}, "raise length or room"),
     ],
     ids=["boxes", "picture", "sound", "answer", "length"],
 )
