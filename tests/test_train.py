@@ -297,6 +297,10 @@ def test_the_forward_pass_uses_the_parameters_that_it_is_given(parts):
 
 def test_accumulation_gives_the_step_of_the_whole_batch(parts):
     assembly, fresh, names, batch = parts
+    # In digital silence all moments weigh the same to the bit, and which of them gets the gradient
+    # of AVACE's peak is a matter of rounding.
+    noise = np.random.default_rng(0).normal(size=batch["audio"].shape).astype(np.float32)
+    batch = batch | {"audio": batch["audio"] + 1e-3 * noise}
     halves = params.split(fresh, [".*"])
     optimizer = optax.sgd(0.1)
     weights = tiny.get_config().phases[1]["weights"]
