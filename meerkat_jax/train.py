@@ -129,9 +129,9 @@ def main(_: list[str]) -> None:
     # Batches ------------------------------------------------------------------------------------
     def encode(phase: dict, *others: dict) -> Encode:
         """What a phase asks of its scenes, with what the losses of the others need too."""
-        asked = config["data"] | phase
         needs = losses.needs({term for one in (phase, *others) for term in one["weights"]})
-        return Encode(model.shapes, model.prompt, data.classes, asked["task_weights"], **needs)
+        odds = phase.get("task_weights", config["data"]["task_weights"])
+        return Encode(model.shapes, model.prompt, data.classes, odds, **needs)
 
     on_device = sharding.batch_sharding(mesh)
     held_out = fixed_batches(

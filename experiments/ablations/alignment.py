@@ -6,8 +6,8 @@
       python -m meerkat_jax.evaluate --workdir=runs/alignment/$arg-$seed --benchmarks=compositions
     done; done
 
-Two CPU cores, about 20 minutes each; same data, steps and order of examples. What comes out: a
-benchmark.json in each work directory. A term of weight 0 is still computed and logged.
+Two CPU cores, about 14 minutes of training each; same data, steps and order of examples. What comes
+out: a benchmark.json in each work directory. A term of weight 0 is still computed and logged.
 """
 
 from pathlib import Path

@@ -176,7 +176,7 @@ def build_mini_tokenizer(
 ) -> Tokenizer:
     """A tokenizer with one token for each number, word of `texts`, class name and phrase.
 
-    The result depends on the sets of words and names only, not on their order.
+    The result depends on the sets of words, names and phrases only, not on their order.
 
     Args:
         texts: instructions and answers to be written in few tokens.

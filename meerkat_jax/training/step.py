@@ -24,6 +24,7 @@ from meerkat_jax.training.params import flatten, matching, merge, unflatten
 
 State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
+MUON_RMS = 0.8  # root mean square of a kernel's step, in learning rates
 ANSWERING = {"answer"}
 NAMING = {"image_names", "audio_names"}
 
@@ -52,7 +53,7 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
             weight_decay=config["weight_decay"],
             adam_b2=config.get("b2", 0.98),
             muon_weight_dimension_numbers=matrices,
-            consistent_rms=config.get("muon_rms", 0.8),
+            consistent_rms=MUON_RMS,
         )
 
     def groups(params: dict) -> dict:
