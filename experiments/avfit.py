@@ -12,6 +12,7 @@ import ml_collections
 
 from meerkat_jax.training.config import choose
 
+SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
 SPEAKING = ["^llama/layers/", "^llama/norm"]  # parts that phases before the answers leave alone
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
 
@@ -82,6 +83,17 @@ def mini() -> dict:
         # Towers that start from nothing first learn the names of what they see and hear, as CLIP
         # and CLAP did (no boxes, no times); then everything learns to answer.
         "phases": [
+            {
+                "name": "speaks",
+                "split": "train",
+                "steps": 400,
+                "batch": 32,
+                "learning_rate": 2e-3,
+                "warmup": 50,
+                "still": SENSES,
+                "task_weights": {},
+                "weights": {"language": 1.0},
+            },
             {
                 "name": "names",
                 "split": "train",

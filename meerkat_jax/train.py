@@ -175,7 +175,8 @@ def main(_: list[str]) -> None:
             pending = jax.tree.map(float, jax.device_get(pending))
             refuse_nonfinite(pending, step, writer, checkpoints, f"phase {phase['name']!r}")
         if log:
-            length = model.model.prefix_length + text * ("answer" in phase["weights"])
+            length = model.model.prefix_length * (set(phase["weights"]) != {"language"})
+            length += text * bool({"answer", "language"} & set(phase["weights"]))
             row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
             writer.write(step, row | clock.row(size(phase), length))
             pending = []

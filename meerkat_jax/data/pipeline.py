@@ -66,8 +66,9 @@ def read_manifest(folder: Path) -> dict:
 class Encode(grain.transforms.RandomMap):
     """Example -> arrays. As many of the pair's questions as fit, drawn by task weight.
 
-    Without `listen` the sounds, without `ask` the questions are left out, most of the work where
-    nothing needs them: audio is float32[0], and all tokens are padding.
+    Without `look` the pictures, without `listen` the sounds, without `ask` the questions are left
+    out, most of the work where nothing needs them: image is uint8[0, 0, 3], audio float32[0], and
+    all tokens are padding.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class Encode(grain.transforms.RandomMap):
         prompt: Prompt,
         classes: tuple[str, ...],
         weights: dict,
+        look: bool = True,
         listen: bool = True,
         ask: bool = True,
     ):
         self.shapes, self.prompt, self.weights = shapes, prompt, weights
-        self.listen, self.ask = listen, ask
+        self.look, self.listen, self.ask = look, listen, ask
         self.index = {name: i for i, name in enumerate(classes)}
 
     def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -96,7 +98,7 @@ class Encode(grain.transforms.RandomMap):
                     f" {shapes.answer}; raise it"
                 )
         packed = pack(self.prompt, pairs, shapes.runs, shapes.length, shapes.room)
-        return encode_media(example, self.shapes, self.listen) | {
+        return encode_media(example, self.shapes, self.look, self.listen) | {
             **packed._asdict(),
             "boxes": self.pad_boxes(example),
             "matched": np.bool_(example.matched),
@@ -137,10 +139,14 @@ def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.nda
     return array
 
 
-def encode_media(example: Example, shapes: Shapes, listen: bool = True) -> dict[str, np.ndarray]:
-    """image uint8[H, W, 3] squashed to the tower's size, audio float32[samples] ([0] unheard)."""
-    image = load_image(example.image, shapes.image_size, name=example.id)
-    audio = np.zeros(0, np.float32)
+def encode_media(
+    example: Example, shapes: Shapes, look: bool = True, listen: bool = True
+) -> dict[str, np.ndarray]:
+    """image uint8[H, W, 3] squashed to the tower's size ([0, 0, 3] unseen), audio float32[samples]
+    ([0] unheard)."""
+    image, audio = np.zeros((0, 0, 3), np.uint8), np.zeros(0, np.float32)
+    if look:
+        image = load_image(example.image, shapes.image_size, name=example.id)
     if listen:
         audio, _ = load_audio(example.audio, shapes.sample_rate, shapes.seconds, name=example.id)
     return {"image": image, "audio": audio}

@@ -173,6 +173,22 @@ class Meerkat(nn.Module):
         """
         out = self.perceive(pixels, mel, longer)
         prefix = self.embed_prefix(out["image"], out["audio"])
+        return out | self._say(prefix, tokens, owners, places, deterministic)
+
+    def speak(
+        self,
+        tokens: jax.Array,
+        owners: jax.Array | None = None,
+        places: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> dict[str, jax.Array]:
+        """`__call__` without picture and sound, `hidden` and `logits` only: words among words."""
+        nothing = jnp.zeros((len(tokens), 0, self.llama.width), self.llama.dtype)
+        prefix = self.embed_prefix(nothing, nothing)
+        return self._say(prefix, tokens, owners, places, deterministic)
+
+    def _say(self, prefix, tokens, owners, places, deterministic):
+        """`hidden` and `logits` of the runs behind prefix float[B, P, D]."""
         pairs, runs, length = tokens.shape
         layout = Layout(prefix.shape[1], runs, length)
         if owners is None:
@@ -185,9 +201,7 @@ class Meerkat(nn.Module):
         hidden = hidden[:, layout.prefix :].reshape(*tokens.shape, -1)
         if places is not None:
             hidden = jnp.take_along_axis(hidden, places[..., None], axis=2)
-        out["hidden"] = hidden
-        out["logits"] = self.llama.logits(out["hidden"])
-        return out
+        return {"hidden": hidden, "logits": self.llama.logits(hidden)}
 
     def prefill(self, image: jax.Array, audio: jax.Array, slots: int) -> Cache:
         """The cache of the prefix, with room for `slots` tokens in all (>= P)."""

@@ -1,7 +1,8 @@
 """The loss: one dictionary of named terms, summed once with their weights, each logged.
 
-    L = L_CE + w_OT * L_OT + w_AC * L_AC  (paper, section 3.4), and the contrast against class names
-    that stands in for CLIP's and CLAP's pretraining where towers start from nothing.
+    L = L_CE + w_OT * L_OT + w_AC * L_AC  (paper, section 3.4), and where parts start from nothing what
+    stands in for their pretraining: the contrast against class names for that of CLIP and CLAP, the
+    answers in words alone, without picture and sound ("language"), for that of Llama.
 
 A term is a sum over its own items divided by their number in the whole batch, so that accumulating
 over microbatches gives the numbers of the undivided batch.
@@ -23,12 +24,17 @@ from meerkat_jax.alignment.avace import box_coverage, in_box_loss
 from meerkat_jax.alignment.contrastive import name_contrast
 from meerkat_jax.errors import UserError
 
-TERMS = ("answer", "avopt", "avace", "image_names", "audio_names")
+TERMS = ("language", "answer", "avopt", "avace", "image_names", "audio_names")
 
 
 def needs(terms: Iterable[str]) -> dict[str, bool]:
-    """What of an example these terms read beside the picture: its sound, its questions."""
-    return {"listen": bool(set(terms) - {"image_names"}), "ask": "answer" in terms}
+    """What of an example these terms read: its picture, its sound, its questions."""
+    terms = set(terms)
+    return {
+        "look": terms != {"language"},
+        "listen": bool(terms - {"language", "image_names"}),
+        "ask": bool(terms & {"language", "answer"}),
+    }
 
 
 class SoftTargets(NamedTuple):
@@ -75,6 +81,7 @@ def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """How many items each term has in the batch, at least 1."""
     boxed = (batch["boxes"][..., 2] > batch["boxes"][..., 0]).any(axis=1)
     items = {
+        "language": batch["targets"][:, :, 1:].sum(),
         "answer": batch["targets"][:, :, 1:].sum(),
         "avopt": batch["matched"].sum(),
         "avace": boxed.sum(),

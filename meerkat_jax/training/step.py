@@ -10,6 +10,7 @@ by its weights which loss terms there are: one step function serves them all. A 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -25,8 +26,8 @@ from meerkat_jax.training.params import flatten, matching, merge, unflatten
 State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
 MUON_RMS = 0.8  # root mean square of a kernel's step, in learning rates
-ANSWERING = {"answer"}
 NAMING = {"image_names", "audio_names"}
+SEEING = set(losses.TERMS) - {"language"}
 
 
 def make_optimizer(config: Mapping) -> optax.GradientTransformation:
@@ -137,29 +138,29 @@ def make_step(
 
     def sums(params, batch, key):
         """The terms' sums over a microbatch, and what is logged beside them."""
-        pixels, mel = assembly.inputs(batch)
-        terms, extra = {}, {}
-        if ANSWERING & set(weights):
-            places, targets = losses.answer_places(batch["targets"], assembly.shapes.room)
-            out = model.apply(
-                {"params": params},
-                pixels,
-                mel,
-                batch["tokens"],
-                batch["owners"],
-                places,
-                deterministic=False,
-                rngs={"dropout": key},
-            )
+        apply = functools.partial(model.apply, {"params": params})
+        places, targets = losses.answer_places(batch["targets"], assembly.shapes.room)
+        text = (batch["tokens"], batch["owners"], places)
+        chance = {"deterministic": False, "rngs": {"dropout": key}}
+
+        def said(logits):
             answers = jnp.take_along_axis(batch["tokens"], places + 1, axis=-1)
-            terms["answer"], extra["right"] = losses.answer_loss(
-                out["logits"], answers, targets, spread
-            )
-        else:
-            out = model.apply({"params": params}, pixels, mel, method="perceive")
-        terms |= losses.alignment_terms(out, batch, model.image_grid, box)
+            return losses.answer_loss(logits, answers, targets, spread)
+
+        terms, extra = {}, {}
+        if "language" in weights:
+            logits = apply(*text, method="speak", **chance)["logits"]
+            terms["language"], extra["right"] = said(logits)
+        if SEEING & set(weights):
+            pixels, mel = assembly.inputs(batch)
+            if "answer" in weights:
+                out = apply(pixels, mel, *text, **chance)
+                terms["answer"], extra["right"] = said(out["logits"])
+            else:
+                out = apply(pixels, mel, method="perceive")
+            terms |= losses.alignment_terms(out, batch, model.image_grid, box)
         if NAMING & set(weights):
-            vectors = model.apply({"params": params}, *names, method="names")
+            vectors = apply(*names, method="names")
             terms |= losses.name_terms(out, vectors, batch, **contrast)
         # The compiler drops what nobody reads: a phase of names runs no decoder.
         return {name: terms[name] for name in weights}, extra
