@@ -14,6 +14,7 @@ from meerkat_jax.training.config import choose
 
 SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
 SPEAKING = ["^llama/layers/", "^llama/norm"]  # parts that phases before the answers leave alone
+MAP = ["^avace/(image|audio)_(q|k|norm)/", "^avace/audio_score/", "_placed/norm"]  # what makes it
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
 
 
@@ -80,13 +81,14 @@ def mini() -> dict:
         "batch": 16,
         "accumulate": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        # Towers that start from nothing first learn the names of what they see and hear, as CLIP
-        # and CLAP did (no boxes, no times); then everything learns to answer.
+        # Parts that start from nothing first learn what the published ones bring along: the decoder
+        # to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
+        # did (no boxes, no times). Then sound and sight meet, and then all learn to answer.
         "phases": [
             {
                 "name": "speaks",
                 "split": "train",
-                "steps": 400,
+                "steps": 250,
                 "batch": 32,
                 "learning_rate": 2e-3,
                 "warmup": 50,
@@ -116,7 +118,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen
                 "name": "binds",
                 "split": "train",
-                "steps": 300,
+                "steps": 1200,
                 "learning_rate": 2e-3,
                 "slow_rate": 7e-4,
                 "warmup": 50,
@@ -126,11 +128,11 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 2250,
+                "steps": 2000,
                 "batch": 8,
                 "learning_rate": 2e-3,
-                "slow_rate": 5e-4,
                 "warmup": 50,
+                "still": ["_tower/", "_connector/", *MAP],
                 "weights": {
                     "answer": 1.0,
                     "avopt": 0.1,

@@ -82,7 +82,7 @@ def main(_: list[str]) -> None:
     optimizer = make_optimizer(config)
 
     def initialise(key: jax.Array) -> tuple[dict, dict]:
-        halves = params.split(model.init(key), config["trainable"])
+        halves = params.split(model.init(key, data.classes), config["trainable"])
         return new_state(halves["trainable"], optimizer, config["seed"]), halves["frozen"]
 
     key = jax.random.key(config["seed"])

@@ -26,7 +26,7 @@ from meerkat_jax.training.step import make_step, new_state
 from tests import tiny
 from tests.tolerances import tolerance
 
-STEPS = 8  # of the tiny config: 3 of phase "names", 5 of phase "answers"
+STEPS = 8  # of the tiny config: 1 of phase "speaks", 2 of "names", 5 of "answers"
 CONTRAST = {"temperature": 0.1, "sharpness": 10.0}
 BOX = {"inside": 0.5, "outside": 0.5, "fill": 1.0}
 FAST = {"xla_backend_optimization_level": 0}  # compile in a third of the time
@@ -58,15 +58,17 @@ def test_work_directory_holds_the_run(finished):
 def test_metrics_hold_every_term_and_rate(finished):
     rows = read_metrics(finished)
     steps = [row for row in rows if "loss" in row]
-    assert [row["step"] for row in steps] == [2, 3, 4, 6, 8]  # each second one, and a phase's last
-    assert [row["phase"] for row in steps] == ["names"] * 2 + ["answers"] * 3
-    terms = {f"loss/{term}" for term in TERMS}
-    assert {key for key in steps[0] if key in terms} == {"loss/image_names", "loss/audio_names"}
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 6, 8]  # each second, and a phase's last
+    assert [row["phase"] for row in steps] == ["speaks"] + ["names"] * 2 + ["answers"] * 3
+    phases = {phase["name"]: phase for phase in tiny.get_config().to_dict()["phases"]}
+    for row in steps:
+        terms = {f"loss/{term}" for term in phases[row["phase"]]["weights"]}
+        assert {key for key in row if key.startswith("loss/")} == terms
     fields = {"grad_norm", "learning_rate", "token_accuracy", *terms}
     fields |= TIMING - {"seconds", "tflops", "mfu"}
     assert steps[-1].keys() >= fields
     assert all(math.isfinite(steps[-1][field]) for field in fields)
-    weights = tiny.get_config().phases[1]["weights"]
+    weights = tiny.get_config().phases[-1]["weights"]
     summed = sum(weight * steps[-1][f"loss/{term}"] for term, weight in weights.items())
     assert steps[-1]["loss"] == pytest.approx(summed, rel=1e-5)
 
@@ -109,8 +111,8 @@ def test_output_tells_how_far_it_is_and_what_comes_next(finished):
     [
         ([], ["is not empty", "--resume", "--overwrite"]),
         (
-            ["--resume", "--config.batch=4", "--config.phases[1].steps=9"],
-            ["batch: 2 then, 4 now", "phases[1].steps: 5 then, 9 now"],
+            ["--resume", "--config.batch=4", "--config.phases[2].steps=9"],
+            ["batch: 2 then, 4 now", "phases[2].steps: 5 then, 9 now"],
         ),
         (["--resume", "--config.bach=4"], ["--config.bach", "did you mean --config.batch?"]),
         (["--resume", "--config.accumulate=3"], ["batch=2", "accumulate=3"]),
@@ -239,6 +241,7 @@ def changed(parts):
 
 TOWERS = ("image_tower", "audio_tower")
 REACHES = {  # term -> parts that it must train; no other part may change
+    "language": ("llama",),
     "answer": (*TOWERS, "avace", "image_connector", "audio_connector", "llama", "_placed/"),
     "avopt": (*TOWERS, "avopt"),
     "avace": (*TOWERS, "avace", "_connector", "_placed/norm"),
@@ -270,7 +273,7 @@ def test_what_is_still_in_a_phase_stays_and_the_rest_learns(parts):
     assembly, fresh, names, batch = parts
     halves = params.split(fresh, [".*"])
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
-    weights = tiny.get_config().phases[1]["weights"]
+    weights = tiny.get_config().phases[-1]["weights"]
     step = make_step(assembly, optimizer, weights, names, CONTRAST, BOX, still=["^audio_tower/"])
     state = new_state(halves["trainable"], optimizer, 0)
     state, _ = jax.jit(step, compiler_options=FAST)(state, halves["frozen"], batch)
@@ -303,7 +306,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch(parts):
     batch = batch | {"audio": batch["audio"] + 1e-3 * noise}
     halves = params.split(fresh, [".*"])
     optimizer = optax.sgd(0.1)
-    weights = tiny.get_config().phases[1]["weights"]
+    weights = tiny.get_config().phases[-1]["weights"]
 
     def after(accumulate):
         step = make_step(assembly, optimizer, weights, names, CONTRAST, BOX, accumulate=accumulate)

@@ -32,8 +32,9 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     model["avopt"] |= {"width": 8, "iterations": 5}
     model["avace"] |= {"width": 16, "heads": 2}
     model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
-    config["phases"] = [config["phases"][0], config["phases"][-1]]  # names, then answers
-    for phase, steps in zip(config["phases"], (3, 5), strict=True):
+    steps = {"speaks": 1, "names": 2, "answers": 5}
+    config["phases"] = [phase for phase in config["phases"] if phase["name"] in steps]
+    for phase, steps in zip(config["phases"], steps.values(), strict=True):
         phase |= {"steps": steps, "warmup": 1, "learning_rate": 1e-2, "batch": 4}
     del config["phases"][-1]["batch"]
     config |= {"batch": 2, "log_every": 2, "checkpoint_every": 3}

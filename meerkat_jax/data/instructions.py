@@ -24,6 +24,7 @@ PHRASES = (
     *(f" {form}" for form in (BOX_FORM, TIME_FORM, FACT_FORM)),
     *("I see a ", ". I hear a ", "The box holds a ", ". Then I hear a ", ". A "),
     *(", a ", " and a ", " makes the sound.", " comes first."),
+    *(f": {verdict}." for verdict in ("yes", "no", "True", "False", "one", "two", "three")),
 )
 
 # kind -> split -> paraphrases; {label}, {box}, {start} and {end} are filled in

@@ -34,10 +34,10 @@ REMAT = {
 
 # Of a decoder without a checkpoint: tokens begin by listening to their like (models/layers.py).
 START = {
-    "q": same_start(0.3),
-    "k": same_start(0.3),
-    "v": same_start(0.3, 1),
-    "o": same_start(0.3, 1, back=True),
+    "q": same_start(0.9),
+    "k": same_start(0.9),
+    "v": same_start(0.1, 1),
+    "o": same_start(0.1, 1, back=True),
     "down": BRANCH,
 }
 

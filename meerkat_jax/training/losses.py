@@ -153,7 +153,9 @@ def name_terms(out, names, batch, temperature: float, sharpness: float) -> dict[
     """Sums over present names of the contrast of image and of audio tokens with all names.
 
     names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is.
+    What all names have in common tells nothing apart and is left out.
     """
+    names = names - names.mean(axis=0)
     terms = {}
     for kind, key in (("image", "seen"), ("audio", "heard")):
         here = present(batch[key], len(names))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.assemble import number_rows
+from meerkat_jax.assemble import name_rows, number_rows
 from meerkat_jax.models.layers import grid_waves, waves
 from meerkat_jax.models.meerkat import Placed
 
@@ -66,3 +66,17 @@ def test_seen_and_heard_tokens_start_apart():
     )
     np.testing.assert_allclose(seen - seen.mean(0), heard - heard.mean(0), atol=1e-5)
     assert cosine(seen.mean(0), heard.mean(0)) < 0.7
+
+
+def test_names_begin_alike_and_yet_apart():
+    table = jax.random.normal(jax.random.key(0), (40, 256)) / 16
+    common = jax.random.normal(jax.random.key(1), (256,))
+    rows = np.asarray(name_rows(table, [3, 5, 8], common))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    assert cosine[np.ix_([3, 5, 8], [3, 5, 8])].min() > 0.6
+    others = np.delete(np.arange(40), [3, 5, 8])
+    assert np.abs(cosine[3, others]).max() < 0.4
+    np.testing.assert_array_equal(rows[others], table[others])
+    own = rows[[3, 5, 8]] - rows[[3, 5, 8]].mean(axis=0)  # what the contrast of names compares
+    assert np.linalg.matrix_rank(own) == 2

@@ -67,9 +67,13 @@ def test_no_numbers_no_soft_targets():
 
 
 def test_what_the_terms_read():
-    assert needs({"image_names": 1.0}) == {"listen": False, "ask": False}
-    assert needs(["image_names", "avace"]) == {"listen": True, "ask": False}
-    assert needs(["answer", "image_names"]) == {"listen": True, "ask": True}
+    def read(*terms):
+        return {what for what, needed in needs(terms).items() if needed}
+
+    assert read("language") == {"ask"}
+    assert read("image_names") == {"look"}
+    assert read("image_names", "avace") == {"look", "listen"}
+    assert read("answer") == {"look", "listen", "ask"}
 
 
 def test_answers_are_predicted_from_the_token_before_each_of_theirs():
