@@ -26,7 +26,6 @@ from meerkat_jax.models.layers import LoraConfig, waves
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.models.meerkat import Meerkat
 
-
 ALIKE = 2.0  # what names have in common, in lengths of what is their own
 
 

@@ -34,8 +34,8 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
     steps = {"speaks": 1, "names": 2, "answers": 5}
     config["phases"] = [phase for phase in config["phases"] if phase["name"] in steps]
-    for phase, steps in zip(config["phases"], steps.values(), strict=True):
-        phase |= {"steps": steps, "warmup": 1, "learning_rate": 1e-2, "batch": 4}
+    for phase in config["phases"]:
+        phase |= {"steps": steps[phase["name"]], "warmup": 1, "learning_rate": 1e-2, "batch": 4}
     del config["phases"][-1]["batch"]
     config |= {"batch": 2, "log_every": 2, "checkpoint_every": 3}
     config |= {"evaluate_every": 4, "evaluate_batches": 2}

@@ -142,8 +142,10 @@ def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.nda
 def encode_media(
     example: Example, shapes: Shapes, look: bool = True, listen: bool = True
 ) -> dict[str, np.ndarray]:
-    """image uint8[H, W, 3] squashed to the tower's size ([0, 0, 3] unseen), audio float32[samples]
-    ([0] unheard)."""
+    """Picture and sound as arrays, empty ones for what is not asked for.
+
+    image uint8[H, W, 3] squashed to the tower's size, or [0, 0, 3]; audio float32[samples], or [0].
+    """
     image, audio = np.zeros((0, 0, 3), np.uint8), np.zeros(0, np.float32)
     if look:
         image = load_image(example.image, shapes.image_size, name=example.id)

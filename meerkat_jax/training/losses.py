@@ -1,8 +1,8 @@
 """The loss: one dictionary of named terms, summed once with their weights, each logged.
 
-    L = L_CE + w_OT * L_OT + w_AC * L_AC  (paper, section 3.4), and where parts start from nothing what
-    stands in for their pretraining: the contrast against class names for that of CLIP and CLAP, the
-    answers in words alone, without picture and sound ("language"), for that of Llama.
+    L = L_CE + w_OT * L_OT + w_AC * L_AC  (paper, section 3.4), and where parts start from nothing,
+    what stands in for their pretraining: the contrast against class names for that of CLIP and
+    CLAP, the answers in words alone, without picture and sound ("language"), for that of Llama.
 
 A term is a sum over its own items divided by their number in the whole batch, so that accumulating
 over microbatches gives the numbers of the undivided batch.
