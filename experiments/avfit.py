@@ -118,7 +118,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen
                 "name": "binds",
                 "split": "train",
-                "steps": 1200,
+                "steps": 800,
                 "learning_rate": 2e-3,
                 "slow_rate": 7e-4,
                 "warmup": 50,
@@ -128,7 +128,7 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 2000,
+                "steps": 2250,
                 "batch": 8,
                 "learning_rate": 2e-3,
                 "warmup": 50,

@@ -63,7 +63,8 @@ class Assembly:
         def fresh(key):
             tokens = jnp.zeros((1, 1, 4), jnp.int32)
             params = self.model.init(key, *self.inputs(batch), tokens)["params"]
-            table = number_rows(params["llama"]["embedding"], self.tokenizer.token_values())
+            values = self.tokenizer.token_values()
+            table = number_rows(params["llama"]["embedding"], values, self.model.grids)
             common = jax.random.normal(jax.random.fold_in(key, 1), table.shape[1:])
             params["llama"]["embedding"] = name_rows(table, words, common)
             return params
@@ -71,20 +72,30 @@ class Assembly:
         return jax.jit(fresh)(key)
 
 
-def number_rows(table: jax.Array, values: dict[str, np.ndarray]) -> jax.Array:
+def number_rows(
+    table: jax.Array, values: dict[str, np.ndarray], grids: dict[str, tuple[int, int]]
+) -> jax.Array:
     """Start the word vectors of numbers as waves of their values, at the size of the others.
+
+    The waves are those of the places (`layers.grid_waves`) in the picture or in the sound: a number
+    is like the tokens that it points to, and what is read at a place is near the number to say.
 
     table float[C, D]; a thousand coordinates met one by one would each take long to learn. What a
     checkpoint brings replaces them; a tokenizer that spells numbers in digits has none.
     """
     scale = jnp.sqrt(jnp.mean(table**2))
-    for number in values.values():
+    half = table.shape[1] // 2
+    for name, number in values.items():
         rows = np.flatnonzero(~np.isnan(number))
-        if len(rows):
-            places = number[rows] / number[rows].max()
-            start = waves(places, table.shape[1], 6) * scale
-            # the first row tells one kind of number from another
-            table = table.at[rows].set((start + table[rows[0]]) * 0.5**0.5)
+        if not len(rows):
+            continue
+        kind, place = name.split("/")
+        count = grids[kind][0 if place.startswith("y") else 1]
+        start = np.zeros((len(rows), table.shape[1]), np.float32)
+        along = slice(0, half) if place.startswith("y") else slice(half, None)
+        start[:, along] = waves(number[rows] / number[rows].max(), half, count / 2) * 2**0.5
+        # the first row tells one kind of number from another
+        table = table.at[rows].set((start * scale + table[rows[0]]) * 0.5**0.5)
     return table
 
 

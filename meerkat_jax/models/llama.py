@@ -36,8 +36,8 @@ REMAT = {
 START = {
     "q": same_start(0.9),
     "k": same_start(0.9),
-    "v": same_start(0.1, 1),
-    "o": same_start(0.1, 1, back=True),
+    "v": same_start(0.3, 1),
+    "o": same_start(0.3, 1, back=True),
     "down": BRANCH,
 }
 

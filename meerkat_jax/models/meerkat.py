@@ -97,6 +97,11 @@ class Meerkat(nn.Module):
         return (self.image_tower.image_size // self.image_tower.patch_size,) * 2
 
     @property
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """(rows, columns) of the places that coordinates and seconds name."""
+        return {"coordinate": self.image_grid, "seconds": self.audio_tower.grid}
+
+    @property
     def prefix_length(self) -> int:
         """P: markers, V and A."""
         rows, columns = self.audio_tower.grid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from meerkat_jax.assemble import name_rows, number_rows
 from meerkat_jax.models.layers import grid_waves, waves
@@ -47,7 +48,8 @@ def test_word_vectors_of_near_numbers_start_alike():
     table = jax.random.normal(jax.random.key(0), (250, 64)) * 0.1
     coordinate, seconds = np.full(250, np.nan), np.full(250, np.nan)
     coordinate[5:106], seconds[120:221] = np.linspace(0, 1, 101), np.linspace(0, 10, 101)
-    rows = np.asarray(number_rows(table, {"coordinate": coordinate, "seconds": seconds}))
+    values = {"coordinate/x0": coordinate, "seconds/start": seconds}
+    rows = np.asarray(number_rows(table, values, {"coordinate": (8, 8), "seconds": (2, 10)}))
     words = np.isnan(coordinate) & np.isnan(seconds)
     assert np.array_equal(rows[words], np.asarray(table)[words])
     for start in (5, 120):
@@ -80,3 +82,16 @@ def test_names_begin_alike_and_yet_apart():
     np.testing.assert_array_equal(rows[others], table[others])
     own = rows[[3, 5, 8]] - rows[[3, 5, 8]].mean(axis=0)  # what the contrast of names compares
     assert np.linalg.matrix_rank(own) == 2
+
+
+@pytest.mark.parametrize("place, axis", [("x0", 1), ("x1", 1), ("y0", 0), ("y1", 0)])
+def test_a_number_starts_like_the_places_that_it_names(place, axis):
+    """Rows of a picture's places for y, columns for x: a token reads off where it looks."""
+    table = jax.random.normal(jax.random.key(0), (30, 64)) * 0.1
+    value = np.full(30, np.nan)
+    value[5:26] = np.linspace(0, 1, 21)
+    rows = np.asarray(number_rows(table, {f"coordinate/{place}": value}, {"coordinate": (8, 8)}))
+    places = np.asarray(grid_waves(None, (8, 8), 64)).reshape(8, 8, 64)
+    along = np.moveaxis(places, axis, 0).mean(1)  # of a row or a column, whatever the other is
+    found = np.argmax((along - along.mean(0)) @ rows[5:26].T, axis=1)
+    np.testing.assert_allclose(value[5:26][found], (np.arange(8) + 0.5) / 8, atol=0.06)
