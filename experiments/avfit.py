@@ -14,7 +14,6 @@ from meerkat_jax.training.config import choose
 
 SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
 SPEAKING = ["^llama/layers/", "^llama/norm"]  # parts that phases before the answers leave alone
-MAP = ["^avace/(image|audio)_(q|k|norm)/", "^avace/audio_score/", "_placed/norm"]  # what makes it
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
 
 
@@ -74,10 +73,7 @@ def mini() -> dict:
             },
         },
         "trainable": [".*"],
-        "slow": [
-            "_tower/",
-            "_connector/",
-        ],  # what a phase trains at its own slow_rate, if it has one
+        "slow": ["_tower/", "_connector/"],  # trained at a phase's slow_rate, if it has one
         "batch": 16,
         "accumulate": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -118,7 +114,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen
                 "name": "binds",
                 "split": "train",
-                "steps": 800,
+                "steps": 500,
                 "learning_rate": 2e-3,
                 "slow_rate": 7e-4,
                 "warmup": 50,
@@ -128,11 +124,11 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 2250,
+                "steps": 2000,
                 "batch": 8,
                 "learning_rate": 2e-3,
+                "slow_rate": 5e-4,
                 "warmup": 50,
-                "still": ["_tower/", "_connector/", *MAP],
                 "weights": {
                     "answer": 1.0,
                     "avopt": 0.1,
