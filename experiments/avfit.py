@@ -14,6 +14,7 @@ from meerkat_jax.training.config import choose
 
 SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
 SPEAKING = ["^llama/layers/", "^llama/norm"]  # parts that phases before the answers leave alone
+MAP = ["^avace/(image|audio)_(q|k|norm)/", "^avace/audio_score/", "_placed/norm"]  # what makes it
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
 
 
@@ -114,7 +115,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen
                 "name": "binds",
                 "split": "train",
-                "steps": 500,
+                "steps": 800,
                 "learning_rate": 2e-3,
                 "slow_rate": 7e-4,
                 "warmup": 50,
@@ -124,11 +125,11 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 2000,
+                "steps": 2250,
                 "batch": 8,
                 "learning_rate": 2e-3,
-                "slow_rate": 5e-4,
                 "warmup": 50,
+                "still": ["_tower/", "_connector/", *MAP],
                 "weights": {
                     "answer": 1.0,
                     "avopt": 0.1,
