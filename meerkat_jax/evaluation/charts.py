@@ -20,6 +20,7 @@ MAX_POINTS = 200
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 44, 26, 10, 20
 LOSSES = {
     "loss": "Total loss",
+    "loss/language": "Answers in words alone (cross-entropy)",
     "loss/answer": "Answer tokens (cross-entropy)",
     "loss/avopt": "AVOpT: distance of sound and picture",
     "loss/avace": "AVACE: attention outside the box",
