@@ -214,6 +214,12 @@ def check(config: dict) -> None:
             raise UserError(f"batch={batch!r} is no multiple of accumulate={config['accumulate']}")
     if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
         raise UserError("config.phases: expected at least one phase, each of at least one step")
+    for phase in config["phases"]:
+        if not 0 <= phase["warmup"] < phase["steps"]:
+            raise UserError(
+                f"config.phases, {phase['name']!r}: warmup {phase['warmup']} of {phase['steps']}"
+                " steps; expected fewer than the steps"
+            )
 
 
 def placed(leaf: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

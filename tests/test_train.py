@@ -142,10 +142,11 @@ def test_missing_flags(door):
         ('config.data.mini.tran = 8', ["data.mini.tran", "data.mini.train"]),
         ('config.data.kind = "maxi"', ["maxi", "mini"]),
         ('config.phases[0]["weights"] = {"avot": 1.0}', ["avot", "avopt"]),
+        ('config.phases[1]["warmup"] = 2', ["'names'", "warmup 2 of 2 steps"]),
         ('config.trainable = ("lora_a$",)', ["lora_a$"]),
         ('del config.log_every', ["log_every"]),
     ],
-    ids=["model", "data", "kind", "term", "trainable", "missing"],
+    ids=["model", "data", "kind", "term", "warmup", "trainable", "missing"],
 )  # fmt: skip
 def test_faults_in_a_config_file(door, tmp_path, change, parts):
     file = tmp_path / "mine.py"
@@ -183,18 +184,18 @@ def test_overwrite_starts_anew(finished, train, tmp_path):
 
 
 def test_nonfinite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(train, tmp_path):
-    """The first step has learning rate 0; the second breaks the parameters; the third shows it."""
+    """Of phase "names" the first step has rate 0, the second breaks all; the next one shows it."""
     run = tmp_path / "run"
-    flags = ["--config.phases[0].learning_rate=1e30", "--config.checkpoint_every=1"]
+    flags = ["--config.phases[1].learning_rate=1e30", "--config.checkpoint_every=1"]
     said = refusal(train(run, *flags))
-    assert re.search(r"loss.* is (nan|inf) at step 3", said), said
-    assert "step 1, is kept" in said
-    assert read_metrics(run)[-1]["step"] == 3
+    assert re.search(r"loss.* is (nan|inf) at step 4", said), said
+    assert "step 2, is kept" in said
+    assert read_metrics(run)[-1]["step"] == 4
     assert not math.isfinite(read_metrics(run)[-1]["loss"])
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    assert checkpoints.latest() == 1
-    assert checkpoints.read_meta()["step"] == 1
-    assert (run / "checkpoints" / "damaged-2").is_dir()
+    assert checkpoints.latest() == 2
+    assert checkpoints.read_meta()["step"] == 2
+    assert (run / "checkpoints" / "damaged-3").is_dir()
 
 
 # One step ----------------------------------------------------------------------------------------

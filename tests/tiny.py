@@ -35,7 +35,8 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     steps = {"speaks": 1, "names": 2, "answers": 5}
     config["phases"] = [phase for phase in config["phases"] if phase["name"] in steps]
     for phase in config["phases"]:
-        phase |= {"steps": steps[phase["name"]], "warmup": 1, "learning_rate": 1e-2, "batch": 4}
+        phase |= {"steps": steps[phase["name"]], "learning_rate": 1e-2, "batch": 4}
+        phase["warmup"] = min(1, phase["steps"] - 1)
     del config["phases"][-1]["batch"]
     config |= {"batch": 2, "log_every": 2, "checkpoint_every": 3}
     config |= {"evaluate_every": 4, "evaluate_batches": 2}

@@ -211,6 +211,10 @@ def test_what_a_phase_does_not_need_is_left_out(folder, encode):
         assert np.array_equal(bare[key], whole[key]), key
     assert bare["audio"].shape == (BATCH, 0)
     assert not bare["targets"].any() and bare["tokens"].shape == whole["tokens"].shape
+    words = Encode(*args, look=False, listen=False)
+    (spoken,) = first(train_batches(folder, "train", words, BATCH, seed=1), 1)
+    assert spoken["image"].size == spoken["audio"].size == 0
+    assert np.array_equal(spoken["tokens"], whole["tokens"]) and spoken["targets"].any()
 
 
 def test_names_that_are_no_classes_are_left_out(encode, folder):
