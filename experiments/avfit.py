@@ -2,7 +2,7 @@
 
     python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
 
-`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 14
+`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 13
 minutes, under 6 GiB of memory; a model of 2 M parameters that answers on scenes of 40 classes.
 
 What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in the work directory.
@@ -12,9 +12,10 @@ import ml_collections
 
 from meerkat_jax.training.config import choose
 
+# Parts that phases leave alone.
 SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
-SPEAKING = ["^llama/layers/", "^llama/norm"]  # parts that phases before the answers leave alone
-MAP = ["^avace/(image|audio)_(q|k|norm)/", "^avace/audio_score/", "_placed/norm"]  # what makes it
+SPEAKING = ["^llama/layers/", "^llama/norm"]
+MAP = ["^avace/(image|audio)_(q|k|norm)/", "^avace/audio_score/", "_placed/norm"]  # AVACE's
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
 
 
@@ -129,6 +130,7 @@ def mini() -> dict:
                 "batch": 8,
                 "learning_rate": 2e-3,
                 "warmup": 50,
+                # "avace" then only watches, "avopt" trains its own projections (docs/decisions.md)
                 "still": ["_tower/", "_connector/", *MAP],
                 "weights": {
                     "answer": 1.0,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import io
 import itertools
 import os
@@ -106,8 +105,10 @@ class Meerkat:
             learned, meta = checkpoints.restore_params(halves["trainable"], expect)
         frozen = {}
         if jax.tree.leaves(halves["frozen"]):
-            fresh = functools.partial(assembly.init, classes=meta.get("classes", ()))
-            frozen = jax.jit(lambda key: split(fresh(key), trainable)["frozen"])(key)
+            classes = meta["classes"]
+            frozen = jax.jit(lambda key: split(assembly.init(key, classes), trainable)["frozen"])(
+                key
+            )
         model = cls(assembly, merge(learned, frozen), config)
         model.meta = meta
         return model

@@ -22,7 +22,7 @@ from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import construct
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.layers import LoraConfig, waves
+from meerkat_jax.models.layers import LoraConfig, axis_waves, waves
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.models.meerkat import Meerkat
 
@@ -51,7 +51,11 @@ class Assembly:
         return normalise_pixels(batch["image"]), self.logmel(audio)
 
     def init(self, key: jax.Array, classes: Sequence[str] = ()) -> dict:
-        """Fresh parameters, a plain nested dict; the words of `classes` start as names."""
+        """Fresh parameters, a plain nested dict.
+
+        The word vectors of `classes`, the names of what can be seen and heard, start as `name_rows`
+        says; without them only shapes are right.
+        """
         words = [i for name in sorted(classes) for i in self.tokenizer.encode(name)]
         words = list(dict.fromkeys(words))
         side, samples = self.shapes.image_size, round(self.shapes.seconds * self.shapes.sample_rate)
@@ -80,20 +84,21 @@ def number_rows(
     The waves are those of the places (`layers.grid_waves`) in the picture or in the sound: a number
     is like the tokens that it points to, and what is read at a place is near the number to say.
 
-    table float[C, D]; a thousand coordinates met one by one would each take long to learn. What a
-    checkpoint brings replaces them; a tokenizer that spells numbers in digits has none.
+    table float[C, D]; values float[C] by "kind/place" as of `Tokenizer.token_values`; grids (rows,
+    columns) by kind as of `Meerkat.grids`. A thousand coordinates met one by one would each take
+    long to learn. What a checkpoint brings replaces them; a tokenizer that spells numbers in digits
+    has none.
     """
     scale = jnp.sqrt(jnp.mean(table**2))
-    half = table.shape[1] // 2
     for name, number in values.items():
         rows = np.flatnonzero(~np.isnan(number))
         if not len(rows):
             continue
         kind, place = name.split("/")
-        count = grids[kind][0 if place.startswith("y") else 1]
-        start = np.zeros((len(rows), table.shape[1]), np.float32)
-        along = slice(0, half) if place.startswith("y") else slice(half, None)
-        start[:, along] = waves(number[rows] / number[rows].max(), half, count / 2) * 2**0.5
+        axis = 0 if place.startswith("y") else 1
+        places = number[rows] / number[rows].max()
+        # waves along one axis fill half of the features
+        start = axis_waves(places, grids[kind], axis, table.shape[1]) * 2**0.5
         # the first row tells one kind of number from another
         table = table.at[rows].set((start * scale + table[rows[0]]) * 0.5**0.5)
     return table

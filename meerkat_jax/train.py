@@ -175,8 +175,8 @@ def main(_: list[str]) -> None:
             pending = jax.tree.map(float, jax.device_get(pending))
             refuse_nonfinite(pending, step, writer, checkpoints, f"phase {phase['name']!r}")
         if log:
-            length = model.model.prefix_length * (set(phase["weights"]) != {"language"})
-            length += text * bool({"answer", "language"} & set(phase["weights"]))
+            needs = losses.needs(phase["weights"])
+            length = model.model.prefix_length * needs["look"] + text * needs["ask"]
             row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
             writer.write(step, row | clock.row(size(phase), length))
             pending = []
@@ -215,10 +215,11 @@ def check(config: dict) -> None:
     if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
         raise UserError("config.phases: expected at least one phase, each of at least one step")
     for phase in config["phases"]:
-        if not 0 <= phase["warmup"] < phase["steps"]:
+        warmup = phase.get("warmup")
+        if not isinstance(warmup, int) or not 0 <= warmup < phase["steps"]:
             raise UserError(
-                f"config.phases, {phase['name']!r}: warmup {phase['warmup']} of {phase['steps']}"
-                " steps; expected fewer than the steps"
+                f"config.phases, {phase.get('name')!r}: warmup {warmup} of {phase['steps']} steps; "
+                "expected a whole number, 0 or more and fewer than the steps"
             )
 
 

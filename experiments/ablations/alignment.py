@@ -6,9 +6,10 @@
       python -m meerkat_jax.evaluate --workdir=runs/alignment/$arg-$seed --benchmarks=compositions
     done; done
 
-One CPU core (`taskset`), about 4 minutes of training each, less than a quarter of the main job's
-steps; same data, steps and order of examples in all. What comes out: a benchmark.json in each work
-directory. A term of weight 0 is still computed and logged.
+Two CPU cores; less than a quarter of the main job's steps, the same data and order of examples in
+all arms of a seed. What comes out: a benchmark.json in each work directory. A term of weight 0 is
+still computed and logged. The arms differ in `binds` only: in `answers` what both terms train for
+the language model is at rest (experiments/avfit.py).
 """
 
 from pathlib import Path

@@ -35,18 +35,25 @@ def waves(places: np.ndarray, width: int, finest: float) -> np.ndarray:
     return np.sqrt(2.0) * pairs.astype(np.float32)
 
 
-def grid_waves(_: jax.Array, grid: tuple[int, int], width: int) -> np.ndarray:
-    """Where the learned places start: float[rows * columns, width], near places alike.
+def axis_waves(places: np.ndarray, grid: tuple[int, int], axis: int, width: int) -> np.ndarray:
+    """Places in 0..1 along an axis of a grid (0: down the rows, 1: across the columns) as waves.
 
-    Half of the width tells the row, half the column.
+    float[N] -> float32[N, width]: one half of the width is for either axis, the other half is 0.
     """
+    half = width // 2
+    own = slice(half, None) if axis else slice(half)
+    features = np.zeros((len(places), width), np.float32)
+    features[:, own] = waves(places, (half, width - half)[axis], grid[axis] / 2)
+    return features
+
+
+def grid_waves(_: jax.Array, grid: tuple[int, int], width: int) -> np.ndarray:
+    """Where the learned places start: float[rows * columns, width], near places alike."""
     rows, columns = (
-        waves((np.arange(count) + 0.5) / count, features, count / 2)
-        for count, features in zip(grid, (width // 2, width - width // 2), strict=True)
+        axis_waves((np.arange(count) + 0.5) / count, grid, axis, width)
+        for axis, count in enumerate(grid)
     )
-    return np.concatenate(
-        [np.repeat(rows, len(columns), axis=0), np.tile(columns, (len(rows), 1))], axis=1
-    )
+    return np.repeat(rows, len(columns), axis=0) + np.tile(columns, (len(rows), 1))
 
 
 def same_start(gain: float, which: int = 0, back: bool = False) -> Callable:

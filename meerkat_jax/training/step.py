@@ -27,7 +27,6 @@ State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
 MUON_RMS = 0.8  # root mean square of a kernel's step, in learning rates
 NAMING = {"image_names", "audio_names"}
-SEEING = set(losses.TERMS) - {"language"}
 
 
 def make_optimizer(config: Mapping) -> optax.GradientTransformation:
@@ -151,7 +150,7 @@ def make_step(
         if "language" in weights:
             logits = apply(*text, method="speak", **chance)["logits"]
             terms["language"], extra["right"] = said(logits)
-        if SEEING & set(weights):
+        if losses.needs(weights)["look"]:
             pixels, mel = assembly.inputs(batch)
             if "answer" in weights:
                 out = apply(pixels, mel, *text, **chance)

@@ -75,10 +75,10 @@ def test_names_begin_alike_and_yet_apart():
     common = jax.random.normal(jax.random.key(1), (256,))
     rows = np.asarray(name_rows(table, [3, 5, 8], common))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    cosine = unit @ unit.T
-    assert cosine[np.ix_([3, 5, 8], [3, 5, 8])].min() > 0.6
+    alike = unit @ unit.T
+    assert alike[np.ix_([3, 5, 8], [3, 5, 8])].min() > 0.6
     others = np.delete(np.arange(40), [3, 5, 8])
-    assert np.abs(cosine[3, others]).max() < 0.4
+    assert np.abs(alike[3, others]).max() < 0.4
     np.testing.assert_array_equal(rows[others], table[others])
     own = rows[[3, 5, 8]] - rows[[3, 5, 8]].mean(axis=0)  # what the contrast of names compares
     assert np.linalg.matrix_rank(own) == 2
