@@ -16,6 +16,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
@@ -105,10 +106,8 @@ class Meerkat:
             learned, meta = checkpoints.restore_params(halves["trainable"], expect)
         frozen = {}
         if jax.tree.leaves(halves["frozen"]):
-            classes = meta["classes"]
-            frozen = jax.jit(lambda key: split(assembly.init(key, classes), trainable)["frozen"])(
-                key
-            )
+            fresh = functools.partial(assembly.init, classes=meta["classes"])
+            frozen = jax.jit(lambda key: split(fresh(key), trainable)["frozen"])(key)
         model = cls(assembly, merge(learned, frozen), config)
         model.meta = meta
         return model

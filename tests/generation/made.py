@@ -49,19 +49,19 @@ def made() -> Made:
     configs.write_config(workdir, config)
     data.tokenizer.save(workdir)
     assembly = assemble(config, data.tokenizer)
-    params = invented(assembly, config)
+    params = invented(assembly, config, data.classes)
     save(workdir, params, config["trainable"], data)
     return Made(workdir, cache, data, params)
 
 
-def invented(assembly: Assembly, config: dict) -> dict:
+def invented(assembly: Assembly, config: dict, classes: tuple[str, ...]) -> dict:
     """Weights so large that answers differ from picture to picture and from word to word.
 
     The frozen ones, which a checkpoint does not hold, are those of the config's seed.
     """
 
     def fresh():
-        return split(assembly.init(jax.random.key(config["seed"])), config["trainable"])
+        return split(assembly.init(jax.random.key(config["seed"]), classes), config["trainable"])
 
     rng, flat = np.random.default_rng(1), flatten(jax.eval_shape(fresh)["trainable"])
     made = {
@@ -74,7 +74,8 @@ def invented(assembly: Assembly, config: dict) -> dict:
 
 def save(workdir: Path, params: dict, trainable, data: DataSet, **meta) -> None:
     """A checkpoint like those of train.py."""
-    meta = {"tokenizer": data.tokenizer.sha256, "data": data.folder.name} | meta
+    base = {"tokenizer": data.tokenizer.sha256, "data": data.folder.name}
+    meta = base | {"classes": list(data.classes)} | meta
     state = {"trainable": split(params, trainable)["trainable"]}
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(STEP, state, {}, meta, wait=True)
