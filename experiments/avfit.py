@@ -15,7 +15,8 @@ from meerkat_jax.training.config import choose
 # Parts that phases leave alone.
 SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
 SPEAKING = ["^llama/layers/", "^llama/norm"]
-MAP = ["^avace/(image|audio)_(q|k|norm)/", "^avace/audio_score/", "_placed/norm"]  # AVACE's
+LIKENESS = ["^avace/(image|audio)_(q|k|norm)/"]  # what AVACE compares tokens by
+MAP = [*LIKENESS, "^avace/audio_score/", "_placed/norm"]  # AVACE's
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
 
 
@@ -58,6 +59,7 @@ def mini() -> dict:
                 "width": 64,
                 "depths": (1, 1),
                 "heads": (2, 4),
+                "window_size": 2,  # 0.6 s: larger ones name a sound where it is silent
                 "fused": False,
                 "mel_mean": -16.0,  # dB, of the training clips; far off, the tower hardly learns
                 "mel_var": 214.0,
@@ -103,32 +105,31 @@ def mini() -> dict:
                 "still": [*SPEAKING, *MEETING],
                 "weights": {"image_names": 1.0, "audio_names": 1.0},
             },
-            {  # the sounds are known by now, the pictures take longer
+            {
                 "name": "looks",
                 "split": "train",
-                "steps": 800,
+                "steps": 400,
                 "batch": 32,
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *MEETING, "^audio_"],
                 "weights": {"image_names": 1.0},
             },
-            {  # what is heard finds what is seen
+            {  # what is heard finds what is seen: where it is, and with that how far it reaches
                 "name": "binds",
-                "split": "train",
-                "steps": 800,
-                "learning_rate": 2e-3,
-                "slow_rate": 7e-4,
+                "split": "train/matched",
+                "steps": 1500,
+                "learning_rate": 1e-3,
                 "warmup": 50,
-                "still": [*SPEAKING, "^audio_tower/"],
-                "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 1.0},
+                "still": [*SPEAKING, *LIKENESS],
+                "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 10.0},
             },
             {
                 "name": "answers",
                 "split": "train",
                 "steps": 2250,
                 "batch": 8,
-                "learning_rate": 2e-3,
+                "learning_rate": 1e-3,
                 "warmup": 50,
                 # "avace" then only watches, "avopt" trains its own projections (docs/decisions.md)
                 "still": ["_tower/", "_connector/", *MAP],
@@ -141,7 +142,7 @@ def mini() -> dict:
                 },
             },
         ],
-        "contrast": {"temperature": 0.05, "sharpness": 100.0},
+        "contrast": {"temperature": 0.05, "threshold": 0.9, "sharpness": 100.0},
         "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},
         "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 8.0},
         "optimizer": "muon",

@@ -85,8 +85,8 @@ class AVACE(nn.Module):
             x = Dense(self.width, use_bias=False, kernel_init=init, name=f"{name}_{part}")(x)
             return x.reshape(*x.shape[:2], self.heads, -1)
 
-        # One head as wide as the tokens then scores by their cosines, times 2 sqrt(width).
-        q, k = split(queries, "q", same_start(2.0)), split(keys, "k", same_start(2.0))
+        # One head as wide as the tokens then scores by their cosines, times sqrt(width).
+        q, k = split(queries, "q", same_start(1.0)), split(keys, "k", same_start(1.0))
         scores = jnp.einsum("bqhd,bshd->bhqs", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if valid is not None:
             scores = jnp.where(valid[:, None, None, :], scores, NEGATIVE)

@@ -45,13 +45,36 @@ class Shapes:
     names: int = 4
 
 
+class Part:
+    """Some records of a source, by their indices in it."""
+
+    def __init__(self, source, indices: list[int]) -> None:
+        self.source, self.indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.source[self.indices[index]]
+
+
 def open_split(folder: Path, split: str) -> grain.MapDataset:
-    """The records of one split by index, as Example."""
-    paths = sorted(str(path) for path in Path(folder).glob(f"{split}-*.array_record"))
+    """The records of one split by index, as Example.
+
+    "train/matched": of the split `train` those that the manifest lists as `matched`.
+    """
+    name, _, part = split.partition("/")
+    paths = sorted(str(path) for path in Path(folder).glob(f"{name}-*.array_record"))
     if not paths:
         have = sorted({p.name.split("-")[0] for p in Path(folder).glob("*.array_record")})
-        raise UserError(f"{folder}: no split {split!r}; it holds {', '.join(have) or 'no records'}")
-    return grain.MapDataset.source(grain.sources.ArrayRecordDataSource(paths)).map(from_bytes)
+        raise UserError(f"{folder}: no split {name!r}; it holds {', '.join(have) or 'no records'}")
+    source = grain.sources.ArrayRecordDataSource(paths)
+    if part:
+        parts = read_manifest(folder)["parts"]
+        if part not in parts:
+            raise UserError(f"{folder}: split {split!r}: the parts of a split are {', '.join(parts)}")
+        source = Part(source, parts[part][name])
+    return grain.MapDataset.source(source).map(from_bytes)
 
 
 def read_manifest(folder: Path) -> dict:

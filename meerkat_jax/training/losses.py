@@ -85,8 +85,8 @@ def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         "answer": batch["targets"][:, :, 1:].sum(),
         "avopt": batch["matched"].sum(),
         "avace": boxed.sum(),
-        "image_names": (batch["seen"] >= 0).sum(),
-        "audio_names": (batch["heard"] >= 0).sum(),
+        "image_names": jnp.asarray(len(batch["seen"])),
+        "audio_names": jnp.asarray(len(batch["heard"])),
     }
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in items.items()}
 
@@ -149,17 +149,20 @@ def alignment_terms(out, batch, grid, box: Mapping[str, float]) -> dict[str, jax
     }
 
 
-def name_terms(out, names, batch, temperature: float, sharpness: float) -> dict[str, jax.Array]:
-    """Sums over present names of the contrast of image and of audio tokens with all names.
+def name_terms(
+    out, names, batch, temperature: float, threshold: float, sharpness: float
+) -> dict[str, jax.Array]:
+    """Sums over the pairs of the contrast of image and of audio tokens with all names.
 
-    names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is.
-    What all names have in common tells nothing apart and is left out.
+    names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is, to
+    a cosine above `threshold`; all other names stay below it at all tokens. Names have most of
+    their vector in common (assemble.name_rows), so tokens of things differ from all else by that.
     """
-    names = names - names.mean(axis=0)
+    form = {"form": "sigmoid", "bias": -threshold / temperature, "sharpness": sharpness}
     terms = {}
     for kind, key in (("image", "seen"), ("audio", "heard")):
         here = present(batch[key], len(names))
         # not the tokens behind AVACE: what is heard would give away what is seen
-        result = name_contrast(out[f"{kind}_alone"], names, here, temperature, sharpness=sharpness)
-        terms[f"{kind}_names"] = result["loss"] * here.sum()
+        result = name_contrast(out[f"{kind}_alone"], names, here, temperature, **form)
+        terms[f"{kind}_names"] = result["loss"] * len(here)
     return terms

@@ -79,6 +79,14 @@ def test_examples_are_whole(folder):
                 check_response(question)
 
 
+def test_the_matched_part_of_a_split(folder):
+    for split in compose.SPLITS:
+        matched = [example for example in open_split(folder, split) if example.matched]
+        assert list(open_split(folder, f"{split}/matched")) == matched
+    with pytest.raises(UserError, match="'train/odd': the parts of a split are matched"):
+        open_split(folder, "train/odd")
+
+
 def test_no_scene_occurs_in_two_splits(folder):
     pictures = [example.image for split in compose.SPLITS for example in open_split(folder, split)]
     assert len(set(pictures)) == len(pictures)

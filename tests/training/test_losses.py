@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meerkat_jax.training.losses import answer_loss, answer_places, needs, spread_targets
+from meerkat_jax.training.losses import (
+    answer_loss,
+    answer_places,
+    name_terms,
+    needs,
+    spread_targets,
+)
 from tests.tolerances import tolerance
 
 C = 12
@@ -82,3 +88,27 @@ def test_answers_are_predicted_from_the_token_before_each_of_theirs():
     places, wanted = answer_places(targets, 4)
     assert places[0, 0, :3].tolist() == [1, 2, 6] and wanted[0, 0].tolist() == [1, 1, 1, 0]
     assert not wanted[0, 1].any()
+
+
+def name_losses(tokens, seen):
+    """`image_names` of one pair; the names are alike in their first feature."""
+    names = jnp.concatenate([2 * jnp.ones((4, 1)), jnp.eye(4)], axis=1)
+    out = {"image_alone": tokens[None], "audio_alone": tokens[None]}
+    batch = {"seen": jnp.asarray([seen]), "heard": jnp.asarray([seen])}
+    terms = name_terms(out, names, batch, temperature=0.05, threshold=0.9, sharpness=100.0)
+    assert terms["image_names"] == terms["audio_names"]
+    return float(terms["image_names"])
+
+
+def test_tokens_of_things_are_like_their_names_and_all_others_unlike_any():
+    """A token beside the things that has what names have in common costs as much as a mistake."""
+    thing = jnp.array([2.0, 0.0, 1.0, 0.0, 0.0])
+    elsewhere = jnp.array([-1.0, 0.1, 0.1, 0.1, 0.1])
+    some_thing = jnp.array([2.0, 0.5, 0.5, 0.5, 0.5])
+    right = name_losses(jnp.stack([thing, elsewhere]), [1, -1])
+    assert right < 0.7
+    assert name_losses(jnp.stack([thing, some_thing]), [1, -1]) > right + 1
+    assert name_losses(jnp.stack([thing, elsewhere]), [2, -1]) > right + 2
+    # where nothing is, all that is said is too much
+    assert name_losses(jnp.stack([elsewhere, elsewhere]), [-1, -1]) < 0.1
+    assert name_losses(jnp.stack([thing, elsewhere]), [-1, -1]) > right + 1

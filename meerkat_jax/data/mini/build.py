@@ -1,8 +1,8 @@
 """Render the mini data set once to ArrayRecord: scenes of real (or procedural) media, all tasks.
 
 The folder holds `<split>-00000-of-00024.array_record` files (scenes in order of their index) and
-`manifest.json` (seed, classes, counts, measured shares), which is written last: a folder without
-one is not a data set. The same settings give the same folder, so a second run reuses it; of two
+`manifest.json` (seed, classes, counts, measured shares, and which scenes are matched), which is
+written last: a folder without one is not a data set. The same settings give the same folder, so a second run reuses it; of two
 runs at once the second waits and then reuses what the first has made.
 """
 
@@ -33,7 +33,7 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 10  # raise it when scenes or questions change: old folders are then not reused
+VERSION = 11  # raise it when scenes or questions change: old folders are then not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +114,14 @@ def build(config: MiniConfig, cache: Path, workers: int | None = None) -> Path:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir()
         try:
-            shares = _render_all(config, media, partial, Path(cache), workers)
+            shares, matched = _render_all(config, media, partial, Path(cache), workers)
             manifest = {
                 "config": dataclasses.asdict(config),
                 "classes": choose_classes(media, config.classes),
                 "classes_of_instances": sorted(instances(config, media, "instances")),
                 "media": media.notes,
                 "shares": shares,
+                "parts": {"matched": matched},
             }
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
@@ -158,11 +159,15 @@ def _jobs(config: MiniConfig, media: MediaSet, folder: Path) -> list[Job]:
 
 def _render_all(
     config: MiniConfig, media: MediaSet, folder: Path, cache: Path, workers: int | None
-) -> dict[str, dict[str, int]]:
-    """Render every file with `workers` processes (default: one for each core); count what is in."""
+) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
+    """Render every file with `workers` processes (default: one for each core).
+
+    Gives by split what its scenes hold, and the indices of those that are matched.
+    """
     jobs = _jobs(config, media, folder)
     progress = _Progress(sum(job.stop - job.start for job in jobs))
     shares = {job.split: Counter() for job in jobs}
+    matched = {job.split: [] for job in jobs}
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
     workers = min(workers or os.cpu_count() or 1, len(jobs)) or 1
     with concurrent.futures.ProcessPoolExecutor(
@@ -171,8 +176,9 @@ def _render_all(
         try:
             futures = [pool.submit(_render, job) for job in jobs]
             for future in concurrent.futures.as_completed(futures):
-                split, counts = future.result()
+                split, counts, indices = future.result()
                 shares[split].update(counts)
+                matched[split] += indices
                 progress.add(counts["scenes"])
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
@@ -182,7 +188,8 @@ def _render_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return {split: dict(sorted(counter.items())) for split, counter in shares.items()}
+    shares = {split: dict(sorted(counter.items())) for split, counter in shares.items()}
+    return shares, {split: sorted(indices) for split, indices in matched.items()}
 
 
 class _Progress:
@@ -216,16 +223,19 @@ def _prepare(config: MiniConfig, cache: Path) -> None:
     _parts.update({split: instances(config, media, split) for split in compose.SPLITS})
 
 
-def _render(job: Job) -> tuple[str, Counter]:
-    """Write one file; gives the split and what its scenes hold."""
+def _render(job: Job) -> tuple[str, Counter, list[int]]:
+    """Write one file; gives the split, what its scenes hold, and which are matched."""
     counts: Counter = Counter()
+    matched = []
     writer = array_record_module.ArrayRecordWriter(job.path, "group_size:1,uncompressed")
     for index in range(job.start, job.stop):
         example = scene(job.config, _parts[job.split], job.split, index)
         writer.write(to_bytes(example))
         counts.update(_shares(example))
+        if example.matched:
+            matched.append(index)
     writer.close()
-    return job.split, counts
+    return job.split, counts, matched
 
 
 def _shares(example: Example) -> Counter:
