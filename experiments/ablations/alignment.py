@@ -5,9 +5,10 @@
           --config.seed=$seed --workdir=runs/alignment/$arg-$seed
       python -m meerkat_jax.evaluate --workdir=runs/alignment/$arg-$seed --benchmarks=compositions
     done; done
+    python experiments/ablations/summary.py runs/alignment
 
 Two CPU cores; less than a quarter of the main job's steps, the same data and order of examples in
-all arms of a seed. What comes out: a benchmark.json in each work directory. A term of weight 0 is
+all arms of a seed. What comes out: a benchmark.json in each work directory, and a table. A term of weight 0 is
 still computed and logged. The arms differ in `binds` only: in `answers` what both terms train for
 the language model is at rest (experiments/avfit.py).
 """
@@ -19,7 +20,7 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 80, "names": 100, "looks": 250, "binds": 200, "answers": 250}
+STEPS = {"speaks": 100, "names": 100, "looks": 150, "binds": 400, "answers": 400}
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
 

@@ -72,7 +72,7 @@ def open_split(folder: Path, split: str) -> grain.MapDataset:
     if part:
         parts = read_manifest(folder)["parts"]
         if part not in parts:
-            raise UserError(f"{folder}: split {split!r}: the parts of a split are {', '.join(parts)}")
+            raise UserError(f"{folder}: split {split!r}: parts of a split are {', '.join(parts)}")
         source = Part(source, parts[part][name])
     return grain.MapDataset.source(source).map(from_bytes)
 

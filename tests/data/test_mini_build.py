@@ -83,7 +83,7 @@ def test_the_matched_part_of_a_split(folder):
     for split in compose.SPLITS:
         matched = [example for example in open_split(folder, split) if example.matched]
         assert list(open_split(folder, f"{split}/matched")) == matched
-    with pytest.raises(UserError, match="'train/odd': the parts of a split are matched"):
+    with pytest.raises(UserError, match="'train/odd': parts of a split are matched"):
         open_split(folder, "train/odd")
 
 

@@ -2,8 +2,8 @@
 
 The folder holds `<split>-00000-of-00024.array_record` files (scenes in order of their index) and
 `manifest.json` (seed, classes, counts, measured shares, and which scenes are matched), which is
-written last: a folder without one is not a data set. The same settings give the same folder, so a second run reuses it; of two
-runs at once the second waits and then reuses what the first has made.
+written last: a folder without one is not a data set. The same settings give the same folder, so a
+second run reuses it; of two runs at once the second waits and then reuses what the first has made.
 """
 
 from __future__ import annotations
