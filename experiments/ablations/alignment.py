@@ -20,7 +20,7 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 100, "names": 100, "looks": 150, "binds": 400, "answers": 400}
+STEPS = {"speaks": 100, "names": 100, "looks": 150, "binds": 350, "answers": 400}
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
 
