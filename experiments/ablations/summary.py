@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SPLIT = "compositions"
-ROWS = {  # what the table calls it: the entries of benchmark.json whose mean it is, and their metric
+ROWS = {  # title: the entries of benchmark.json whose mean it is, and their metric
     "ARIG: cIoU": (("arig",), "ciou"),
     "ARIG: mean IoU": (("arig",), "mean_iou"),
     "IGATL: segment F1": (("igatl",), "segment_f1"),
