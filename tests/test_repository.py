@@ -125,7 +125,7 @@ def test_what_is_imported_is_required():
     # where the name of the package is not that of the distribution
     called = {"absl": "absl-py", "PIL": "pillow", "ott": "ott-jax", "orbax": "orbax-checkpoint"}
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
-    ours = {"meerkat_jax", "tests"}
+    ours = {"meerkat_jax", "tests", "experiments"}
     for path in SOURCES:
         known = runtime | testing if "tests" in path.parts else runtime
         for package in outside(path) - ours - sys.stdlib_module_names:
