@@ -16,7 +16,7 @@ from meerkat_jax.training.config import choose
 SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
 SPEAKING = ["^llama/layers/", "^llama/norm"]
 LIKENESS = ["^avace/(image|audio)_(q|k|norm)/"]  # what AVACE compares tokens by
-MAP = [*LIKENESS, "^avace/audio_score/", "_placed/norm"]  # AVACE's
+MAP = [*LIKENESS, "^avace/audio_score/", "_placed/norm"]  # where AVACE attends
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
 
 

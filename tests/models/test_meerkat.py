@@ -80,7 +80,7 @@ def test_names_begin_alike_and_yet_apart():
     others = np.delete(np.arange(40), [3, 5, 8])
     assert np.abs(alike[3, others]).max() < 0.4
     np.testing.assert_array_equal(rows[others], table[others])
-    own = rows[[3, 5, 8]] - rows[[3, 5, 8]].mean(axis=0)  # what the contrast of names compares
+    own = rows[[3, 5, 8]] - rows[[3, 5, 8]].mean(axis=0)  # what tells them apart
     assert np.linalg.matrix_rank(own) == 2
 
 

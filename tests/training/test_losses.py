@@ -101,7 +101,7 @@ def name_losses(tokens, seen):
 
 
 def test_tokens_of_things_are_like_their_names_and_all_others_unlike_any():
-    """A token beside the things that has what names have in common costs as much as a mistake."""
+    """A token beside the things that has what names have in common is a mistake too."""
     thing = jnp.array([2.0, 0.0, 1.0, 0.0, 0.0])
     elsewhere = jnp.array([-1.0, 0.1, 0.1, 0.1, 0.1])
     some_thing = jnp.array([2.0, 0.5, 0.5, 0.5, 0.5])
