@@ -158,7 +158,7 @@ def test_nearly_no_temperature_is_greedy(sampler, perceived, questions, greedy):
 
 def test_draws_follow_the_softmax_and_never_give_a_marker(perceived, questions, next_logits):
     """First tokens of 512 rows: frequencies within four standard errors, markers never."""
-    sampler, rows, temperature = Sampler(model().assembly, model().params, 1), 512, 0.35
+    sampler, rows, temperature = Sampler(model().assembly, model().params, 1), 512, 1.0
     found = sampler.answer(perceived, [0] * rows, questions[:1] * rows, temperature, range(rows))
     drawn = [row.ids[0] if row.ids else sampler.assembly.tokenizer.eos_id for row in found]
     logits = next_logits(0, list(questions[0])) / temperature
@@ -167,7 +167,7 @@ def test_draws_follow_the_softmax_and_never_give_a_marker(perceived, questions, 
     assert chances.max() < 0.9
     counts = np.bincount(drawn, minlength=len(chances))
     errors = np.sqrt(rows * chances * (1 - chances))
-    likely = chances * rows > 20
+    likely = chances * rows > 5
     assert likely.sum() > 2
     assert (np.abs(counts - rows * chances) <= 4 * errors + 1e-9)[likely].all()
     assert not counts[chances == 0].any()
