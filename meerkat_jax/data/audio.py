@@ -70,8 +70,8 @@ def load_audio(
         name = "sound" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
         wave, rate, frames = _decode(file, seconds + MARGIN, name)
-    mono = wave.mean(axis=1)
-    if not np.isfinite(mono).all() or np.abs(mono).max() > LOUDEST:
+    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
+    if not _peak(mono) <= LOUDEST:  # not a number is neither
         raise UserError(
             f"{name}: samples are not finite or beyond {LOUDEST:g}; expected about -1 to 1: "
             "export the sound anew"
@@ -85,7 +85,7 @@ def load_audio(
         sample_rate=rate,
         channels=wave.shape[1],
         truncated=round(frames * sample_rate / rate) > samples,
-        silent=bool(np.abs(mono - mono.mean()).max() < SILENCE),
+        silent=bool(_peak(mono, mono.mean()) < SILENCE),
     )
     return mono, info
 
@@ -94,7 +94,14 @@ def _fit(mono: np.ndarray, samples: int, pad: str) -> np.ndarray:
     mono = mono[:samples]
     if pad == "repeat" and 0 < len(mono) < samples:
         mono = np.tile(mono, samples // len(mono))
-    return np.pad(mono, (0, samples - len(mono))).astype(np.float32)
+    if len(mono) < samples:
+        mono = np.pad(mono, (0, samples - len(mono)))
+    return mono.astype(np.float32, copy=False)
+
+
+def _peak(mono: np.ndarray, mean: float = 0.0) -> float:
+    """The largest distance from `mean`, without a copy; NaN if a sample is."""
+    return max(mono.max() - mean, mean - mono.min())
 
 
 def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.AbstractContextManager:
