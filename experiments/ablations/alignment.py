@@ -7,10 +7,10 @@
     done; done
     python experiments/ablations/summary.py runs/alignment
 
-Two CPU cores; less than a quarter of the main job's steps, the same data and order of examples in
+Two CPU cores; less than half of the main job's steps, the same data and order of examples in
 all arms of a seed. What comes out: a benchmark.json in each work directory, and a table. A term of
-weight 0 is still computed and logged. The arms differ in `binds` only: in `answers` what both terms
-train for the language model is at rest (experiments/avfit.py).
+weight 0 is still computed and logged. The arms differ in `binds` and `finds` only: in `answers` what both
+terms train for the language model is at rest (experiments/avfit.py).
 """
 
 from pathlib import Path
@@ -20,7 +20,14 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 100, "names": 100, "looks": 150, "binds": 350, "answers": 400}
+STEPS = {
+    "speaks": 100,
+    "names": 100,
+    "looks": 150,
+    "binds": 300,
+    "finds": 500,
+    "answers": 1000,
+}
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
 
