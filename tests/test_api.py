@@ -169,11 +169,13 @@ def test_an_answer_shows_what_the_model_saw(clip):
     answer = model().ask(png(0), clip, PROMPT)
     view, side = answer.view, model().assembly.shapes.image_size
     rows, columns, freq, time = view.grid
-    assert view.image.shape == (side, side, 3) and view.logmel.shape == (1001, 64)
+    rate = 16000 // 320  # log-mel frames a second
+    assert view.image.shape == (side, side, 3) and view.logmel.shape == (501, 64)
     assert answer.attention.shape == (rows, columns)
     assert view.plan.shape == (rows * columns, freq * time)
     np.testing.assert_allclose(view.plan.sum(), 1.0, rtol=1e-3)
-    assert view.logmel[:200].max() > view.logmel[300:].max() + 40  # a tone of 2 s, then silence
+    tone_part, silence = view.logmel[: 2 * rate], view.logmel[3 * rate :]
+    assert tone_part.max() > silence.max() + 40  # a tone of 2 s, then silence
     quiet = next(model().stream([Asked(png(0), clip, [PROMPT])], views=False))[0]
     assert quiet.view is None and quiet.text == answer.text
 
