@@ -25,10 +25,9 @@ PIP = $(RUN) -m pip --disable-pip-version-check install --quiet --progress-bar o
 REQUIREMENTS := requirements.txt constraints.txt pyproject.toml
 
 # glibc's malloc gives big blocks back to the kernel when they are freed, and zeroed pages cost the
-# next step a quarter of its CPU time. Keep them instead; one arena, so that nothing is kept twice.
+# next step a quarter of its CPU time. Keep them instead.
 demo: export MALLOC_MMAP_MAX_ := 0
 demo: export MALLOC_TRIM_THRESHOLD_ := 100000000000
-demo: export MALLOC_ARENA_MAX := 1
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 test test-all: export OMP_NUM_THREADS := 1
 

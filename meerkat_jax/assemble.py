@@ -139,6 +139,7 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
         avace=construct(AVACE, parts["avace"], "model.avace"),
         prefix=prompt.prefix,
         connector=parts["connector"],
+        image_pool=parts.get("image_pool", 1),
     )
     shapes = Shapes(
         image_size=parts["image"]["image_size"],

@@ -139,6 +139,7 @@ def test_missing_flags(door):
     "change, parts",
     [
         ('config.model.image.widht = 8', ["model.image.widht", "model.image.width"]),
+        ('config.model.image_pool = 3', ["model.image_pool 3", "8 x 8 patches"]),
         ('config.data.mini.tran = 8', ["data.mini.tran", "data.mini.train"]),
         ('config.data.kind = "maxi"', ["maxi", "mini"]),
         ('config.phases[0]["weights"] = {"avot": 1.0}', ["avot", "avopt"]),
@@ -146,7 +147,7 @@ def test_missing_flags(door):
         ('config.trainable = ("lora_a$",)', ["lora_a$"]),
         ('del config.log_every', ["log_every"]),
     ],
-    ids=["model", "data", "kind", "term", "warmup", "trainable", "missing"],
+    ids=["model", "pool", "data", "kind", "term", "warmup", "trainable", "missing"],
 )  # fmt: skip
 def test_faults_in_a_config_file(door, tmp_path, change, parts):
     file = tmp_path / "mine.py"

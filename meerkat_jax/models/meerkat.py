@@ -13,6 +13,8 @@ tokens, P prefix tokens, D width of the language model, C vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,11 +70,21 @@ class Connector(nn.Module):
         return Dense(self.width, dtype=self.dtype, name="outer")(tokens)
 
 
+def pool(tokens: jax.Array, side: int) -> jax.Array:
+    """Means over squares of side x side neighbours: float[B, V, D] -> float[B, V / side^2, D]."""
+    batch, count, width = tokens.shape
+    rows = math.isqrt(count) // side
+    squares = tokens.reshape(batch, rows, side, rows, side, width)
+    return squares.mean((2, 4)).reshape(batch, rows**2, width)
+
+
 class Meerkat(nn.Module):
     """Answers questions about a picture and a sound.
 
     `prefix` says how a sequence begins: runs of token ids and the words "image" and "audio" for the
-    places of the tokens that the towers give (data/prompt.py).
+    places of the tokens that the towers give (data/prompt.py). An image token is the mean over
+    image_pool x image_pool patches: a small tower learns far more from fine patches, and all that
+    is behind it costs by the token.
     """
 
     image_tower: ClipVision
@@ -82,9 +94,16 @@ class Meerkat(nn.Module):
     avace: AVACE
     prefix: tuple
     connector: str = "linear"
+    image_pool: int = 1
 
     def setup(self):
         """The places and connectors of both token sets."""
+        patches = self.image_tower.image_size // self.image_tower.patch_size
+        if self.image_pool < 1 or patches % self.image_pool:
+            raise UserError(
+                f"model.image_pool {self.image_pool!r} does not divide the picture's "
+                f"{patches} x {patches} patches; use a divisor of {patches}, 1 for no pooling"
+            )
         width, dtype = self.llama.width, self.llama.dtype
         self.image_placed = Placed(self.image_grid, dtype)
         self.audio_placed = Placed(self.audio_tower.grid, dtype)
@@ -94,7 +113,8 @@ class Meerkat(nn.Module):
     @property
     def image_grid(self) -> tuple[int, int]:
         """(rows, columns) of the image tokens."""
-        return (self.image_tower.image_size // self.image_tower.patch_size,) * 2
+        tower = self.image_tower
+        return (tower.image_size // tower.patch_size // self.image_pool,) * 2
 
     @property
     def grids(self) -> dict[str, tuple[int, int]]:
@@ -120,7 +140,7 @@ class Meerkat(nn.Module):
         image_alone and audio_alone: connected, without places and AVACE, so that neither knows of
         the other.
         """
-        image_tokens = self.image_tower(pixels)["tokens"]
+        image_tokens = pool(self.image_tower(pixels)["tokens"], self.image_pool)
         audio_tokens = self.audio_tower(mel, longer)["tokens"]
         transport = self.avopt(image_tokens, audio_tokens)
         # Connected tokens are of one space, that of words: what is heard finds what is seen.

@@ -9,7 +9,7 @@ import pytest
 
 from meerkat_jax.assemble import name_rows, number_rows
 from meerkat_jax.models.layers import grid_waves, waves
-from meerkat_jax.models.meerkat import Placed
+from meerkat_jax.models.meerkat import Placed, pool
 
 
 def cosine(a, b):
@@ -23,6 +23,16 @@ def test_near_numbers_are_alike_and_far_ones_are_not():
     for i in (0, 30, 90):
         assert cosine(rows[i], rows[i + 1]) > 0.9
         assert cosine(rows[i], rows[(i + 50) % 101]) < 0.4
+
+
+def test_pooling_takes_the_mean_of_each_square_of_patches():
+    rows, columns = np.mgrid[:6, :6]
+    tokens = np.stack([rows // 2 * 10 + columns // 2, rows, columns], axis=-1).reshape(1, 36, 3)
+    pooled = np.asarray(pool(jnp.asarray(tokens, jnp.float32), 2))
+    assert pooled.shape == (1, 9, 3)
+    np.testing.assert_array_equal(pooled[0, :, 0], [0, 1, 2, 10, 11, 12, 20, 21, 22])
+    np.testing.assert_array_equal(pooled[0, :, 1:].reshape(3, 3, 2)[1, 2], [2.5, 4.5])
+    np.testing.assert_array_equal(pool(jnp.asarray(tokens), 1), tokens)
 
 
 def test_places_tell_row_from_column():
