@@ -71,8 +71,8 @@ def mini() -> dict:
             "llama": {
                 "width": 128,
                 "depth": 2,
-                "heads": 8,
-                "kv_heads": 8,
+                "heads": 4,
+                "kv_heads": 4,
                 "mlp_dim": 352,
                 "tied": True,
             },
