@@ -1,12 +1,18 @@
-"""The table over an ablation's arms and seeds."""
+"""The experiments' configs build their models; the table over an ablation's arms and seeds."""
 
 from __future__ import annotations
 
 import json
 
+import jax
 import pytest
 
 from experiments.ablations.summary import ROWS, collect, table
+from meerkat_jax import train
+from meerkat_jax.assemble import assemble
+from meerkat_jax.data import instructions
+from meerkat_jax.data.tokenizer import build_mini_tokenizer
+from meerkat_jax.training import config as configs
 
 
 def write(folder, arm, seed, score):
@@ -38,3 +44,21 @@ def test_arms_with_different_seeds_are_not_compared(tmp_path):
 def test_a_folder_without_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match="evaluate first"):
         collect(tmp_path)
+
+
+EXPERIMENTS = [
+    "avfit.py:mini",
+    "fine_patches.py",
+    *(f"ablations/alignment.py:{arm}" for arm in ("full", "no_avopt", "no_avace", "neither")),
+]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_is_accepted_by_train_and_builds_its_model(experiment):
+    config = configs.to_json(configs.load_config(f"experiments/{experiment}"))
+    train.check(config)
+    tokenizer = build_mini_tokenizer(["I see a cat."], ("cat", "dog"), instructions.PHRASES)
+    assembly = assemble(config, tokenizer)
+    shapes = jax.eval_shape(assembly.init, jax.random.key(0))
+    rows, columns = assembly.model.image_grid
+    assert shapes["image_placed"]["places"].shape[0] == rows * columns

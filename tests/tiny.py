@@ -28,6 +28,7 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     model = config["model"]
     model["image"] |= {"image_size": 64, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     model["image"] |= {"mlp_dim": 32, "projection_dim": 16}
+    model["image_pool"] = 2
     model["audio"] |= {"patch_size": 16, "width": 8, "depths": (1, 1), "heads": (1, 2)}
     model["avopt"] |= {"width": 8, "iterations": 5}
     model["avace"] |= {"width": 16, "heads": 2}
