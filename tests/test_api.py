@@ -169,8 +169,10 @@ def test_an_answer_shows_what_the_model_saw(clip):
     answer = model().ask(png(0), clip, PROMPT)
     view, side = answer.view, model().assembly.shapes.image_size
     rows, columns, freq, time = view.grid
-    rate = 16000 // 320  # log-mel frames a second
-    assert view.image.shape == (side, side, 3) and view.logmel.shape == (501, 64)
+    logmel = model().assembly.logmel
+    rate = logmel.sample_rate // logmel.hop  # frames a second
+    assert view.image.shape == (side, side, 3)
+    assert view.logmel.shape == (10 * rate + 1, logmel.mels)
     assert answer.attention.shape == (rows, columns)
     assert view.plan.shape == (rows * columns, freq * time)
     np.testing.assert_allclose(view.plan.sum(), 1.0, rtol=1e-3)

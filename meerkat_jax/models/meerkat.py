@@ -71,7 +71,10 @@ class Connector(nn.Module):
 
 
 def pool(tokens: jax.Array, side: int) -> jax.Array:
-    """Means over squares of side x side neighbours: float[B, V, D] -> float[B, V / side^2, D]."""
+    """Means over side x side neighbours in a square grid, row by row.
+
+    float[B, V, D] -> float[B, V / side^2, D].
+    """
     batch, count, width = tokens.shape
     rows = math.isqrt(count) // side
     squares = tokens.reshape(batch, rows, side, rows, side, width)
