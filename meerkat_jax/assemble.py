@@ -16,13 +16,14 @@ from meerkat_jax.alignment.avace import AVACE
 from meerkat_jax.alignment.avopt import AVOpT
 from meerkat_jax.data.audio import LogMel
 from meerkat_jax.data.image import normalise_pixels
+from meerkat_jax.data.instructions import PLACES, placed
 from meerkat_jax.data.pipeline import Shapes
 from meerkat_jax.data.prompt import Prompt, make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import construct
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.layers import LoraConfig, axis_waves, waves
+from meerkat_jax.models.layers import LoraConfig, axis_waves
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.models.meerkat import Meerkat
 
@@ -58,6 +59,7 @@ class Assembly:
         """
         words = [i for name in sorted(classes) for i in self.tokenizer.encode(name)]
         words = list(dict.fromkeys(words))
+        places = [[self.tokenizer.encode(placed([(p, "")])) for p in column] for column in PLACES]
         side, samples = self.shapes.image_size, round(self.shapes.seconds * self.shapes.sample_rate)
         batch = {
             "image": np.zeros((1, side, side, 3), np.uint8),
@@ -69,6 +71,7 @@ class Assembly:
             params = self.model.init(key, *self.inputs(batch), tokens)["params"]
             values = self.tokenizer.token_values()
             table = number_rows(params["llama"]["embedding"], values, self.model.grids)
+            table = place_rows(table, places, self.model.image_grid)
             common = jax.random.normal(jax.random.fold_in(key, 1), table.shape[1:])
             params["llama"]["embedding"] = name_rows(table, words, common)
             return params
@@ -104,22 +107,36 @@ def number_rows(
     return table
 
 
+def place_rows(table: jax.Array, places: Sequence[Sequence[list[int]]], grid) -> jax.Array:
+    """Start the word vectors of places in the picture ("on the left") as waves of their middles.
+
+    As numbers do: what is written then attends to the tokens that it points to. places: the tokens
+    of each place, by column and row; a place of several tokens is left as it is.
+    """
+    scale = jnp.sqrt(jnp.mean(table**2))
+    middles = (np.arange(len(places)) + 0.5) / len(places)
+    across, down = (axis_waves(middles, grid, axis, table.shape[1]) for axis in (1, 0))
+    kind = None
+    for column, x in zip(places, across, strict=True):
+        for ids, y in zip(column, down, strict=True):
+            if len(ids) == 1:
+                kind = table[ids[0]] if kind is None else kind  # tells places from numbers
+                table = table.at[ids[0]].set(((x + y) * scale + kind) * 0.5**0.5)
+    return table
+
+
 def name_rows(table: jax.Array, words: Sequence[int], common: jax.Array) -> jax.Array:
-    """Start the word vectors of class names with much in common, and in the order of lists.
+    """Start the word vectors of class names with much in common.
 
     Names then attend to names from the beginning, not to the many tokens of picture and sound, and
-    "is this name already written?" is learned behind a picture as quickly as without one. Half of
-    what is their own are waves of their place in the alphabet, so "which comes next?" is a shift.
+    "is this name already written?" is learned behind a picture as quickly as without one.
 
-    table float[C, D]; words, rows of it in alphabetical order; common float[D] of unit variance.
+    table float[C, D]; words, rows of it; common float[D] of unit variance.
     """
     if not words:
         return table
-    rows, count = jnp.asarray(words), len(words)
     scale = jnp.sqrt(jnp.mean(table**2))
-    order = waves((np.arange(count) + 0.5) / count, table.shape[1], 4) * scale
-    own = (table[rows] + order) * 0.5**0.5
-    return table.at[rows].set(own + ALIKE * scale * common)
+    return table.at[jnp.asarray(words)].add(ALIKE * scale * common)
 
 
 def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:

@@ -48,7 +48,6 @@ def test_a_folder_without_runs(tmp_path):
 
 EXPERIMENTS = [
     "avfit.py:mini",
-    "fine_patches.py",
     *(f"ablations/alignment.py:{arm}" for arm in ("full", "no_avopt", "no_avace", "neither")),
 ]
 

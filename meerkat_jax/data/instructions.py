@@ -3,10 +3,12 @@
 Train and test paraphrases are disjoint sets. A test paraphrase uses only words that some train
 paraphrase uses too, because a language model made from scratch knows no others.
 
-Fact checks and yes/no questions are answered with the evidence first and the verdict last ("I see a
-bee. I hear a dog: False."). The verdict is then a comparison of words that are already written.
-Asked for the verdict first, a small model has to compare picture and sound before it has named
-either, and stays at chance (docs/decisions.md).
+Fact checks and yes/no questions are answered with the evidence first and the verdict last ("I see,
+on the left a bee. I hear a dog: False."). The verdict is then a comparison of words that are
+already written. Asked for the verdict first, a small model has to compare picture and sound before
+it has named either, and stays at chance. What is seen is told from left to right, of each thing its
+place before its name, which is then read at a place that is written already; what is heard as it
+begins (docs/decisions.md).
 
 Source: the paper's task figure (ARIG asks for a category and a box in 0..1); its list of tasks.
 """
@@ -18,13 +20,21 @@ from collections.abc import Sequence
 BOX_FORM = "Give [object, x_left, y_top, x_right, y_bottom]."
 TIME_FORM = "Give [object, start, end]."
 FACT_FORM = "True or False?"
+# Where things are, by column and row: told from left to right and from top to bottom.
+PLACES = (
+    ("at the top left", "on the left", "at the bottom left"),
+    ("at the top", "in the middle", "at the bottom"),
+    ("at the top right", "on the right", "at the bottom right"),
+)
+SIDES = ("left", "middle", "right")
 # Pieces that many instructions and answers share; the mini tokenizer makes each a token, so that a
 # list of things is names with one token between any two.
 PHRASES = (
     *(f" {form}" for form in (BOX_FORM, TIME_FORM, FACT_FORM)),
-    *("I see a ", ". I hear a ", "The box holds a ", ". Then I hear a ", ". A "),
+    *("I see", "The box holds", "It is", ". I hear a ", ". Then I hear a ", ". A "),
     *(", a ", " and a ", " makes the sound.", " comes first."),
-    *(f": {verdict}." for verdict in ("yes", "no", "True", "False", "one", "two", "three")),
+    *(f", {place} a " for column in PLACES for place in column),
+    *(f": {verdict}." for verdict in ("yes", "no", "True", "False", "one", "two", "three", *SIDES)),
 )
 
 # kind -> split -> paraphrases; {label}, {box}, {start} and {end} are filled in
@@ -220,20 +230,32 @@ def instruction(kind: str, split: str, choice: int, **fields: str) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """("bee", "dog", "owl") -> "a bee, a dog and a owl"; nothing -> "nothing".
+    """("owl", "dog", "bee") -> "a owl, a dog and a bee"; nothing -> "nothing".
 
-    Alphabetical, and always with "a": one order and one article for one set of names, so that a
-    right answer is one text.
+    Always with "a": one article for one name, so that a right answer is one text.
     """
-    items = [f"a {name}" for name in sorted(names)]
+    items = [f"a {name}" for name in names]
     if not items:
         return "nothing"
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
-def evidence(seen: Sequence[str], heard: Sequence[str]) -> str:
-    """What is seen, then what is heard: "I see a bee. I hear a dog"."""
-    return f"I see {listing(seen)}. I hear {listing(heard)}"
+Thing = tuple[str, str]  # where it is and what: ("on the left", "bee")
+
+
+def place_of(x: float, y: float) -> tuple[int, int]:
+    """(column, row) in `PLACES` of a point in 0..1."""
+    return min(int(x * 3), 2), min(int(y * 3), 2)
+
+
+def placed(things: Sequence[Thing]) -> str:
+    """(("on the left", "bee"),) -> ", on the left a bee"; nothing -> " nothing"."""
+    return "".join(f", {place} a {name}" for place, name in things) or " nothing"
+
+
+def evidence(seen: Sequence[Thing], heard: Sequence[str]) -> str:
+    """What is seen, then what is heard: "I see, on the left a bee. I hear a dog"."""
+    return f"I see{placed(seen)}. I hear {listing(heard)}"
 
 
 def yes_no(value: bool) -> str:

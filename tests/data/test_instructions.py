@@ -71,13 +71,33 @@ def test_instruction_fills_every_field():
     [
         ((), "nothing"),
         (("owl",), "a owl"),
-        (("owl", "bee"), "a bee and a owl"),
-        (("owl", "dog", "bee"), "a bee, a dog and a owl"),
+        (("owl", "bee"), "a owl and a bee"),
+        (("owl", "dog", "bee"), "a owl, a dog and a bee"),
     ],
 )
 def test_listing(names, text):
     assert instructions.listing(names) == text
 
 
+@pytest.mark.parametrize(
+    ("point", "place"),
+    [
+        ((0.0, 0.0), "at the top left"),
+        ((0.1, 0.5), "on the left"),
+        ((0.5, 0.2), "at the top"),
+        ((0.5, 0.5), "in the middle"),
+        ((0.9, 0.4), "on the right"),
+        ((1.0, 1.0), "at the bottom right"),
+    ],
+)
+def test_a_point_has_a_place(point, place):
+    column, row = instructions.place_of(*point)
+    assert instructions.PLACES[column][row] == place
+
+
 def test_evidence_says_seen_before_heard():
-    assert instructions.evidence(("bee",), ()) == "I see a bee. I hear nothing"
+    seen = (("on the left", "bee"), ("at the top", "owl"))
+    assert instructions.evidence(seen, ()) == (
+        "I see, on the left a bee, at the top a owl. I hear nothing"
+    )
+    assert instructions.evidence((), ("dog", "bee")) == "I see nothing. I hear a dog and a bee"

@@ -136,6 +136,32 @@ def test_fact_checks_are_true_to_the_scene(asked, kind):
         assert question.response.endswith((": True.", ": False."))
 
 
+def test_what_is_seen_is_told_from_left_to_right_and_at_its_place(asked):
+    """Places in answers, against the boxes: the thirds of the picture, column by column."""
+    words = {"left": 0, "right": 2, "top": 0, "bottom": 2}
+    for plan, question in of(asked, "avc"):
+        told = re.findall(r", (?:at the|on the|in the) ([a-z ]+?) a (\w+)", question.response)
+        assert sorted(name for _, name in told) == list(plan.seen)
+        columns = []
+        for place, name in told:
+            (box,) = (box for box in plan.objects if box.label == name)
+            spot = [words.get(word) for word in place.split()]
+            across = [v for v, w in zip(spot, place.split(), strict=True) if w in ("left", "right")]
+            down = [v for v, w in zip(spot, place.split(), strict=True) if w in ("top", "bottom")]
+            x, y = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+            for third, middle in ((across or [1], x), (down or [1], y)):
+                assert third[0] / 3 - 1e-3 <= middle <= (third[0] + 1) / 3 + 1e-3
+            columns.append((across or [1])[0])
+        assert columns == sorted(columns)
+
+
+def test_what_is_heard_is_told_as_it_begins(asked):
+    for plan, question in of(asked, "avc"):
+        heard = re.findall(r" a (\w+)", question.response.partition("I hear")[2])
+        starts = [s.start for name in heard for s in plan.sounds if s.label == name]
+        assert len(starts) == len(plan.sounds) and starts == sorted(starts)
+
+
 @pytest.mark.parametrize("kind", ["avfact3", "avfact4"])
 def test_intervals_are_beyond_doubt(asked, kind):
     """Each sound clearly is, or clearly is not, in the interval that is asked about."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meerkat_jax.assemble import name_rows, number_rows
+from meerkat_jax.assemble import name_rows, number_rows, place_rows
 from meerkat_jax.models.layers import grid_waves, waves
 from meerkat_jax.models.meerkat import Placed, pool
 
@@ -105,3 +105,16 @@ def test_a_number_starts_like_the_places_that_it_names(place, axis):
     along = np.moveaxis(places, axis, 0).mean(1)  # of a row or a column, whatever the other is
     found = np.argmax((along - along.mean(0)) @ rows[5:26].T, axis=1)
     np.testing.assert_allclose(value[5:26][found], (np.arange(8) + 0.5) / 8, atol=0.06)
+
+
+def test_a_place_in_words_starts_like_the_tokens_there():
+    table = jax.random.normal(jax.random.key(0), (30, 64)) * 0.1
+    ids = [[[3 * column + row] for row in range(3)] for column in range(3)]
+    ids[2][2] = [8, 9]  # of two tokens: left as it is
+    rows = np.asarray(place_rows(table, ids, (6, 6)))
+    np.testing.assert_array_equal(rows[8:], table[8:])
+    places = np.asarray(grid_waves(None, (6, 6), 64))
+    own = rows[:8] - rows[:8].mean(0)
+    for column, row in [(0, 0), (1, 1), (2, 0), (0, 2)]:
+        nearest = int(np.argmax((places - places.mean(0)) @ own[3 * column + row]))
+        assert (nearest % 6 // 2, nearest // 6 // 2) == (column, row)

@@ -10,11 +10,20 @@ import numpy as np
 
 from meerkat_jax.data import instructions
 from meerkat_jax.data.example import Box, Question, Segment
-from meerkat_jax.data.instructions import NUMBER_WORDS, evidence, listing, yes_no
+from meerkat_jax.data.instructions import (
+    NUMBER_WORDS,
+    PLACES,
+    SIDES,
+    Thing,
+    evidence,
+    listing,
+    place_of,
+    placed,
+    yes_no,
+)
 from meerkat_jax.data.mini.compose import CLIP_SECONDS, Plan
 from meerkat_jax.data.text import write_box, write_segment
 
-SIDES = ("left", "middle", "right")
 MARGIN = 0.3  # seconds and more between an interval and a sound that it must not hold
 KEEP_QUIET = 0.25  # share of the false claims about an interval that stay where nothing sounds
 KEEP_TRUE_2 = 0.62  # share of the matched scenes that ask type 2; makes true as frequent as false
@@ -27,6 +36,8 @@ class Asker:
         self.rng, self.plan, self.classes, self.split = rng, plan, classes, split
         self.boxes = {box.label: box for box in boxes}
         self.sounds = {sound.label: sound for sound in plan.sounds}
+        self.seen = [self._placed(name) for name in sorted(self.boxes, key=self._reading)]
+        self.heard = sorted(self.sounds, key=lambda name: (self.sounds[name].start, name))
 
     def all(self) -> tuple[Question, ...]:
         """The questions that this scene allows, in the order of the tasks."""
@@ -68,14 +79,14 @@ class Asker:
         """Audio-referred image grounding: the boxes of all that sounds and is seen."""
         if not self.plan.both:
             return None
-        boxes = [self.boxes[name] for name in self.plan.both]
+        boxes = [self.boxes[name] for _, name in self.seen if name in self.plan.both]
         return self.question("arig", "arig", " ".join(map(write_box, boxes)), boxes=boxes)
 
     def ask_igatl(self):
         """Image-guided temporal localisation: the segments of all that is seen and sounds."""
         if not self.plan.both:
             return None
-        segments = [self.sounds[name] for name in self.plan.both]
+        segments = [self.sounds[name] for name in self.heard if name in self.plan.both]
         response = " ".join(map(write_segment, segments))
         return self.question("igatl", "igatl", response, segments=segments)
 
@@ -92,7 +103,7 @@ class Asker:
         if value is None:
             return None
         name = self.choose(self.plan.both if value else silent)
-        reason = f"The box holds a {name}. I hear {listing(self.plan.heard)}"
+        reason = f"{self._held(name)}. I hear {listing(self.heard)}"
         return self.verdict("avfact1", value, reason, box=self._corners(name))
 
     def ask_avfact2(self):
@@ -100,7 +111,7 @@ class Asker:
         value = bool(self.plan.both)
         if value and self.rng.random() > KEEP_TRUE_2:
             return None
-        return self.verdict("avfact2", value, evidence(self.plan.seen, self.plan.heard))
+        return self.verdict("avfact2", value, evidence(self.seen, self.heard))
 
     def ask_avfact3(self):
         """Does what is in the box sound in this interval?"""
@@ -112,7 +123,7 @@ class Asker:
         interval = self._checked(wanted, value)
         if interval is None:
             return None
-        reason = f"The box holds a {name}. Then I hear {listing(self._heard_in(interval))}"
+        reason = f"{self._held(name)}. Then I hear {listing(self._heard_in(interval))}"
         return self.verdict("avfact3", value, reason, box=self._corners(name), interval=interval)
 
     def ask_avfact4(self):
@@ -124,10 +135,8 @@ class Asker:
         interval = self._checked([self.sounds[name] for name in names], value)
         if interval is None:
             return None
-        seen, then = listing(self.plan.seen), listing(self._heard_in(interval))
-        return self.verdict(
-            "avfact4", value, f"I see {seen}. Then I hear {then}", interval=interval
-        )
+        reason = f"I see{placed(self.seen)}. Then I hear {listing(self._heard_in(interval))}"
+        return self.verdict("avfact4", value, reason, interval=interval)
 
     # audio-visual questions
 
@@ -141,20 +150,19 @@ class Asker:
     def ask_count(self):
         """How many objects are seen?"""
         number = NUMBER_WORDS[len(self.plan.seen)]
-        response = f"I see {listing(self.plan.seen)}: {number}."
+        response = f"I see{placed(self.seen)}: {number}."
         return self.question("avqa", "count", response, number)
 
     def ask_where(self):
         """Where is what sounds? Asked when one thing does and its side is plain."""
         if len(self.plan.both) != 1:
             return None
-        box = self.boxes[self.plan.both[0]]
-        centre = (box.x0 + box.x1) / 2
-        if min(abs(centre - 1 / 3), abs(centre - 2 / 3)) < 0.03:
+        name = self.plan.both[0]
+        x, y = self._centre(name)
+        if min(abs(x - 1 / 3), abs(x - 2 / 3)) < 0.03:
             return None
-        side = SIDES[int(centre * 3)]
-        place = "in the middle" if side == "middle" else f"on the {side}"
-        return self.question("avqa", "where", f"The {box.label} is {place}.", side)
+        side = SIDES[place_of(x, y)[0]]
+        return self.question("avqa", "where", f"It is{placed([self._placed(name)])}: {side}.", side)
 
     def ask_exists(self):
         """Is there such a thing in the picture? A thing that is only heard is a fair catch."""
@@ -164,7 +172,7 @@ class Asker:
         if not value and heard_only and self.rng.random() < 0.5:
             absent = heard_only
         name = self.choose(self.plan.seen if value else absent)
-        response = f"I see {listing(self.plan.seen)}. {self._named(name)}: {yes_no(value)}."
+        response = f"I see{placed(self.seen)}. {self._named(name)}: {yes_no(value)}."
         return self.question("avqa", "exists", response, value, label=name)
 
     def ask_first(self):
@@ -183,16 +191,31 @@ class Asker:
         if value is None:
             return None
         name = self.choose(self.plan.both if value else one)
-        response = (
-            f"{evidence(self.plan.seen, self.plan.heard)}. {self._named(name)}: {yes_no(value)}."
-        )
+        reason = evidence(self.seen, self.heard)
+        response = f"{reason}. {self._named(name)}: {yes_no(value)}."
         return self.question("avqa", "heard_and_seen", response, value, label=name)
 
     def ask_avc(self):
         """A caption that names all that is seen and heard."""
-        return self.question("avc", "avc", f"{evidence(self.plan.seen, self.plan.heard)}.")
+        return self.question("avc", "avc", f"{evidence(self.seen, self.heard)}.")
 
     # helpers
+
+    def _centre(self, name: str) -> tuple[float, float]:
+        box = self.boxes[name]
+        return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+
+    def _reading(self, name: str) -> tuple:
+        """Sorts what is seen by place, and in one place from left to right."""
+        return place_of(*self._centre(name)), self._centre(name)
+
+    def _placed(self, name: str) -> Thing:
+        column, row = place_of(*self._centre(name))
+        return PLACES[column][row], name
+
+    def _held(self, name: str) -> str:
+        """What is in the box of `name`, told as a scene of one thing is."""
+        return f"The box holds{placed([self._placed(name)])}"
 
     def _corners(self, name: str) -> str:
         """The box without its label: the question must not give the name away."""
@@ -200,11 +223,12 @@ class Asker:
 
     def _named(self, name: str) -> str:
         """What was asked for, said again: the verdict then looks if its last word came before."""
-        return listing([name]).capitalize()
+        return f"A {name}"
 
     def _heard_in(self, interval: tuple[float, float]) -> list[str]:
-        start, end = interval
-        return [s.label for s in self.plan.sounds if s.end > start + 0.05 and s.start < end - 0.05]
+        start, end = interval[0] + 0.05, interval[1] - 0.05
+        sounds = [self.sounds[name] for name in self.heard]
+        return [s.label for s in sounds if s.end > start and s.start < end]
 
     def _checked(self, sounds: list[Segment], value: bool) -> tuple[float, float] | None:
         """An interval with one of `sounds`, or with none of them if the claim is false.
