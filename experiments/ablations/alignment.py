@@ -20,7 +20,7 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 150, "names": 200, "binds": 400, "answers": 900}
+STEPS = {"speaks": 100, "names": 150, "binds": 300, "answers": 600}
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
 
