@@ -89,7 +89,7 @@ def mini() -> dict:
             {
                 "name": "speaks",
                 "split": "train",
-                "steps": 150,
+                "steps": 200,
                 "batch": 32,
                 "learning_rate": 2e-3,
                 "warmup": 50,
