@@ -34,7 +34,7 @@ def mini() -> dict:
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
             "runs": 2,  # of questions of a scene, behind one shared prefix
-            "length": 70,  # tokens of a run: three questions with their answers
+            "length": 68,  # tokens of a run: three questions with their answers
             "room": 40,  # of these for answers
             "answer": 20,  # tokens of one answer
             "sample_rate": 16000,
@@ -100,7 +100,7 @@ def mini() -> dict:
             {
                 "name": "names",
                 "split": "train",
-                "steps": 250,
+                "steps": 300,
                 "batch": 32,
                 "learning_rate": 2e-3,
                 "warmup": 50,
@@ -110,7 +110,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen: where it is, and with that how far it reaches
                 "name": "binds",
                 "split": "train/matched",
-                "steps": 550,
+                "steps": 500,
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
@@ -119,7 +119,7 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "steps": 2000,
+                "steps": 2100,
                 "batch": 8,
                 "learning_rate": 1.5e-3,
                 "warmup": 50,

@@ -3,12 +3,12 @@
 Train and test paraphrases are disjoint sets. A test paraphrase uses only words that some train
 paraphrase uses too, because a language model made from scratch knows no others.
 
-Fact checks and yes/no questions are answered with the evidence first and the verdict last ("I see
-one, on the left a bee. I hear a dog: False."). The verdict is then a comparison of words that are
+Fact checks and yes/no questions are answered with the evidence first and the verdict last ("I see,
+on the left a bee. I hear a dog: False."). The verdict is then a comparison of words that are
 already written. Asked for the verdict first, a small model has to compare picture and sound before
-it has named either, and stays at chance. Of what is seen the number comes first, then from left to
-right each thing's place and its name, which is read at the place that is written by then. What is
-heard is told as it begins (docs/decisions.md).
+it has named either, and stays at chance. What is seen is told from left to right, of each thing its
+place before its name, which is then read at a place that is written already; what is heard as it
+begins (docs/decisions.md).
 
 Source: the paper's task figure (ARIG asks for a category and a box in 0..1); its list of tasks.
 """
@@ -31,16 +31,7 @@ SIDES = ("left", "middle", "right")
 # list of things is names with one token between any two.
 PHRASES = (
     *(f" {form}" for form in (BOX_FORM, TIME_FORM, FACT_FORM)),
-    *(
-        "I see",
-        "The box holds",
-        "It is",
-        "I hear a ",
-        ". I hear a ",
-        ". Then I hear a ",
-        ". A ",
-        ". The ",
-    ),
+    *("I see", "The box holds", "It is", ". I hear a ", ". Then I hear a ", ". A "),
     *(", a ", " and a ", " makes the sound.", " comes first."),
     *(f", {place} a " for column in PLACES for place in column),
     *(f": {verdict}." for verdict in ("yes", "no", "True", "False", "one", "two", "three", *SIDES)),
@@ -258,18 +249,13 @@ def place_of(x: float, y: float) -> tuple[int, int]:
 
 
 def placed(things: Sequence[Thing]) -> str:
-    """(("on the left", "bee"),) -> ", on the left a bee"."""
-    return "".join(f", {place} a {name}" for place, name in things)
-
-
-def sight(things: Sequence[Thing]) -> str:
-    """How many things are seen, and each at its place: "I see one, on the left a bee"."""
-    return f"I see {NUMBER_WORDS[len(things)]}{placed(things)}" if things else "I see nothing"
+    """(("on the left", "bee"),) -> ", on the left a bee"; nothing -> " nothing"."""
+    return "".join(f", {place} a {name}" for place, name in things) or " nothing"
 
 
 def evidence(seen: Sequence[Thing], heard: Sequence[str]) -> str:
-    """What is seen, then what is heard: "I see one, on the left a bee. I hear a dog"."""
-    return f"{sight(seen)}. I hear {listing(heard)}"
+    """What is seen, then what is heard: "I see, on the left a bee. I hear a dog"."""
+    return f"I see{placed(seen)}. I hear {listing(heard)}"
 
 
 def yes_no(value: bool) -> str:

@@ -98,6 +98,6 @@ def test_a_point_has_a_place(point, place):
 def test_evidence_says_seen_before_heard():
     seen = (("on the left", "bee"), ("at the top", "owl"))
     assert instructions.evidence(seen, ()) == (
-        "I see two, on the left a bee, at the top a owl. I hear nothing"
+        "I see, on the left a bee, at the top a owl. I hear nothing"
     )
     assert instructions.evidence((), ("dog", "bee")) == "I see nothing. I hear a dog and a bee"

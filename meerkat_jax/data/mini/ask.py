@@ -19,7 +19,6 @@ from meerkat_jax.data.instructions import (
     listing,
     place_of,
     placed,
-    sight,
     yes_no,
 )
 from meerkat_jax.data.mini.compose import CLIP_SECONDS, Plan
@@ -136,7 +135,7 @@ class Asker:
         interval = self._checked([self.sounds[name] for name in names], value)
         if interval is None:
             return None
-        reason = f"{sight(self.seen)}. Then I hear {listing(self._heard_in(interval))}"
+        reason = f"I see{placed(self.seen)}. Then I hear {listing(self._heard_in(interval))}"
         return self.verdict("avfact4", value, reason, interval=interval)
 
     # audio-visual questions
@@ -151,7 +150,7 @@ class Asker:
     def ask_count(self):
         """How many objects are seen?"""
         number = NUMBER_WORDS[len(self.plan.seen)]
-        response = f"{sight(self.seen)}: {number}."
+        response = f"I see{placed(self.seen)}: {number}."
         return self.question("avqa", "count", response, number)
 
     def ask_where(self):
@@ -173,18 +172,17 @@ class Asker:
         if not value and heard_only and self.rng.random() < 0.5:
             absent = heard_only
         name = self.choose(self.plan.seen if value else absent)
-        response = f"{sight(self.seen)}. {self._named(name)}: {yes_no(value)}."
+        response = f"I see{placed(self.seen)}. {self._named(name)}: {yes_no(value)}."
         return self.question("avqa", "exists", response, value, label=name)
 
     def ask_first(self):
         """Which of two sounds comes first? Asked when they begin 0.7 s or more apart."""
         if len(self.plan.sounds) != 2:
             return None
-        first, second = (self.sounds[name] for name in self.heard)
+        first, second = sorted(self.plan.sounds, key=lambda sound: sound.start)
         if second.start - first.start < 0.7:
             return None
-        response = f"I hear {listing(self.heard)}. The {first.label} comes first."
-        return self.question("avqa", "first", response, first.label)
+        return self.question("avqa", "first", f"The {first.label} comes first.", first.label)
 
     def ask_heard_and_seen(self):
         """Is it both heard and seen? A no is about something that is one of the two."""
