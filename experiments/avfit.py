@@ -2,7 +2,7 @@
 
     python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
 
-`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 15
+`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 18
 minutes, under 6 GiB of memory; a model of 2 M parameters that answers on scenes of 40 classes.
 
 What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in the work directory.
