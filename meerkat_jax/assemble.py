@@ -16,7 +16,7 @@ from meerkat_jax.alignment.avace import AVACE
 from meerkat_jax.alignment.avopt import AVOpT
 from meerkat_jax.data.audio import LogMel
 from meerkat_jax.data.image import normalise_pixels
-from meerkat_jax.data.instructions import PLACES, placed
+from meerkat_jax.data.instructions import PLACES, at_place
 from meerkat_jax.data.pipeline import Shapes
 from meerkat_jax.data.prompt import Prompt, make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
@@ -57,9 +57,8 @@ class Assembly:
         The word vectors of `classes`, the names of what can be seen and heard, start as `name_rows`
         says; without them only shapes are right.
         """
-        words = [i for name in sorted(classes) for i in self.tokenizer.encode(name)]
-        words = list(dict.fromkeys(words))
-        places = [[self.tokenizer.encode(placed([(p, "")])) for p in column] for column in PLACES]
+        words = sorted({i for name in classes for i in self.tokenizer.encode(name)})
+        places = [[self.tokenizer.encode(at_place(p)) for p in column] for column in PLACES]
         side, samples = self.shapes.image_size, round(self.shapes.seconds * self.shapes.sample_rate)
         batch = {
             "image": np.zeros((1, side, side, 3), np.uint8),
@@ -107,22 +106,30 @@ def number_rows(
     return table
 
 
-def place_rows(table: jax.Array, places: Sequence[Sequence[list[int]]], grid) -> jax.Array:
+def place_rows(
+    table: jax.Array, places: Sequence[Sequence[list[int]]], grid: tuple[int, int]
+) -> jax.Array:
     """Start the word vectors of places in the picture ("on the left") as waves of their middles.
 
-    As numbers do: what is written then attends to the tokens that it points to. places: the tokens
-    of each place, by column and row; a place of several tokens is left as it is.
+    As numbers do: what is written then attends to the tokens that it points to.
+
+    table float[C, D]; places, the token ids of each place by column and row, of which those of
+    several tokens are left as they are; grid (rows, columns) of the image tokens.
     """
-    scale = jnp.sqrt(jnp.mean(table**2))
     middles = (np.arange(len(places)) + 0.5) / len(places)
     across, down = (axis_waves(middles, grid, axis, table.shape[1]) for axis in (1, 0))
-    kind = None
-    for column, x in zip(places, across, strict=True):
-        for ids, y in zip(column, down, strict=True):
-            if len(ids) == 1:
-                kind = table[ids[0]] if kind is None else kind  # tells places from numbers
-                table = table.at[ids[0]].set(((x + y) * scale + kind) * 0.5**0.5)
-    return table
+    found = [
+        (ids[0], x + y)
+        for column, x in zip(places, across, strict=True)
+        for ids, y in zip(column, down, strict=True)
+        if len(ids) == 1
+    ]
+    if not found:
+        return table
+    rows, start = map(np.array, zip(*found, strict=True))
+    scale = jnp.sqrt(jnp.mean(table**2))
+    # the first row tells places from numbers
+    return table.at[rows].set((start * scale + table[rows[0]]) * 0.5**0.5)
 
 
 def name_rows(table: jax.Array, words: Sequence[int], common: jax.Array) -> jax.Array:
@@ -131,7 +138,7 @@ def name_rows(table: jax.Array, words: Sequence[int], common: jax.Array) -> jax.
     Names then attend to names from the beginning, not to the many tokens of picture and sound, and
     "is this name already written?" is learned behind a picture as quickly as without one.
 
-    table float[C, D]; words, rows of it; common float[D] of unit variance.
+    table float[C, D]; words, rows of it, each once; common float[D] of unit variance.
     """
     if not words:
         return table

@@ -27,13 +27,20 @@ PLACES = (
     ("at the top right", "on the right", "at the bottom right"),
 )
 SIDES = ("left", "middle", "right")
+
+
+def at_place(place: str) -> str:
+    """What stands before the name of a thing: ", on the left a "; one token for a mini model."""
+    return f", {place} a "
+
+
 # Pieces that many instructions and answers share; the mini tokenizer makes each a token, so that a
 # list of things is names with one token between any two.
 PHRASES = (
     *(f" {form}" for form in (BOX_FORM, TIME_FORM, FACT_FORM)),
     *("I see", "The box holds", "It is", ". I hear a ", ". Then I hear a ", ". A "),
     *(", a ", " and a ", " makes the sound.", " comes first."),
-    *(f", {place} a " for column in PLACES for place in column),
+    *(at_place(place) for column in PLACES for place in column),
     *(f": {verdict}." for verdict in ("yes", "no", "True", "False", "one", "two", "three", *SIDES)),
 )
 
@@ -249,13 +256,18 @@ def place_of(x: float, y: float) -> tuple[int, int]:
 
 
 def placed(things: Sequence[Thing]) -> str:
-    """(("on the left", "bee"),) -> ", on the left a bee"; nothing -> " nothing"."""
-    return "".join(f", {place} a {name}" for place, name in things) or " nothing"
+    """(("on the left", "bee"),) -> ", on the left a bee"."""
+    return "".join(at_place(place) + name for place, name in things)
+
+
+def sight(seen: Sequence[Thing]) -> str:
+    """What is seen: "I see, on the left a bee"."""
+    return f"I see{placed(seen)}" if seen else "I see nothing"
 
 
 def evidence(seen: Sequence[Thing], heard: Sequence[str]) -> str:
     """What is seen, then what is heard: "I see, on the left a bee. I hear a dog"."""
-    return f"I see{placed(seen)}. I hear {listing(heard)}"
+    return f"{sight(seen)}. I hear {listing(heard)}"
 
 
 def yes_no(value: bool) -> str:

@@ -19,6 +19,7 @@ from meerkat_jax.data.instructions import (
     listing,
     place_of,
     placed,
+    sight,
     yes_no,
 )
 from meerkat_jax.data.mini.compose import CLIP_SECONDS, Plan
@@ -135,7 +136,7 @@ class Asker:
         interval = self._checked([self.sounds[name] for name in names], value)
         if interval is None:
             return None
-        reason = f"I see{placed(self.seen)}. Then I hear {listing(self._heard_in(interval))}"
+        reason = f"{sight(self.seen)}. Then I hear {listing(self._heard_in(interval))}"
         return self.verdict("avfact4", value, reason, interval=interval)
 
     # audio-visual questions
@@ -150,7 +151,7 @@ class Asker:
     def ask_count(self):
         """How many objects are seen?"""
         number = NUMBER_WORDS[len(self.plan.seen)]
-        response = f"I see{placed(self.seen)}: {number}."
+        response = f"{sight(self.seen)}: {number}."
         return self.question("avqa", "count", response, number)
 
     def ask_where(self):
@@ -172,7 +173,7 @@ class Asker:
         if not value and heard_only and self.rng.random() < 0.5:
             absent = heard_only
         name = self.choose(self.plan.seen if value else absent)
-        response = f"I see{placed(self.seen)}. {self._named(name)}: {yes_no(value)}."
+        response = f"{sight(self.seen)}. {self._named(name)}: {yes_no(value)}."
         return self.question("avqa", "exists", response, value, label=name)
 
     def ask_first(self):
@@ -206,7 +207,7 @@ class Asker:
         return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
 
     def _reading(self, name: str) -> tuple:
-        """Sorts what is seen by place, and in one place from left to right."""
+        """Sort key: by place, column by column, and within one place from left to right."""
         return place_of(*self._centre(name)), self._centre(name)
 
     def _placed(self, name: str) -> Thing:
@@ -214,7 +215,7 @@ class Asker:
         return PLACES[column][row], name
 
     def _held(self, name: str) -> str:
-        """What is in the box of `name`, told as a scene of one thing is."""
+        """What a box in the question holds: its place in words, then its name."""
         return f"The box holds{placed([self._placed(name)])}"
 
     def _corners(self, name: str) -> str:
