@@ -32,7 +32,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.evaluation import tables
 from meerkat_jax.evaluation.benchmark import MAIN_METRIC, Answered, class_names, judge, score
 from meerkat_jax.evaluation.report import Shown, write_report
-from meerkat_jax.generation.progress import Progress
+from meerkat_jax.progress import Progress
 from meerkat_jax.training import config as configs
 from meerkat_jax.training.metrics import read_metrics
 from meerkat_jax.training.params import count, nearest

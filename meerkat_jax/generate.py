@@ -32,7 +32,7 @@ from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.annotate import annotate
 from meerkat_jax.generation.answers import Answer
-from meerkat_jax.generation.progress import Progress
+from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
 
 KEYS = ("id", "image", "audio", "prompt", "instruction")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from meerkat_jax.data.open import open_data
 from meerkat_jax.data.pipeline import Encode, fixed_batches, open_split, train_batches
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
-from meerkat_jax.training import losses, params, sharding
+from meerkat_jax.training import losses, params, senses, sharding
 from meerkat_jax.training.checkpoints import Checkpoints
 from meerkat_jax.training.metrics import Clock, MetricsWriter
 from meerkat_jax.training.step import learning_rate, make_optimizer, make_step, new_state
@@ -108,6 +109,7 @@ def main(_: list[str]) -> None:
     # Phases: the same step with other loss weights ----------------------------------------------
     for phase in phases:
         open_split(data.folder, phase["split"])  # a wrong name is found now, not after an hour
+        senses.check_kept(phase, shapes[0]["trainable"])
     ends = list(itertools.accumulate(phase["steps"] for phase in phases))
     total, rate = ends[-1], learning_rate(phases)
     stop = min(total, FLAGS.stop_after or total)
@@ -127,12 +129,25 @@ def main(_: list[str]) -> None:
     scores = [jax.jit(scored(make(phase, 1))) for phase in phases]
 
     # Batches ------------------------------------------------------------------------------------
-    def encode(phase: dict, *others: dict) -> Encode:
+    def encode(phase: dict, *others: dict, kept: senses.Senses | None = None) -> Encode:
         """What a phase asks of its scenes, with what the losses of the others need too."""
         needs = losses.needs({term for one in (phase, *others) for term in one["weights"]})
         odds = phase.get("task_weights", config["data"]["task_weights"])
-        return Encode(model.shapes, model.prompt, data.classes, odds, **needs)
+        return Encode(model.shapes, model.prompt, data.classes, odds, **needs, kept=kept)
 
+    def keep(phase: dict) -> senses.Senses | None:
+        """What the towers, at rest from now on, make of the phase's scenes, if it says so."""
+        if "kept" not in phase:
+            return None
+        both = params.merge(state["trainable"], frozen)
+
+        def sense(batch: dict) -> tuple[jax.Array, jax.Array]:
+            return sensed(both, jax.device_put(batch, on_device))
+
+        records = open_split(data.folder, phase["split"])[: phase["kept"]]
+        return senses.keep(workdir / "senses", records, model.shapes, sense, size(phase))
+
+    sensed = jax.jit(model.sense)
     on_device = sharding.batch_sharding(mesh)
     held_out = fixed_batches(
         data.folder, SPLIT, encode(phases[-1], *phases), config["batch"], config["evaluate_batches"]
@@ -150,10 +165,12 @@ def main(_: list[str]) -> None:
             if batches is not None:
                 batches.close()
             done = (step - ends[number] + phase["steps"]) * size(phase)
+            with clock.apart():
+                kept = keep(phase)
             batches = train_batches(
-                data.folder, phase["split"], encode(phase), size(phase),
+                data.folder, phase["split"], encode(phase, kept=kept), size(phase),
                 config["seed"] + number, done,
-                phase.get("workers", config["data"]["workers"]),
+                phase.get("workers", config["data"]["workers"]), phase.get("kept"),
             )  # fmt: skip
         with clock.waiting():
             batch = next(batches)
@@ -197,6 +214,7 @@ def main(_: list[str]) -> None:
     # The end --------------------------------------------------------------------------------------
     checkpoints.close()
     writer.close()
+    shutil.rmtree(workdir / "senses", ignore_errors=True)
     say(f"step {step} of {total}; checkpoint {workdir / 'checkpoints' / str(step)}")
     if step < total:
         say("stopped as asked; the same command with --resume goes on")

@@ -19,7 +19,7 @@ TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md
 # Rooms from the top down: each may import those below it, and its own files.
 DOORS = ("train", "evaluate", "generate", "demo", "preflight", "inspect", "api")
 MIDDLE = ("training", "evaluation", "generation")
-LOWER = {"models", "alignment", "data", "errors"}
+LOWER = {"models", "alignment", "data", "errors", "progress"}
 BELOW = {
     **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights"}),
     **dict.fromkeys(MIDDLE, {*MIDDLE, *LOWER, "assemble"}),
@@ -29,6 +29,7 @@ BELOW = {
     "alignment": {"alignment", "models", "errors"},  # of models the layers alone, see below
     "data": {"data", "errors"},
     "errors": set(),
+    "progress": set(),
     "__init__": {"api", "data", "generation"},  # what a user of the library imports
 }
 

@@ -3,12 +3,13 @@
 Train and test paraphrases are disjoint sets. A test paraphrase uses only words that some train
 paraphrase uses too, because a language model made from scratch knows no others.
 
-Fact checks and yes/no questions are answered with the evidence first and the verdict last ("I see,
-on the left a bee. I hear a dog: False."). The verdict is then a comparison of words that are
-already written. Asked for the verdict first, a small model has to compare picture and sound before
-it has named either, and stays at chance. What is seen is told from left to right, of each thing its
-place before its name, which is then read at a place that is written already; what is heard as it
-begins (docs/decisions.md).
+Answers give the evidence first, and a verdict, boxes or times last ("I see one, on the left a bee.
+I hear a dog out of sight: False."). What is to be said is then read off words that are already
+written. Asked for the verdict first, a small model has to compare picture and sound before it has
+named either, and stays at chance; asked for boxes first, it leaves out the second of two. Of what
+is seen the number comes first, then from left to right each thing's place and its name, which is
+read at the place that is written by then. What is heard is told as it begins, and of each thing
+whether it is in sight, right after its name (docs/decisions.md).
 
 Source: the paper's task figure (ARIG asks for a category and a box in 0..1); its list of tasks.
 """
@@ -38,8 +39,9 @@ def at_place(place: str) -> str:
 # list of things is names with one token between any two.
 PHRASES = (
     *(f" {form}" for form in (BOX_FORM, TIME_FORM, FACT_FORM)),
-    *("I see", "The box holds", "It is", ". I hear a ", ". Then I hear a ", ". A "),
-    *(", a ", " and a ", " makes the sound.", " comes first."),
+    *(f"I see{number}" for number in ("", " one", " two", " three")),
+    *("The box holds", "It is", "I hear a ", ". I hear a ", ". Then I hear a ", ". A ", ". The "),
+    *(", a ", " and a ", " in sight", " out of sight", ": [", " makes the sound.", " comes first."),
     *(at_place(place) for column in PLACES for place in column),
     *(f": {verdict}." for verdict in ("yes", "no", "True", "False", "one", "two", "three", *SIDES)),
 )
@@ -261,13 +263,23 @@ def placed(things: Sequence[Thing]) -> str:
 
 
 def sight(seen: Sequence[Thing]) -> str:
-    """What is seen: "I see, on the left a bee"."""
-    return f"I see{placed(seen)}" if seen else "I see nothing"
+    """How many things are seen, and each at its place: "I see one, on the left a bee"."""
+    return f"I see {NUMBER_WORDS[len(seen)]}{placed(seen)}" if seen else "I see nothing"
 
 
-def evidence(seen: Sequence[Thing], heard: Sequence[str]) -> str:
-    """What is seen, then what is heard: "I see, on the left a bee. I hear a dog"."""
-    return f"{sight(seen)}. I hear {listing(heard)}"
+def hearing(heard: Sequence[str], seen: Sequence[Thing]) -> str:
+    """What is heard, and of each whether it is seen: "I hear a dog out of sight"."""
+    names = {name for _, name in seen}
+    told = [f"{name} {'in' if name in names else 'out of'} sight" for name in heard]
+    return f"I hear {listing(told)}"
+
+
+def evidence(seen: Sequence[Thing], heard: Sequence[str], when: str = "") -> str:
+    """What is seen, then what is heard: "I see one, on the left a bee. I hear a bee in sight".
+
+    `when` ("Then ") stands before what is heard in a time that the question names.
+    """
+    return f"{sight(seen)}. {when}{hearing(heard, seen)}"
 
 
 def yes_no(value: bool) -> str:

@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -86,12 +87,19 @@ def read_manifest(folder: Path) -> dict:
         raise UserError(f"{path}: not a built data set ({error}); build it first") from error
 
 
+class Kept(Protocol):
+    """What the towers made of scenes (`training/senses.py`)."""
+
+    def of(self, scene: str) -> dict[str, np.ndarray]:
+        """Tower tokens of the scene with this id."""
+
+
 class Encode(grain.transforms.RandomMap):
     """Example -> arrays. As many of the pair's questions as fit, drawn by task weight.
 
     Without `look` the pictures, without `listen` the sounds, without `ask` the questions are left
     out, most of the work where nothing needs them: image is uint8[0, 0, 3], audio float32[0], and
-    all tokens are padding.
+    all tokens are padding. With `kept` what the towers made of a scene stands for both media.
     """
 
     def __init__(
@@ -103,8 +111,9 @@ class Encode(grain.transforms.RandomMap):
         look: bool = True,
         listen: bool = True,
         ask: bool = True,
+        kept: Kept | None = None,
     ):
-        self.shapes, self.prompt, self.weights = shapes, prompt, weights
+        self.shapes, self.prompt, self.weights, self.kept = shapes, prompt, weights, kept
         self.look, self.listen, self.ask = look, listen, ask
         self.index = {name: i for i, name in enumerate(classes)}
 
@@ -121,7 +130,11 @@ class Encode(grain.transforms.RandomMap):
                     f" {shapes.answer}; raise it"
                 )
         packed = pack(self.prompt, pairs, shapes.runs, shapes.length, shapes.room)
-        return encode_media(example, self.shapes, self.look, self.listen) | {
+        if self.kept:
+            media = self.kept.of(example.id)
+        else:
+            media = encode_media(example, shapes, self.look, self.listen)
+        return media | {
             **packed._asdict(),
             "boxes": self.pad_boxes(example),
             "matched": np.bool_(example.matched),
@@ -185,12 +198,14 @@ def train_batches(
     seed: int,
     start: int = 0,
     workers: int = 0,
+    scenes: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, beginning at example number `start` of the endless order.
 
     `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
+    With `scenes` only the first ones of the split are read.
     """
-    records = open_split(folder, split).seed(seed).shuffle().repeat().random_map(encode)
+    records = open_split(folder, split)[:scenes].seed(seed).shuffle().repeat().random_map(encode)
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
     stream = records[start:].to_iter_dataset(reading)
     if workers:

@@ -131,20 +131,25 @@ class Meerkat(nn.Module):
         places = {"image": self.image_grid[0] * self.image_grid[1], "audio": rows * columns}
         return sum(places[part] if isinstance(part, str) else len(part) for part in self.prefix)
 
-    def perceive(
+    def sense(
         self, pixels: jax.Array, mel: jax.Array, longer: jax.Array | None = None
-    ) -> dict[str, jax.Array]:
-        """Both towers, both alignment modules, both connectors.
+    ) -> tuple[jax.Array, jax.Array]:
+        """Both towers alone: image tokens float[B, V, I] and audio tokens float[B, A, J].
 
         pixels float[B, H, W, 3] normalised; mel float[B, F, mels] in dB (or [B, 4, F, mels] with
-        longer bool[B], fused tower) -> image float[B, V, D] and audio float[B, A, D] (connected),
-        attention float[B, V] (AVACE's map, a mean over the sound), map float[B, A, V], distance
-        float[B] and plan float[B, V, A] (AVOpT), image_tokens, audio_tokens (of the towers);
-        image_alone and audio_alone: connected, without places and AVACE, so that neither knows of
-        the other.
+        longer bool[B], fused tower).
         """
         image_tokens = pool(self.image_tower(pixels)["tokens"], self.image_pool)
-        audio_tokens = self.audio_tower(mel, longer)["tokens"]
+        return image_tokens, self.audio_tower(mel, longer)["tokens"]
+
+    def meet(self, image_tokens: jax.Array, audio_tokens: jax.Array) -> dict[str, jax.Array]:
+        """Both alignment modules and both connectors, on what `sense` gives.
+
+        Returns image float[B, V, D] and audio float[B, A, D] (connected), attention float[B, V]
+        (AVACE's map, a mean over the sound), map float[B, A, V], distance float[B] and plan
+        float[B, V, A] (AVOpT), image_tokens, audio_tokens (of the towers); image_alone and
+        audio_alone: connected, without places and AVACE, so that neither knows of the other.
+        """
         transport = self.avopt(image_tokens, audio_tokens)
         # Connected tokens are of one space, that of words: what is heard finds what is seen.
         image, image_places = self.image_placed(self.image_connector(image_tokens))
@@ -162,6 +167,12 @@ class Meerkat(nn.Module):
             "image_alone": image,
             "audio_alone": audio,
         }
+
+    def perceive(
+        self, pixels: jax.Array, mel: jax.Array, longer: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
+        """`meet` of `sense`: all that comes before the language model."""
+        return self.meet(*self.sense(pixels, mel, longer))
 
     def embed_prefix(self, image: jax.Array, audio: jax.Array) -> jax.Array:
         """Connected tokens float[B, V, D] and float[B, A, D] among markers -> float[B, P, D]."""
@@ -195,11 +206,24 @@ class Meerkat(nn.Module):
         """Training forward: tokens int[B, R, T] (question, answer, end) behind one shared prefix.
 
         owners int[B, R, T] tells the questions of a run apart (without: a run is one question).
-        Returns `perceive`'s entries, `hidden` float[B, R, T, D] and `logits` float[B, R, T, C];
+        Returns `meet`'s entries, `hidden` float[B, R, T, D] and `logits` float[B, R, T, C];
         logits at place t are for the token at t + 1. With places int[B, R, N] only theirs are made:
         both are float[B, R, N, ...].
         """
-        out = self.perceive(pixels, mel, longer)
+        senses = self.sense(pixels, mel, longer)
+        return self.respond(*senses, tokens, owners, places, deterministic)
+
+    def respond(
+        self,
+        image_tokens: jax.Array,
+        audio_tokens: jax.Array,
+        tokens: jax.Array,
+        owners: jax.Array | None = None,
+        places: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> dict[str, jax.Array]:
+        """`__call__` behind the towers, on what `sense` gives."""
+        out = self.meet(image_tokens, audio_tokens)
         prefix = self.embed_prefix(out["image"], out["audio"])
         return out | self._say(prefix, tokens, owners, places, deterministic)
 

@@ -6,6 +6,9 @@ by its weights which loss terms there are: one step function serves them all. A 
     image uint8[B, H, W, 3]  audio float32[B, samples]  tokens, owners int32[B, R, T]
     boxes float32[B, N, 4]   matched bool[B]            targets float32[B, R, T]
     seen int32[B, M]         heard int32[B, M]          (class indices, -1 padding)
+
+or, where tower tokens are kept (training/senses.py), image_tokens float32[B, V, I] and audio_tokens
+float32[B, A, J] in place of image and audio.
 """
 
 from __future__ import annotations
@@ -151,12 +154,15 @@ def make_step(
             logits = apply(*text, method="speak", **chance)["logits"]
             terms["language"], extra["right"] = said(logits)
         if losses.needs(weights)["look"]:
-            pixels, mel = assembly.inputs(batch)
+            if "image_tokens" in batch:
+                senses = batch["image_tokens"], batch["audio_tokens"]
+            else:
+                senses = assembly.sense(params, batch)
             if "answer" in weights:
-                out = apply(pixels, mel, *text, **chance)
+                out = apply(*senses, *text, method="respond", **chance)
                 terms["answer"], extra["right"] = said(out["logits"])
             else:
-                out = apply(pixels, mel, method="perceive")
+                out = apply(*senses, method="meet")
             terms |= losses.alignment_terms(out, batch, model.image_grid, box)
         if NAMING & set(weights):
             vectors = apply(*names, method="names")

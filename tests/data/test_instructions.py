@@ -98,6 +98,8 @@ def test_a_point_has_a_place(point, place):
 def test_evidence_says_seen_before_heard():
     seen = (("on the left", "bee"), ("at the top", "owl"))
     assert instructions.evidence(seen, ()) == (
-        "I see, on the left a bee, at the top a owl. I hear nothing"
+        "I see two, on the left a bee, at the top a owl. I hear nothing"
     )
-    assert instructions.evidence((), ("dog", "bee")) == "I see nothing. I hear a dog and a bee"
+    assert instructions.evidence(seen[:1], ("dog", "bee"), "Then ") == (
+        "I see one, on the left a bee. Then I hear a dog out of sight and a bee in sight"
+    )

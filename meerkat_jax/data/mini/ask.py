@@ -6,6 +6,8 @@ odds that make up for how often each is possible (tests/data/test_mini_ask.py me
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from meerkat_jax.data import instructions
@@ -80,15 +82,15 @@ class Asker:
         """Audio-referred image grounding: the boxes of all that sounds and is seen."""
         if not self.plan.both:
             return None
-        boxes = [self.boxes[name] for _, name in self.seen if name in self.plan.both]
-        return self.question("arig", "arig", " ".join(map(write_box, boxes)), boxes=boxes)
+        boxes = [self.boxes[name] for name in self.heard if name in self.plan.both]
+        return self.question("arig", "arig", self._found(map(write_box, boxes)), boxes=boxes)
 
     def ask_igatl(self):
         """Image-guided temporal localisation: the segments of all that is seen and sounds."""
         if not self.plan.both:
             return None
         segments = [self.sounds[name] for name in self.heard if name in self.plan.both]
-        response = " ".join(map(write_segment, segments))
+        response = self._found(map(write_segment, segments))
         return self.question("igatl", "igatl", response, segments=segments)
 
     # fact checks: {box, whole picture} x {whole clip, interval}
@@ -136,7 +138,7 @@ class Asker:
         interval = self._checked([self.sounds[name] for name in names], value)
         if interval is None:
             return None
-        reason = f"{sight(self.seen)}. Then I hear {listing(self._heard_in(interval))}"
+        reason = evidence(self.seen, self._heard_in(interval), "Then ")
         return self.verdict("avfact4", value, reason, interval=interval)
 
     # audio-visual questions
@@ -180,10 +182,11 @@ class Asker:
         """Which of two sounds comes first? Asked when they begin 0.7 s or more apart."""
         if len(self.plan.sounds) != 2:
             return None
-        first, second = sorted(self.plan.sounds, key=lambda sound: sound.start)
+        first, second = (self.sounds[name] for name in self.heard)
         if second.start - first.start < 0.7:
             return None
-        return self.question("avqa", "first", f"The {first.label} comes first.", first.label)
+        response = f"I hear {listing(self.heard)}. The {first.label} comes first."
+        return self.question("avqa", "first", response, first.label)
 
     def ask_heard_and_seen(self):
         """Is it both heard and seen? A no is about something that is one of the two."""
@@ -213,6 +216,10 @@ class Asker:
     def _placed(self, name: str) -> Thing:
         column, row = place_of(*self._centre(name))
         return PLACES[column][row], name
+
+    def _found(self, written: Iterable[str]) -> str:
+        """Boxes or segments of what is both, after all that is seen and all that is heard."""
+        return f"{evidence(self.seen, self.heard)}: {' '.join(written)}"
 
     def _held(self, name: str) -> str:
         """What a box in the question holds: its place in words, then its name."""

@@ -1,0 +1,112 @@
+"""What the towers make of scenes, made once and kept, for phases whose towers are at rest.
+
+A phase that trains behind resting towers would see and hear each scene anew in every pass over it,
+for half of its time. A phase with `kept: N` instead reads the first N scenes of its split: their
+tower tokens are computed when the phase begins (or is resumed: the same towers give the same
+numbers), written to the work directory and looked up by scene; pictures and sounds are not decoded
+again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+
+from meerkat_jax.data.pipeline import Shapes, encode_media
+from meerkat_jax.errors import UserError
+from meerkat_jax.progress import Progress
+from meerkat_jax.training.params import flatten
+
+NAMES = ("image_tokens", "audio_tokens")
+TOWERS = ("image_tower/", "audio_tower/")
+
+
+class Senses:
+    """image_tokens float32[N, V, I] and audio_tokens float32[N, A, J] of N scenes, on disk.
+
+    Worker processes open the files for themselves.
+    """
+
+    def __init__(self, folder: Path, rows: Mapping[str, int]):
+        """`rows` tells by a scene's id its place in the arrays of `folder`."""
+        self.folder, self.rows, self._arrays = folder, rows, {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_arrays": {}}
+
+    def of(self, scene: str) -> dict[str, np.ndarray]:
+        """image_tokens float32[V, I] and audio_tokens float32[A, J] of one scene."""
+        if not self._arrays:
+            self._arrays = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in NAMES}
+        return {name: np.array(array[self.rows[scene]]) for name, array in self._arrays.items()}
+
+
+def check_kept(phase: Mapping, trainable: Mapping) -> None:
+    """UserError when `phase` keeps tower tokens while it trains a tower, or keeps none."""
+    kept = phase.get("kept")
+    if kept is None:
+        return
+    where = f"config.phases, {phase['name']!r}: kept {kept!r}"
+    if not isinstance(kept, int) or isinstance(kept, bool) or kept < 1:
+        raise UserError(f"{where}: expected a whole number of scenes above 0")
+    still = phase.get("still", ())
+    moving = [
+        path
+        for path in flatten(trainable)
+        if path.startswith(TOWERS) and not any(re.search(pattern, path) for pattern in still)
+    ]
+    if moving:
+        raise UserError(
+            f"{where}, but {len(moving)} leaves of the towers are trained, {moving[0]} first; "
+            "name them in `still` or leave `kept` out"
+        )
+
+
+def keep(
+    folder: Path,
+    records: grain.MapDataset,
+    shapes: Shapes,
+    sense: Callable[[dict], tuple[jax.Array, jax.Array]],
+    batch: int,
+) -> Senses:
+    """Run `sense` over all Examples of `records`, in batches of `batch`, and write what it gives.
+
+    sense: {image uint8[B, H, W, 3], audio float32[B, samples]} -> image and audio tokens.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, arrays = {}, ()
+    progress = Progress("what the towers see and hear: scenes", len(records))
+
+    def media(example) -> dict:
+        return encode_media(example, shapes) | {"id": example.id}
+
+    reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
+    for piece in records.map(media).to_iter_dataset(reading).batch(batch):
+        ids = piece.pop("id").tolist()
+        piece = {key: _filled(value, batch) for key, value in piece.items()}
+        found = [np.asarray(tokens)[: len(ids)] for tokens in sense(piece)]
+        if not arrays:
+            paths = (folder / f"{name}.npy" for name in NAMES)
+            arrays = [_created(*like, len(records)) for like in zip(paths, found, strict=True)]
+        for array, tokens in zip(arrays, found, strict=True):
+            array[len(rows) : len(rows) + len(ids)] = tokens
+        rows |= {scene: len(rows) + i for i, scene in enumerate(ids)}
+        progress.report(len(rows))
+    for array in arrays:
+        array.flush()
+    return Senses(folder, rows)
+
+
+def _filled(rows: np.ndarray, count: int) -> np.ndarray:
+    """The last batch as large as the others, so that nothing is compiled for it."""
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
+
+
+def _created(path: Path, like: np.ndarray, count: int) -> np.memmap:
+    shape = (count, *like.shape[1:])
+    return np.lib.format.open_memmap(path, mode="w+", dtype=like.dtype, shape=shape)

@@ -1,0 +1,116 @@
+"""Tower tokens that are made once: those that the towers give, to the scenes that they are of."""
+
+from __future__ import annotations
+
+import pickle
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from meerkat_jax.assemble import assemble
+from meerkat_jax.data.open import open_data
+from meerkat_jax.data.pipeline import Encode, fixed_batches, open_split, train_batches
+from meerkat_jax.errors import UserError
+from meerkat_jax.training import senses
+from meerkat_jax.training.config import to_json
+from meerkat_jax.training.step import make_step, new_state
+from tests import tiny
+from tests.tolerances import tolerance
+
+COUNT = 6  # scenes that are kept, in batches of four: the last one is not full
+
+
+@pytest.fixture(scope="module")
+def parts(cache):
+    """(assembly, data, parameters) of the tiny config."""
+    config = to_json(tiny.get_config())
+    data = open_data(config["data"], cache)
+    assembly = assemble(config, data.tokenizer)
+    return assembly, data, assembly.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def sense(parts):
+    assembly, _, fresh = parts
+    return jax.jit(lambda batch: assembly.sense(fresh, batch))
+
+
+@pytest.fixture(scope="module")
+def kept(parts, sense, tmp_path_factory):
+    """What is kept of the first scenes of the split `compositions`, as another process gets it."""
+    assembly, data, _ = parts
+    folder = tmp_path_factory.mktemp("senses") / "new"
+    records = open_split(data.folder, "compositions")[:COUNT]
+    found = senses.keep(folder, records, assembly.shapes, sense, 4)
+    found.of(records[0].id)
+    return pickle.loads(pickle.dumps(found))
+
+
+def batches(parts, count, **options):
+    assembly, data, _ = parts
+    encode = Encode(assembly.shapes, assembly.prompt, data.classes, {}, **options)
+    return fixed_batches(data.folder, "compositions", encode, 2, count)
+
+
+def test_what_is_kept_is_what_the_towers_give(parts, kept, sense):
+    told = batches(parts, COUNT // 2, kept=kept)
+    for shown, given in zip(batches(parts, COUNT // 2), told, strict=True):
+        np.testing.assert_array_equal(shown["tokens"], given["tokens"])
+        assert not {"image", "audio"} & given.keys()
+        for name, tokens in zip(senses.NAMES, sense(shown), strict=True):
+            np.testing.assert_allclose(given[name], tokens, **tolerance("accumulate"))
+
+
+def test_a_step_on_kept_senses_is_that_on_media(parts, kept):
+    assembly, data, fresh = parts
+    weights, optimizer = tiny.get_config().phases[-1]["weights"], optax.sgd(0.1)
+    contrast = {"temperature": 0.1, "threshold": 0.9, "sharpness": 10.0}
+    box = {"inside": 0.5, "outside": 0.5, "fill": 1.0}
+    still = ["_tower/"]
+    step = make_step(assembly, optimizer, weights, data.name_ids(), contrast, box, still=still)
+
+    def after(**options):
+        return jax.jit(step)(new_state(fresh, optimizer, 0), {}, batches(parts, 1, **options)[0])
+
+    (one, found), (other, same) = after(), after(kept=kept)
+    for key, value in found.items():
+        np.testing.assert_allclose(same[key], value, err_msg=key, **tolerance("accumulate"))
+    for a, b in zip(*map(jax.tree.leaves, (one["trainable"], other["trainable"])), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance("accumulate"))
+
+
+def test_a_phase_reads_only_the_scenes_that_are_kept(parts, kept):
+    assembly, data, _ = parts
+    encode = Encode(assembly.shapes, assembly.prompt, data.classes, {}, kept=kept)
+    stream = train_batches(data.folder, "compositions", encode, 2, 0, scenes=COUNT)
+    images = np.load(kept.folder / "image_tokens.npy")
+    found = [next(stream)["image_tokens"] for _ in range(COUNT)]  # twice over all of them
+    rows = [int(np.flatnonzero((images == one).all((1, 2)))[0]) for one in np.concatenate(found)]
+    assert sorted(rows) == sorted([*range(COUNT)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        ({"kept": 8}, "image_tower/patch/kernel"),
+        ({"kept": 8, "still": ["image_tower/"]}, "audio_tower/"),
+        ({"kept": 0, "still": ["_tower/"]}, "kept 0"),
+        ({"kept": True, "still": ["_tower/"]}, "kept True"),
+    ],
+    ids=["both", "audio", "none", "bool"],
+)
+def test_moving_towers_are_refused(phase, said):
+    leaf = np.zeros(1)
+    tree = {"image_tower": {"patch": {"kernel": leaf}}, "audio_tower": {"bias": leaf}}
+    with pytest.raises(UserError, match="'answers'") as caught:
+        senses.check_kept({"name": "answers"} | phase, tree | {"llama": {"bias": leaf}})
+    assert said in str(caught.value)
+
+
+def test_towers_at_rest_or_frozen_are_kept():
+    phase = {"name": "answers", "kept": 8, "still": ["_tower/"]}
+    senses.check_kept(phase, {"image_tower": {"bias": np.zeros(1)}})
+    senses.check_kept({"name": "answers", "kept": 8}, {"llama": {"bias": np.zeros(1)}})
+    senses.check_kept({"name": "names"}, {"image_tower": {"bias": np.zeros(1)}})
