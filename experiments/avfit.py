@@ -125,7 +125,7 @@ def mini() -> dict:
                 "kept": 8000,  # scenes; their tower tokens are computed once
                 "steps": 1500,
                 "batch": 12,
-                "learning_rate": 1.5e-3,
+                "learning_rate": 1.8e-3,
                 "warmup": 50,
                 # "avace" then only watches, "avopt" trains its own projections (docs/decisions.md)
                 "still": ["_tower/", "_connector/", *MAP],

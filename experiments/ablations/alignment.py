@@ -7,7 +7,7 @@
     done; done
     python experiments/ablations/summary.py runs/alignment
 
-Two CPU cores; less than half of the main job's steps, the same data and order of examples in all
+Two CPU cores; little more than half of the main job's steps, the same data and order of examples in all
 arms of a seed. What comes out: a benchmark.json in each work directory, and a table. A term of
 weight 0 is still computed and logged. The arms differ in `binds` only: in `answers` what both terms
 train for the language model is at rest (experiments/avfit.py).
@@ -20,7 +20,8 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 100, "names": 150, "binds": 300, "answers": 600}
+STEPS = {"speaks": 150, "names": 200, "binds": 300, "answers": 600}
+KEPT = 4000  # scenes of `answers`
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
 
@@ -31,5 +32,7 @@ def get_config(arg: str = "full") -> ml_collections.ConfigDict:
     config["name"] = f"alignment-{arg}"
     for phase in config["phases"]:
         phase["steps"] = STEPS[phase["name"]]
+        if "kept" in phase:
+            phase["kept"] = KEPT
         phase["weights"] |= {term: 0.0 for term in OFF[arg] if term in phase["weights"]}
     return ml_collections.ConfigDict(config)

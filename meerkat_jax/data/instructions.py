@@ -102,6 +102,8 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             f"Check: something that you see is heard. {FACT_FORM}",
             f"The picture shows something that is heard in the clip. {FACT_FORM}",
             f"You hear something that you see. {FACT_FORM}",
+            f"Check: the picture shows something that is heard. {FACT_FORM}",
+            f"Check: the clip holds the sound of something in the picture. {FACT_FORM}",
         ),
         "test": (
             f"Something that you see makes the sound. {FACT_FORM}",
@@ -128,6 +130,8 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             f"Check: from {{start}} to {{end}} something in the picture sounds. {FACT_FORM}",
             f"From {{start}} to {{end}} you hear something that you see. {FACT_FORM}",
             f"The picture shows something that is heard from {{start}} to {{end}}. {FACT_FORM}",
+            f"Check: something in the picture is heard from {{start}} to {{end}}. {FACT_FORM}",
+            f"Check: between {{start}} and {{end}} something that you see sounds. {FACT_FORM}",
         ),
         "test": (
             f"From {{start}} to {{end}} something in the picture makes a sound. {FACT_FORM}",
@@ -158,6 +162,9 @@ TEMPLATES: dict[str, dict[str, tuple[str, ...]]] = {
             "Count the objects that you see.",
             "How many things are in the picture?",
             "How many things do you see?",
+            "How many objects are there in the picture?",
+            "How many objects does the picture hold?",
+            "Say how many things the picture shows.",
         ),
         "test": ("How many objects does the picture show?", "Count the things that you see."),
     },

@@ -29,7 +29,7 @@ from meerkat_jax.errors import UserError
 COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 12, "compositions": 7}
 CONFIG = MiniConfig("procedural", classes=6, **COUNTS)
 SHAPES = Shapes(
-    image_size=32, sample_rate=16000, seconds=10.0, runs=2, length=90, room=60, answer=40
+    image_size=32, sample_rate=16000, seconds=10.0, runs=2, length=130, room=100, answer=80
 )
 BATCH = 4
 
