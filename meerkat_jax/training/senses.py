@@ -10,6 +10,7 @@ again.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def keep(
 ) -> Senses:
     """Run `sense` over all Examples of `records`, in batches of `batch`, and write what it gives.
 
-    sense: {image uint8[B, H, W, 3], audio float32[B, samples]} -> image and audio tokens.
+    sense: {image uint8[B, H, W, 3], audio float32[B, samples]} -> image and audio tokens. Raises
+    UserError when the disk has no room for them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows, arrays = {}, ()
@@ -108,5 +110,11 @@ def _filled(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _created(path: Path, like: np.ndarray, count: int) -> np.memmap:
+    needed, free = count * like[0].nbytes, shutil.disk_usage(path.parent).free
+    if needed > free:  # writing on would end the process without a word
+        raise UserError(
+            f"{path}: {count} scenes need {needed >> 20} MiB, {free >> 20} MiB are free there; "
+            "lower `kept` or use another --workdir"
+        )
     shape = (count, *like.shape[1:])
     return np.lib.format.open_memmap(path, mode="w+", dtype=like.dtype, shape=shape)

@@ -91,6 +91,29 @@ def test_a_phase_reads_only_the_scenes_that_are_kept(parts, kept):
     assert sorted(rows) == sorted([*range(COUNT)] * 2)
 
 
+def test_a_disk_without_room_is_named(parts, tmp_path):
+    assembly, data, _ = parts
+
+    class Many:
+        """As many scenes as no disk has room for; only the first batch is ever asked for."""
+
+        def __init__(self, records):
+            self.records = records
+
+        def __len__(self):
+            return 10**12
+
+        def map(self, change):
+            return self.records.map(change)
+
+    def sense(batch):
+        return np.zeros((4, 2, 3), np.float32), np.zeros((4, 5, 3), np.float32)
+
+    many = Many(open_split(data.folder, "compositions")[:4])
+    with pytest.raises(UserError, match=r"image_tokens\.npy: 10{12} scenes need .* MiB are free"):
+        senses.keep(tmp_path / "senses", many, assembly.shapes, sense, 4)
+
+
 @pytest.mark.parametrize(
     ("phase", "said"),
     [
