@@ -2,7 +2,7 @@
 
     python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
 
-`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 18
+`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 16
 minutes, under 6 GiB of memory; a model of 2 M parameters that answers on scenes of 40 classes.
 
 What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in the work directory.
@@ -113,7 +113,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen: where it is, and with that how far it reaches
                 "name": "binds",
                 "split": "train/matched",
-                "steps": 450,
+                "steps": 800,
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
@@ -123,9 +123,9 @@ def mini() -> dict:
                 "name": "answers",
                 "split": "train",
                 "kept": 8000,  # scenes; their tower tokens are computed once
-                "steps": 1500,
+                "steps": 1250,
                 "batch": 12,
-                "learning_rate": 1.8e-3,
+                "learning_rate": 1.5e-3,
                 "warmup": 50,
                 # "avace" then only watches, "avopt" trains its own projections (docs/decisions.md)
                 "still": ["_tower/", "_connector/", *MAP],

@@ -1,7 +1,7 @@
 """What the towers make of scenes, made once and kept, for phases whose towers are at rest.
 
 A phase that trains behind resting towers would see and hear each scene anew in every pass over it,
-for half of its time. A phase with `kept: N` instead reads the first N scenes of its split: their
+for a third of its time. A phase with `kept: N` instead reads the first N scenes of its split: their
 tower tokens are computed when the phase begins (or is resumed: the same towers give the same
 numbers), written to the work directory and looked up by scene; pictures and sounds are not decoded
 again.
