@@ -16,6 +16,7 @@ import soundfile
 from meerkat_jax.api import Asked, Meerkat
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
+from tests import tiny
 from tests.generation.made import STEP, fast_compilation, made, model, picture, png, tone, wav
 
 PROMPT = "What makes this sound?"
@@ -204,8 +205,9 @@ def test_only_the_first_seconds_of_a_long_sound_are_heard():
 
 def test_a_prompt_longer_than_any_in_training_and_a_cut_answer_are_noted(clip):
     notes = model().ask(png(0), clip, "Is it a " + "very " * 60 + "big dog?").notes
-    assert any("tokens, more than any in training (48)" in note for note in notes)
-    assert any("cut off after 20 tokens" in note for note in notes)
+    data = tiny.get_config().data
+    assert any(f"tokens, more than any in training ({data.length})" in note for note in notes)
+    assert any(f"cut off after {data.answer} tokens" in note for note in notes)
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(clip):

@@ -244,7 +244,7 @@ def test_a_folder_that_is_no_data_set(tmp_path):
         (lambda e: {"image": e.image[:50]}, "mini-train-000000"),
         (lambda e: {"audio": b"RIFF"}, "mini-train-000000"),
         (
-            lambda e: {"questions": (Question("avc", "Say.", "dog " * 12),)},
+            lambda e: {"questions": (Question("avc", "Say.", "dog " * 30),)},
             "the answer .* has .* tokens",
         ),
         (lambda e: {"questions": (Question("avc", "Say. " * 90, "dog"),)}, "raise length or room"),

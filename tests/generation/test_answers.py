@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from meerkat_jax import progress
 from meerkat_jax.data.example import Box, Segment
-from meerkat_jax.generation import progress
 from meerkat_jax.generation.annotate import MARGIN, SPECTROGRAM, WIDTH, annotate
 from meerkat_jax.generation.answers import View, read_answer
 
