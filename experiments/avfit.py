@@ -34,15 +34,19 @@ def mini() -> dict:
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
             "runs": 1,  # of questions of a scene, behind one shared prefix
-            "length": 88,  # tokens of a run: three questions with their answers
+            "length": 88,  # tokens of a run: some four questions with their answers
             "room": 62,  # of these for answers
             "answer": 38,  # tokens of one answer
             "sample_rate": 16000,
             "seconds": 10.0,
             "workers": 0,  # threads: a process of its own takes longer to hand over a sound
             "task_weights": {
-                **{"arig": 3.0, "igatl": 2.0, "avqa/which": 0.5},
-                **{"avfact1": 1.5, "avfact3": 2.0, "avfact4": 2.0},
+                "arig": 3.0,
+                "igatl": 2.0,
+                "avfact1": 1.5,
+                "avfact3": 2.0,
+                "avfact4": 2.0,
+                "avqa/which": 0.5,
             },
         },
         "prompt": "llama2",

@@ -41,6 +41,7 @@ TOLERANCES: dict[str, tuple[float, float, str]] = {
         "noise at 1e-14 of the strongest bin's power, which is what quieter bands are made of",
     ),
     "accumulate": (1e-4, 1e-6, "float32 sums over two halves of a batch"),
+    "kept": (1e-4, 1e-6, "float32 sums in the towers, of batches of another size"),
     "mel power": (0.0, 1e-5, "mel power as a part of the frame's strongest band, everywhere"),
 }
 

@@ -130,7 +130,7 @@ class Encode(grain.transforms.RandomMap):
                     f" {shapes.answer}; raise it"
                 )
         packed = pack(self.prompt, pairs, shapes.runs, shapes.length, shapes.room)
-        if self.kept:
+        if self.kept is not None:
             media = self.kept.of(example.id)
         else:
             media = encode_media(example, shapes, self.look, self.listen)

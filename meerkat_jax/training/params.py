@@ -77,6 +77,12 @@ def matching(pattern: str, paths: Iterable[str]) -> list[str]:
     return hits
 
 
+def selected(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
+    """The paths in which any pattern is found; UserError for a pattern that matches nothing."""
+    paths = list(paths)
+    return {path for pattern in patterns for path in matching(pattern, paths)}
+
+
 def split(params: Mapping[str, Any], trainable: Sequence[str]) -> Tree:
     """Params -> {"trainable": nested dict, "frozen": nested dict}; leaves are shared, not copied.
 
@@ -86,7 +92,7 @@ def split(params: Mapping[str, Any], trainable: Sequence[str]) -> Tree:
     Raises UserError for a pattern that matches nothing.
     """
     flat = flatten(params)
-    chosen = {path for pattern in trainable for path in matching(pattern, flat)}
+    chosen = selected(trainable, flat)
     chosen = {path for path in chosen if path.rsplit("/", 1)[-1] not in STATISTICS}
     return {
         "trainable": unflatten({path: leaf for path, leaf in flat.items() if path in chosen}),

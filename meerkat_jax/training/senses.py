@@ -9,7 +9,6 @@ again.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 from meerkat_jax.data.pipeline import Shapes, encode_media
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
-from meerkat_jax.training.params import flatten
+from meerkat_jax.training.params import flatten, selected
 
 NAMES = ("image_tokens", "audio_tokens")
 TOWERS = ("image_tower/", "audio_tower/")
@@ -55,12 +54,9 @@ def check_kept(phase: Mapping, trainable: Mapping) -> None:
     where = f"config.phases, {phase['name']!r}: kept {kept!r}"
     if not isinstance(kept, int) or isinstance(kept, bool) or kept < 1:
         raise UserError(f"{where}: expected a whole number of scenes above 0")
-    still = phase.get("still", ())
-    moving = [
-        path
-        for path in flatten(trainable)
-        if path.startswith(TOWERS) and not any(re.search(pattern, path) for pattern in still)
-    ]
+    flat = flatten(trainable)
+    rest = selected(phase.get("still", ()), flat)
+    moving = [path for path in flat if path.startswith(TOWERS) and path not in rest]
     if moving:
         raise UserError(
             f"{where}, but {len(moving)} leaves of the towers are trained, {moving[0]} first; "

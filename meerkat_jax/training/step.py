@@ -24,7 +24,7 @@ import optax.contrib
 from meerkat_jax.assemble import Assembly
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import losses
-from meerkat_jax.training.params import flatten, matching, merge, unflatten
+from meerkat_jax.training.params import flatten, merge, selected, unflatten
 
 State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
@@ -61,7 +61,7 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
 
     def groups(params: dict) -> dict:
         flat = flatten(params)
-        chosen = {path for pattern in slow for path in matching(pattern, flat)}
+        chosen = selected(slow, flat)
         return unflatten({path: "slow" if path in chosen else "rest" for path in flat})
 
     make = {"adamw": adamw, "muon": muon}[config["optimizer"]]
@@ -104,7 +104,7 @@ def learning_rate(phases: Sequence[Mapping], key: str = "learning_rate") -> opta
 def at_rest(tree: dict, still: Sequence[str], change: Callable) -> dict:
     """The tree with `change` done to the leaves whose path a pattern of `still` finds."""
     flat = flatten(tree)
-    paths = {path for pattern in still for path in matching(pattern, flat)}
+    paths = selected(still, flat)
     return unflatten({k: change(leaf) if k in paths else leaf for k, leaf in flat.items()})
 
 
