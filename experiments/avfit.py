@@ -96,8 +96,7 @@ def mini() -> dict:
             {
                 "name": "speaks",
                 "split": "train",
-                "steps": 200,
-                "batch": 32,
+                "steps": 400,
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": SENSES,
@@ -107,8 +106,8 @@ def mini() -> dict:
             {
                 "name": "names",
                 "split": "train",
-                "steps": 260,
-                "batch": 32,
+                "steps": 1050,
+                "batch": 8,  # many small steps teach a tower from nothing more than few large ones
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *MEETING],
@@ -117,7 +116,8 @@ def mini() -> dict:
             {  # what is heard finds what is seen: where it is, and with that how far it reaches
                 "name": "binds",
                 "split": "train/matched",
-                "steps": 800,
+                "steps": 1600,
+                "batch": 8,
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
@@ -148,9 +148,9 @@ def mini() -> dict:
         "optimizer": "muon",
         "weight_decay": 0.01,
         "clip_norm": 1.0,
-        "log_every": 50,
-        "evaluate_every": 600,
+        "log_every": 100,
+        "evaluate_every": 1000,
         "evaluate_batches": 4,  # of the new compositions
-        "checkpoint_every": 600,
+        "checkpoint_every": 1000,
         "keep_checkpoints": 2,
     }
