@@ -96,7 +96,8 @@ def mini() -> dict:
             {
                 "name": "speaks",
                 "split": "train",
-                "steps": 400,
+                "steps": 200,
+                "batch": 32,
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": SENSES,
@@ -106,8 +107,8 @@ def mini() -> dict:
             {
                 "name": "names",
                 "split": "train",
-                "steps": 1050,
-                "batch": 8,  # many small steps teach a tower from nothing more than few large ones
+                "steps": 260,
+                "batch": 32,
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *MEETING],
@@ -116,8 +117,7 @@ def mini() -> dict:
             {  # what is heard finds what is seen: where it is, and with that how far it reaches
                 "name": "binds",
                 "split": "train/matched",
-                "steps": 1600,
-                "batch": 8,
+                "steps": 800,
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
@@ -148,9 +148,9 @@ def mini() -> dict:
         "optimizer": "muon",
         "weight_decay": 0.01,
         "clip_norm": 1.0,
-        "log_every": 100,
-        "evaluate_every": 1000,
+        "log_every": 50,
+        "evaluate_every": 600,
         "evaluate_batches": 4,  # of the new compositions
-        "checkpoint_every": 1000,
+        "checkpoint_every": 600,
         "keep_checkpoints": 2,
     }

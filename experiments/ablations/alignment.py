@@ -7,7 +7,7 @@
     done; done
     python experiments/ablations/summary.py runs/alignment
 
-Two CPU cores; about half of the main job's steps, the same data and order of examples in all arms
+Two CPU cores; a third to three quarters of the main job's steps, the same data and order of examples in all arms
 of a seed. What comes out: a benchmark.json in each work directory, and a table. A term of
 weight 0 is still computed and logged. The arms differ in `binds` only: in `answers` what both terms
 train for the language model is at rest (experiments/avfit.py).
@@ -20,8 +20,8 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 150, "names": 200, "binds": 300, "answers": 600}
-KEPT = 4000  # scenes of `answers`
+STEPS = {"speaks": 150, "names": 200, "binds": 300, "answers": 400}
+KEPT = 2400  # scenes of `answers`
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import BRANCH, Dense, attend, grid_waves, same_start
+from meerkat_jax.models.layers import BRANCH, Dense, attend, grid_waves
 
 EPS = 1e-5
 REMAT = {  # what a layer saves for the backward pass beside its input
@@ -25,9 +25,6 @@ REMAT = {  # what a layer saves for the backward pass beside its input
     "weights": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
 }
-
-# Of a tower without a checkpoint: patches begin by attending to their like (models/layers.py).
-START = {"q": same_start(0.5), "k": same_start(0.5), "o": BRANCH, "fc2": BRANCH}
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -61,18 +58,15 @@ class ClipLayer(nn.Module):
     def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
         """Self-attention and MLP, each with its residual."""
         b, s, d = x.shape
-
-        def dense(name: str, x: jax.Array, features: int = d) -> jax.Array:
-            start = {"kernel_init": START[name]} if name in START else {}
-            return Dense(features, dtype=self.dtype, name=name, **start)(x)
-
         y = _norm("layer_norm1", self.dtype)(x)
-        q, k, v = (dense(name, y).reshape(b, s, self.heads, -1) for name in "qkv")
+        q, k, v = (
+            Dense(d, dtype=self.dtype, name=name)(y).reshape(b, s, self.heads, -1) for name in "qkv"
+        )
         values, _ = attend(q, k, v)
-        x += dense("o", values.reshape(b, s, d))
+        x += Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="o")(values.reshape(b, s, d))
         y = _norm("layer_norm2", self.dtype)(x)
-        y = quick_gelu(dense("fc1", y, self.mlp_dim))
-        return x + dense("fc2", y), None
+        y = quick_gelu(Dense(self.mlp_dim, dtype=self.dtype, name="fc1")(y))
+        return x + Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="fc2")(y), None
 
 
 class ClipVision(nn.Module):
