@@ -82,6 +82,7 @@ def mini() -> dict:
                 "kv_heads": 4,
                 "mlp_dim": 352,
                 "tied": True,
+                "rope_theta": 1e6,  # likeness of far words counts: a prefix is 119 tokens long
             },
         },
         "trainable": [".*"],
@@ -96,8 +97,7 @@ def mini() -> dict:
             {
                 "name": "speaks",
                 "split": "train",
-                "steps": 200,
-                "batch": 32,
+                "steps": 400,
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": SENSES,
@@ -107,8 +107,8 @@ def mini() -> dict:
             {
                 "name": "names",
                 "split": "train",
-                "steps": 260,
-                "batch": 32,
+                "steps": 900,
+                "batch": 8,
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *MEETING],
@@ -117,17 +117,17 @@ def mini() -> dict:
             {  # what is heard finds what is seen: where it is, and with that how far it reaches
                 "name": "binds",
                 "split": "train/matched",
-                "steps": 800,
-                "learning_rate": 1e-3,
+                "steps": 600,
+                "learning_rate": 2e-3,
                 "warmup": 50,
                 "still": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
-                "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 10.0},
+                "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 3.0},
             },
             {
                 "name": "answers",
                 "split": "train",
                 "kept": 8000,  # scenes; their tower tokens are computed once
-                "steps": 1250,
+                "steps": 1900,
                 "batch": 12,
                 "learning_rate": 1.5e-3,
                 "warmup": 50,
@@ -148,9 +148,9 @@ def mini() -> dict:
         "optimizer": "muon",
         "weight_decay": 0.01,
         "clip_norm": 1.0,
-        "log_every": 50,
-        "evaluate_every": 600,
+        "log_every": 100,
+        "evaluate_every": 1000,
         "evaluate_batches": 4,  # of the new compositions
-        "checkpoint_every": 600,
+        "checkpoint_every": 1000,
         "keep_checkpoints": 2,
     }
