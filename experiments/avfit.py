@@ -2,7 +2,7 @@
 
     python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
 
-`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 16
+`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 15
 minutes, under 6 GiB of memory; a model of 2 M parameters that answers on scenes of 40 classes.
 
 What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in the work directory.
@@ -107,7 +107,7 @@ def mini() -> dict:
             {
                 "name": "names",
                 "split": "train",
-                "steps": 900,
+                "steps": 850,
                 "batch": 8,
                 "learning_rate": 2e-3,
                 "warmup": 50,
@@ -126,8 +126,8 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "kept": 8000,  # scenes; their tower tokens are computed once
-                "steps": 1900,
+                "kept": 5000,  # scenes; their tower tokens are computed once
+                "steps": 1700,
                 "batch": 12,
                 "learning_rate": 1.5e-3,
                 "warmup": 50,

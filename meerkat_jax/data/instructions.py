@@ -8,8 +8,9 @@ I hear a dog out of sight: False."). What is to be said is then read off words t
 written. Asked for the verdict first, a small model has to compare picture and sound before it has
 named either, and stays at chance; asked for boxes first, it leaves out the second of two. Of what
 is seen the number comes first, then from left to right each thing's place and its name, which is
-read at the place that is written by then. What is heard is told as it begins, and of each thing
-whether it is in sight, right after its name (docs/decisions.md).
+read at the place that is written by then. What is heard is told as it begins, and of each thing,
+right after its name, whether it is in sight (or comes from the box that is asked about) and
+whether it is heard in the time that is asked about (docs/decisions.md).
 
 Source: the paper's task figure (ARIG asks for a category and a box in 0..1); its list of tasks.
 """
@@ -28,6 +29,10 @@ PLACES = (
     ("at the top right", "on the right", "at the bottom right"),
 )
 SIDES = ("left", "middle", "right")
+# Where what is heard comes from, and when it is heard, where a question names a box or a time.
+SIGHTS = ("in sight", "out of sight")
+SOURCES = ("from the box", "from elsewhere")
+TIMES = ("too early", "in time", "too late")
 
 
 def at_place(place: str) -> str:
@@ -40,8 +45,10 @@ def at_place(place: str) -> str:
 PHRASES = (
     *(f" {form}" for form in (BOX_FORM, TIME_FORM, FACT_FORM)),
     *(f"I see{number}" for number in ("", " one", " two", " three")),
-    *("The box holds", "It is", "I hear a ", ". I hear a ", ". Then I hear a ", ". A ", ". The "),
-    *(", a ", " and a ", " in sight", " out of sight", ": [", " makes the sound.", " comes first."),
+    *("The box holds", "It is", "I hear a ", ". I hear a ", ". A ", ". The "),
+    *(", a ", " and a ", ": [", " makes the sound.", " comes first."),
+    *(f" {sight}" for sight in SIGHTS),
+    *(f" {source} {time}" for source in (*SIGHTS, *SOURCES) for time in TIMES),
     *(at_place(place) for column in PLACES for place in column),
     *(f": {verdict}." for verdict in ("yes", "no", "True", "False", "one", "two", "three", *SIDES)),
 )
@@ -274,19 +281,27 @@ def sight(seen: Sequence[Thing]) -> str:
     return f"I see {NUMBER_WORDS[len(seen)]}{placed(seen)}" if seen else "I see nothing"
 
 
-def hearing(heard: Sequence[str], seen: Sequence[Thing]) -> str:
-    """What is heard, and of each whether it is seen: "I hear a dog out of sight"."""
-    names = {name for _, name in seen}
-    told = [f"{name} {'in' if name in names else 'out of'} sight" for name in heard]
+Times = Sequence[str] | None  # of `TIMES` one for each sound, where a question names a time
+
+
+def sounds(
+    heard: Sequence[str], near: Sequence[str], words: Sequence[str], times: Times = None
+) -> str:
+    """What is heard, and of each whether it is one of `near`: "I hear a dog out of sight".
+
+    `words` say so, for one that is and for one that is not. With `times` also whether it is heard
+    in the time that the question names: "a dog out of sight too early".
+    """
+    told = [f"{name} {words[name not in near]}" for name in heard]
+    if times is not None:
+        told = [f"{sound} {time}" for sound, time in zip(told, times, strict=True)]
     return f"I hear {listing(told)}"
 
 
-def evidence(seen: Sequence[Thing], heard: Sequence[str], when: str = "") -> str:
-    """What is seen, then what is heard: "I see one, on the left a bee. I hear a bee in sight".
-
-    `when` ("Then ") stands before what is heard in a time that the question names.
-    """
-    return f"{sight(seen)}. {when}{hearing(heard, seen)}"
+def evidence(seen: Sequence[Thing], heard: Sequence[str], times: Times = None) -> str:
+    """What is seen, then what is heard: "I see one, on the left a bee. I hear a bee in sight"."""
+    names = [name for _, name in seen]
+    return f"{sight(seen)}. {sounds(heard, names, SIGHTS, times)}"
 
 
 def yes_no(value: bool) -> str:

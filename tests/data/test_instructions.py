@@ -100,6 +100,13 @@ def test_evidence_says_seen_before_heard():
     assert instructions.evidence(seen, ()) == (
         "I see two, on the left a bee, at the top a owl. I hear nothing"
     )
-    assert instructions.evidence(seen[:1], ("dog", "bee"), "Then ") == (
-        "I see one, on the left a bee. Then I hear a dog out of sight and a bee in sight"
+    assert instructions.evidence(seen[:1], ("dog", "bee")) == (
+        "I see one, on the left a bee. I hear a dog out of sight and a bee in sight"
     )
+
+
+def test_what_is_heard_is_placed_before_in_or_after_the_time_that_is_asked_about():
+    near = instructions.sounds(
+        ("dog", "bee"), ["bee"], instructions.SOURCES, ["too late", "in time"]
+    )
+    assert near == "I hear a dog from elsewhere too late and a bee from the box in time"

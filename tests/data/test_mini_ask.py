@@ -174,6 +174,24 @@ def test_intervals_are_beyond_doubt(asked, kind):
 
 
 @pytest.mark.parametrize("kind", ["avfact3", "avfact4"])
+def test_evidence_about_a_time_is_true(asked, kind):
+    """Of each sound: whether it comes from what is asked about, and whether at that time."""
+    said = re.compile(r" a (\w+) (from the box|from elsewhere|in sight|out of sight) (\w+ \w+)")
+    for plan, question in of(asked, kind):
+        start, end = times_in(question.instruction)
+        near = set(plan.seen)
+        if kind == "avfact3":
+            near = {name_in_box(plan, box_in(question.instruction))}
+        told = said.findall(question.response)
+        assert sorted(name for name, _, _ in told) == sorted(plan.heard)
+        for name, source, time in told:
+            (sound,) = (s for s in plan.sounds if s.label == name)
+            assert (source in ("from the box", "in sight")) == (name in near)
+            assert (time == "too early") == (sound.end <= start)
+            assert (time == "too late") == (sound.start >= end)
+
+
+@pytest.mark.parametrize("kind", ["avfact3", "avfact4"])
 def test_hearing_that_anything_sounds_is_not_enough(asked, kind):
     right = []
     for plan, question in of(asked, kind):

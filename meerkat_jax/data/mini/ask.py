@@ -16,12 +16,15 @@ from meerkat_jax.data.instructions import (
     NUMBER_WORDS,
     PLACES,
     SIDES,
+    SOURCES,
+    TIMES,
     Thing,
     evidence,
     listing,
     place_of,
     placed,
     sight,
+    sounds,
     yes_no,
 )
 from meerkat_jax.data.mini.compose import CLIP_SECONDS, Plan
@@ -126,7 +129,8 @@ class Asker:
         interval = self._checked(wanted, value)
         if interval is None:
             return None
-        reason = f"{self._held(name)}. Then I hear {listing(self._heard_in(interval))}"
+        heard = sounds(self.heard, [name], SOURCES, self._times(interval))
+        reason = f"{self._held(name)}. {heard}"
         return self.verdict("avfact3", value, reason, box=self._corners(name), interval=interval)
 
     def ask_avfact4(self):
@@ -138,7 +142,7 @@ class Asker:
         interval = self._checked([self.sounds[name] for name in names], value)
         if interval is None:
             return None
-        reason = evidence(self.seen, self._heard_in(interval), "Then ")
+        reason = evidence(self.seen, self.heard, self._times(interval))
         return self.verdict("avfact4", value, reason, interval=interval)
 
     # audio-visual questions
@@ -233,10 +237,11 @@ class Asker:
         """What was asked for, said again: the verdict then looks if its last word came before."""
         return f"A {name}"
 
-    def _heard_in(self, interval: tuple[float, float]) -> list[str]:
-        start, end = interval[0] + 0.05, interval[1] - 0.05
-        sounds = [self.sounds[name] for name in self.heard]
-        return [s.label for s in sounds if s.end > start and s.start < end]
+    def _times(self, interval: tuple[float, float]) -> list[str]:
+        """Of each sound whether it is over before the interval, heard in it, or begins after it."""
+        start, end = interval
+        told = [self.sounds[name] for name in self.heard]
+        return [TIMES[1 + (sound.start >= end) - (sound.end <= start)] for sound in told]
 
     def _checked(self, sounds: list[Segment], value: bool) -> tuple[float, float] | None:
         """An interval with one of `sounds`, or with none of them if the claim is false.
