@@ -7,10 +7,10 @@
     done; done
     python experiments/ablations/summary.py runs/alignment
 
-Two CPU cores; a third to three quarters of the main job's steps, the same data and order of
-examples in all arms of a seed. What comes out: a benchmark.json in each work directory, and a
-table. A term of weight 0 is still computed and logged. The arms differ in `binds` only: in
-`answers` what both terms train for the language model is at rest (experiments/avfit.py).
+Two CPU cores; of each phase of the main job a third to three quarters of its steps, the same data
+and order of examples in all arms of a seed. What comes out: a benchmark.json in each work
+directory, and a table. A term of weight 0 is still computed and logged. The arms differ in `binds`
+only: in `answers` what both terms train for the language model is at rest (experiments/avfit.py).
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 150, "names": 200, "binds": 300, "answers": 400}
+STEPS = {"speaks": 300, "names": 600, "binds": 300, "answers": 600}
 KEPT = 2400  # scenes of `answers`
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
