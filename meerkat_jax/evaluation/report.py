@@ -136,10 +136,10 @@ def _measure(question: Question, verdict: Judged) -> str:
     if not verdict.parsed:
         return "could not be read"
     if question.task == "arig":
-        overlap = f"{verdict.scores['mean_iou']:.2f}"
-        if len(question.boxes) > 1:  # cIoU takes their areas as one
-            return f"mean overlap with the true boxes (IoU) {overlap}; judged by their joint area"
-        return f"overlap with the true box (IoU) {overlap}"
+        overlap = f"{verdict.scores['mean_iou']:.3f}"
+        if len(question.boxes) > 1:  # cIoU takes their areas as one, and asks for no names
+            return f"mean overlap with the true boxes (IoU) {overlap}; their joint area is judged"
+        return f"overlap with the true box (IoU) {overlap}; its name is not judged"
     if question.task == "igatl":
         return f"segment F1 {verdict.scores['segment_f1']:.2f}"
     return ""
