@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.training.step import learning_rate, make_optimizer
+from meerkat_jax.training.step import MUON_RMS, learning_rate, make_optimizer
 
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.0, "clip_norm": 1e9}
 
@@ -67,7 +67,7 @@ def test_muon_steps_along_all_directions_of_a_kernel_alike():
     for layer in np.asarray(updates):
         singular = np.linalg.svd(layer, compute_uv=False)
         assert singular.max() < 2 * singular.min()
-        np.testing.assert_allclose(np.sqrt(np.mean(layer**2)), 0.8 * 0.05, rtol=0.2)
+        np.testing.assert_allclose(np.sqrt(np.mean(layer**2)), MUON_RMS * 0.05, rtol=0.2)
 
 
 def test_muon_leaves_all_but_kernels_to_adamw():
