@@ -82,7 +82,7 @@ def mini() -> dict:
                 "kv_heads": 4,
                 "mlp_dim": 352,
                 "tied": True,
-                "rope_theta": 1e6,  # likeness of far words counts: a prefix is 119 tokens long
+                "rope_theta": 1e6,  # slow: far words are compared by likeness, not by distance
             },
         },
         "trainable": [".*"],

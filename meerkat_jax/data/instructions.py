@@ -29,7 +29,8 @@ PLACES = (
     ("at the top right", "on the right", "at the bottom right"),
 )
 SIDES = ("left", "middle", "right")
-# Where what is heard comes from, and when it is heard, where a question names a box or a time.
+# Of what is heard: whether it is seen; whether the box of the question holds it; and when it is
+# heard, if the question names a time.
 SIGHTS = ("in sight", "out of sight")
 SOURCES = ("from the box", "from elsewhere")
 TIMES = ("too early", "in time", "too late")
@@ -281,16 +282,17 @@ def sight(seen: Sequence[Thing]) -> str:
     return f"I see {NUMBER_WORDS[len(seen)]}{placed(seen)}" if seen else "I see nothing"
 
 
-Times = Sequence[str] | None  # of `TIMES` one for each sound, where a question names a time
-
-
-def sounds(
-    heard: Sequence[str], near: Sequence[str], words: Sequence[str], times: Times = None
+def hearing(
+    heard: Sequence[str],
+    near: Sequence[str],
+    words: tuple[str, str],
+    times: Sequence[str] | None = None,
 ) -> str:
     """What is heard, and of each whether it is one of `near`: "I hear a dog out of sight".
 
-    `words` say so, for one that is and for one that is not. With `times` also whether it is heard
-    in the time that the question names: "a dog out of sight too early".
+    `words` are what to say of one that is and of one that is not: `SIGHTS` or `SOURCES`. `times`,
+    one of `TIMES` for each, say whether it is heard in the time that the question names: "a dog out
+    of sight too early".
     """
     told = [f"{name} {words[name not in near]}" for name in heard]
     if times is not None:
@@ -298,10 +300,12 @@ def sounds(
     return f"I hear {listing(told)}"
 
 
-def evidence(seen: Sequence[Thing], heard: Sequence[str], times: Times = None) -> str:
+def evidence(
+    seen: Sequence[Thing], heard: Sequence[str], times: Sequence[str] | None = None
+) -> str:
     """What is seen, then what is heard: "I see one, on the left a bee. I hear a bee in sight"."""
     names = [name for _, name in seen]
-    return f"{sight(seen)}. {sounds(heard, names, SIGHTS, times)}"
+    return f"{sight(seen)}. {hearing(heard, names, SIGHTS, times)}"
 
 
 def yes_no(value: bool) -> str:

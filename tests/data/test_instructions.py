@@ -106,7 +106,7 @@ def test_evidence_says_seen_before_heard():
 
 
 def test_what_is_heard_is_placed_before_in_or_after_the_time_that_is_asked_about():
-    near = instructions.sounds(
+    told = instructions.hearing(
         ("dog", "bee"), ["bee"], instructions.SOURCES, ["too late", "in time"]
     )
-    assert near == "I hear a dog from elsewhere too late and a bee from the box in time"
+    assert told == "I hear a dog from elsewhere too late and a bee from the box in time"

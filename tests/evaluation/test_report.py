@@ -17,8 +17,8 @@ from meerkat_jax.evaluation.benchmark import Answered, score
 from meerkat_jax.evaluation.report import Shown, write_report
 
 EVIL = '<script>alert("x")</script><img src=http://example.com/x onerror=alert(1)>$overview'
-NAMES = ("chromium", "chromium-browser", "chromium-headless-shell")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 VOID = {"meta", "img", "br", "input", "image", "rect", "line", "path", "circle", "i"}
 
 

@@ -20,11 +20,11 @@ from meerkat_jax.data.instructions import (
     TIMES,
     Thing,
     evidence,
+    hearing,
     listing,
     place_of,
     placed,
     sight,
-    sounds,
     yes_no,
 )
 from meerkat_jax.data.mini.compose import CLIP_SECONDS, Plan
@@ -129,7 +129,7 @@ class Asker:
         interval = self._checked(wanted, value)
         if interval is None:
             return None
-        heard = sounds(self.heard, [name], SOURCES, self._times(interval))
+        heard = hearing(self.heard, [name], SOURCES, self._times(interval))
         reason = f"{self._held(name)}. {heard}"
         return self.verdict("avfact3", value, reason, box=self._corners(name), interval=interval)
 
