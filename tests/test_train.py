@@ -27,7 +27,7 @@ from tests import tiny
 from tests.tolerances import tolerance
 
 STEPS = 8  # of the tiny config: 1 of phase "speaks", 2 of "names", 5 of "answers"
-CONTRAST = {"temperature": 0.1, "threshold": 0.9, "sharpness": 10.0}
+CONTRAST = {"temperature": 0.1, "threshold": 0.9, "sharpness": {"image": 10.0, "audio": 10.0}}
 BOX = {"inside": 0.5, "outside": 0.5, "fill": 1.0}
 FAST = {"xla_backend_optimization_level": 0}  # compile in a third of the time
 

@@ -150,19 +150,22 @@ def alignment_terms(out, batch, grid, box: Mapping[str, float]) -> dict[str, jax
 
 
 def name_terms(
-    out, names, batch, temperature: float, threshold: float, sharpness: float
+    out, names, batch, temperature: float, threshold: float, sharpness: Mapping[str, float]
 ) -> dict[str, jax.Array]:
     """Sums over the pairs of the contrast of image and of audio tokens with all names.
 
     names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is, to
     a cosine above `threshold`; all other names stay below it at all tokens. Names have most of
     their vector in common (assemble.name_rows), so tokens of things differ from all else by that.
+    `sharpness` of the pooling over tokens ("image" and "audio"): the less, the more tokens have to
+    say a name before its threshold is reached.
     """
-    form = {"form": "sigmoid", "bias": -threshold / temperature, "sharpness": sharpness}
+    form = {"form": "sigmoid", "bias": -threshold / temperature}
     terms = {}
     for kind, key in (("image", "seen"), ("audio", "heard")):
         here = present(batch[key], len(names))
         # not the tokens behind AVACE: what is heard would give away what is seen
+        form["sharpness"] = sharpness[kind]
         result = name_contrast(out[f"{kind}_alone"], names, here, temperature, **form)
         terms[f"{kind}_names"] = result["loss"] * len(here)
     return terms

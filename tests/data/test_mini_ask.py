@@ -28,7 +28,7 @@ AVQA = {"which", "count", "where", "exists", "first", "heard_and_seen"}
 def scene(index: int, split: str):
     """A plan and its questions; boxes to three decimals, as rendering gives them."""
     rng = compose.scene_generator(3, split, index)
-    plan = compose.plan_scene(rng, CLASSES, ASPECT)
+    plan = compose.plan_scene(rng, CLASSES, ASPECT, split)
     boxes = tuple(
         Box(b.label, *(round(v, 3) for v in (b.x0, b.y0, b.x1, b.y1))) for b in plan.objects
     )

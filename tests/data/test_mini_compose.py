@@ -37,7 +37,7 @@ def plans(aspect) -> list[compose.Plan]:
 
 def plan(aspect, index, split="train") -> compose.Plan:
     rng = compose.scene_generator(0, split, index)
-    return compose.plan_scene(rng, sorted(aspect), aspect)
+    return compose.plan_scene(rng, sorted(aspect), aspect, split)
 
 
 def share(cases) -> float:
@@ -56,11 +56,16 @@ def test_shares_of_matched_mismatched_and_quiet_scenes(plans):
     assert all(bool(p.sounds) != bool(p.quiet) for p in plans)
 
 
-def test_shares_of_one_and_two_sounds(plans):
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [("train", compose.SHARE_TWO_SOUNDS_TRAIN), ("compositions", compose.SHARE_TWO_SOUNDS)],
+)
+def test_shares_of_one_and_two_sounds(aspect, split, expected):
+    plans = [plan(aspect, index, split) for index in range(SCENES)]
     sounding = [p for p in plans if p.sounds]
     two = [p for p in sounding if len(p.sounds) == 2]
     assert {len(p.sounds) for p in sounding} == {1, 2}
-    assert len(two) / len(sounding) == pytest.approx(compose.SHARE_TWO_SOUNDS, abs=0.03)
+    assert len(two) / len(sounding) == pytest.approx(expected, abs=0.03)
     # half are made to sound together; of the others three in five do so by chance
     together = share(overlap(*p.sounds) >= 0.5 - 1e-9 for p in two)
     assert together == pytest.approx(compose.SHARE_SIMULTANEOUS + 0.5 * 0.6, abs=0.05)

@@ -17,6 +17,7 @@ from meerkat_jax.training.losses import (
 from tests.tolerances import tolerance
 
 C = 12
+SHARP = {"image": 100.0, "audio": 100.0}
 COORDINATES = np.full(C, np.nan, np.float32)
 COORDINATES[2:9] = np.linspace(0, 1, 7)  # tokens 2 to 8 are the numbers 0, 1/6, ... 1
 VALUES = {"coordinate/x0": COORDINATES, "seconds/start": np.full(C, np.nan, np.float32)}
@@ -90,14 +91,13 @@ def test_answers_are_predicted_from_the_token_before_each_of_theirs():
     assert not wanted[0, 1].any()
 
 
-def name_losses(tokens, seen):
-    """`image_names` of one pair; the names are alike in their first feature."""
+def name_losses(tokens, seen, sharpness=SHARP):
+    """Both losses of names of one pair; the names are alike in their first feature."""
     names = jnp.concatenate([2 * jnp.ones((4, 1)), jnp.eye(4)], axis=1)
     out = {"image_alone": tokens[None], "audio_alone": tokens[None]}
     batch = {"seen": jnp.asarray([seen]), "heard": jnp.asarray([seen])}
-    terms = name_terms(out, names, batch, temperature=0.05, threshold=0.9, sharpness=100.0)
-    assert terms["image_names"] == terms["audio_names"]
-    return float(terms["image_names"])
+    terms = name_terms(out, names, batch, temperature=0.05, threshold=0.9, sharpness=sharpness)
+    return float(terms["image_names"]), float(terms["audio_names"])
 
 
 def test_tokens_of_things_are_like_their_names_and_all_others_unlike_any():
@@ -105,10 +105,21 @@ def test_tokens_of_things_are_like_their_names_and_all_others_unlike_any():
     thing = jnp.array([2.0, 0.0, 1.0, 0.0, 0.0])
     elsewhere = jnp.array([-1.0, 0.1, 0.1, 0.1, 0.1])
     some_thing = jnp.array([2.0, 0.5, 0.5, 0.5, 0.5])
-    right = name_losses(jnp.stack([thing, elsewhere]), [1, -1])
-    assert right < 0.7
-    assert name_losses(jnp.stack([thing, some_thing]), [1, -1]) > right + 1
-    assert name_losses(jnp.stack([thing, elsewhere]), [2, -1]) > right + 2
+    right, too = name_losses(jnp.stack([thing, elsewhere]), [1, -1])
+    assert right == too and right < 0.7
+    assert name_losses(jnp.stack([thing, some_thing]), [1, -1])[0] > right + 1
+    assert name_losses(jnp.stack([thing, elsewhere]), [2, -1])[0] > right + 2
     # where nothing is, all that is said is too much
-    assert name_losses(jnp.stack([elsewhere, elsewhere]), [-1, -1]) < 0.1
-    assert name_losses(jnp.stack([thing, elsewhere]), [-1, -1]) > right + 1
+    assert name_losses(jnp.stack([elsewhere, elsewhere]), [-1, -1])[0] < 0.1
+    assert name_losses(jnp.stack([thing, elsewhere]), [-1, -1])[0] > right + 1
+
+
+def test_with_less_sharpness_more_tokens_have_to_say_a_name():
+    thing = jnp.array([2.0, 0.0, 1.0, 0.0, 0.0])
+    elsewhere = jnp.array([-1.0, 0.1, 0.1, 0.1, 0.1])
+    sharpness = {"image": 50.0, "audio": 20.0}
+    one, four = (
+        name_losses(jnp.stack([thing] * n + [elsewhere] * (16 - n)), [1, -1], sharpness)
+        for n in (1, 4)
+    )
+    assert one[1] - four[1] > 2 * (one[0] - four[0]) > 0

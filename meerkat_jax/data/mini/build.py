@@ -33,7 +33,7 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 16  # raise it when scenes, questions or manifest change: old folders are then not reused
+VERSION = 20  # raise it when scenes, questions or manifest change: old folders are then not reused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -
     """One scene as a record. Pure in its arguments; `parts` is what `instances` gives."""
     rng = compose.scene_generator(config.seed, split, index)
     aspect = {name: part.picture.shape[1] / part.picture.shape[0] for name, part in parts.items()}
-    plan = compose.plan_scene(rng, sorted(parts), aspect)
+    plan = compose.plan_scene(rng, sorted(parts), aspect, split)
     new = split == "augmentations"
     image, boxes = compose.render_picture(rng, plan, parts, new)
     audio = compose.render_sound(rng, plan, parts, config.sample_rate, new)
