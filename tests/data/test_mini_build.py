@@ -79,11 +79,14 @@ def test_examples_are_whole(folder):
                 check_response(question)
 
 
-def test_the_matched_part_of_a_split(folder):
+def test_the_parts_of_a_split(folder):
     for split in compose.SPLITS:
-        matched = [example for example in open_split(folder, split) if example.matched]
+        examples = list(open_split(folder, split))
+        matched = [example for example in examples if set(example.seen) & set(example.heard)]
         assert list(open_split(folder, f"{split}/matched")) == matched
-    with pytest.raises(UserError, match="'train/odd': parts of a split are matched"):
+        crowded = [example for example in examples if len(example.seen) in (2, 3)]
+        assert list(open_split(folder, f"{split}/crowded")) == crowded
+    with pytest.raises(UserError, match="'train/odd': parts of a split are matched, crowded"):
         open_split(folder, "train/odd")
 
 

@@ -1,9 +1,9 @@
 """Render the mini data set once to ArrayRecord: scenes of real (or procedural) media, all tasks.
 
 The folder holds `<split>-00000-of-00024.array_record` files (scenes in order of their index) and
-`manifest.json` (seed, classes, counts, measured shares, and which scenes are matched), which is
-written last: a folder without one is not a data set. The same settings give the same folder, so a
-second run reuses it; of two runs at once the second waits and then reuses what the first has made.
+`manifest.json` (seed, classes, counts, measured shares, and which scenes are in which part), which
+is written last: a folder without one is not a data set. The same settings give the same folder, so
+a second run reuses it; of two runs at once the second waits and then reuses what the first made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,12 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 20  # raise it when scenes, questions or manifest change: old folders are then not reused
+VERSION = 21  # raise it when scenes, questions or manifest change: old folders are then not reused
+# Parts of a split that a phase can read alone, as "train/matched".
+PARTS: dict[str, Callable[[Example], bool]] = {
+    "matched": lambda example: example.matched,  # something seen is heard
+    "crowded": lambda example: len(example.seen) > 1,  # more names in a picture
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +119,14 @@ def build(config: MiniConfig, cache: Path, workers: int | None = None) -> Path:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir()
         try:
-            shares, matched = _render_all(config, media, partial, Path(cache), workers)
+            shares, parts = _render_all(config, media, partial, Path(cache), workers)
             manifest = {
                 "config": dataclasses.asdict(config),
                 "classes": choose_classes(media, config.classes),
                 "classes_of_instances": sorted(instances(config, media, "instances")),
                 "media": media.notes,
                 "shares": shares,
-                "parts": {"matched": matched},
+                "parts": parts,
             }
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
@@ -159,15 +164,15 @@ def _jobs(config: MiniConfig, media: MediaSet, folder: Path) -> list[Job]:
 
 def _render_all(
     config: MiniConfig, media: MediaSet, folder: Path, cache: Path, workers: int | None
-) -> tuple[dict[str, dict[str, int]], dict[str, list[int]]]:
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, list[int]]]]:
     """Render every file with `workers` processes (default: one for each core).
 
-    Gives by split what its scenes hold, and the indices of those that are matched.
+    Gives by split what its scenes hold, and by part and split the indices of its scenes.
     """
     jobs = _jobs(config, media, folder)
     progress = _Progress(sum(job.stop - job.start for job in jobs))
     shares = {job.split: Counter() for job in jobs}
-    matched = {job.split: [] for job in jobs}
+    parts = {part: {job.split: [] for job in jobs} for part in PARTS}
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
     workers = min(workers or os.cpu_count() or 1, len(jobs)) or 1
     with concurrent.futures.ProcessPoolExecutor(
@@ -176,9 +181,10 @@ def _render_all(
         try:
             futures = [pool.submit(_render, job) for job in jobs]
             for future in concurrent.futures.as_completed(futures):
-                split, counts, indices = future.result()
+                split, counts, found = future.result()
                 shares[split].update(counts)
-                matched[split] += indices
+                for part, indices in found.items():
+                    parts[part][split] = sorted(parts[part][split] + indices)
                 progress.add(counts["scenes"])
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
@@ -189,7 +195,7 @@ def _render_all(
             pool.shutdown(cancel_futures=True)
             raise
     shares = {split: dict(sorted(counter.items())) for split, counter in shares.items()}
-    return shares, {split: sorted(indices) for split, indices in matched.items()}
+    return shares, parts
 
 
 class _Progress:
@@ -223,19 +229,20 @@ def _prepare(config: MiniConfig, cache: Path) -> None:
     _parts.update({split: instances(config, media, split) for split in compose.SPLITS})
 
 
-def _render(job: Job) -> tuple[str, Counter, list[int]]:
-    """Write one file; gives the split, what its scenes hold, and which are matched."""
+def _render(job: Job) -> tuple[str, Counter, dict[str, list[int]]]:
+    """Write one file; gives the split, what its scenes hold, and which are in each part."""
     counts: Counter = Counter()
-    matched = []
+    found = {part: [] for part in PARTS}
     writer = array_record_module.ArrayRecordWriter(job.path, "group_size:1,uncompressed")
     for index in range(job.start, job.stop):
         example = scene(job.config, _parts[job.split], job.split, index)
         writer.write(to_bytes(example))
         counts.update(_shares(example))
-        if example.matched:
-            matched.append(index)
+        for part, belongs in PARTS.items():
+            if belongs(example):
+                found[part].append(index)
     writer.close()
-    return job.split, counts, matched
+    return job.split, counts, found
 
 
 def _shares(example: Example) -> Counter:
