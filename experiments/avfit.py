@@ -145,7 +145,7 @@ def mini() -> dict:
         "contrast": {
             "temperature": 0.05,
             "threshold": 0.9,
-            # a sound has many tokens, and one within another must keep some
+            # less sharp: more tokens must say a name, so that a sound within another keeps some
             "sharpness": {"image": 50.0, "audio": 25.0},
         },
         "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},

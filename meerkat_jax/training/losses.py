@@ -165,7 +165,7 @@ def name_terms(
     for kind, key in (("image", "seen"), ("audio", "heard")):
         here = present(batch[key], len(names))
         # not the tokens behind AVACE: what is heard would give away what is seen
-        form["sharpness"] = sharpness[kind]
-        result = name_contrast(out[f"{kind}_alone"], names, here, temperature, **form)
+        tokens = out[f"{kind}_alone"]
+        result = name_contrast(tokens, names, here, temperature, sharpness=sharpness[kind], **form)
         terms[f"{kind}_names"] = result["loss"] * len(here)
     return terms

@@ -83,21 +83,21 @@ def instances(config: MiniConfig, media: MediaSet, split: str) -> dict[str, Medi
     return {name: media.media[name, other] for name, other in media.others() if name in names}
 
 
-def scene(config: MiniConfig, parts: dict[str, Media], split: str, index: int) -> Example:
-    """One scene as a record. Pure in its arguments; `parts` is what `instances` gives."""
+def scene(config: MiniConfig, media: dict[str, Media], split: str, index: int) -> Example:
+    """One scene as a record. Pure in its arguments; `media` is what `instances` gives."""
     rng = compose.scene_generator(config.seed, split, index)
-    aspect = {name: part.picture.shape[1] / part.picture.shape[0] for name, part in parts.items()}
-    plan = compose.plan_scene(rng, sorted(parts), aspect, split)
+    aspect = {name: one.picture.shape[1] / one.picture.shape[0] for name, one in media.items()}
+    plan = compose.plan_scene(rng, sorted(media), aspect, split)
     new = split == "augmentations"
-    image, boxes = compose.render_picture(rng, plan, parts, new)
-    audio = compose.render_sound(rng, plan, parts, config.sample_rate, new)
+    image, boxes = compose.render_picture(rng, plan, media, new)
+    audio = compose.render_sound(rng, plan, media, config.sample_rate, new)
     return Example(
         id=f"mini-{split}-{index:06d}",
         source="mini",
         split=split,
         image=image,
         audio=audio,
-        questions=ask.ask(rng, plan, boxes, sorted(parts), split),
+        questions=ask.ask(rng, plan, boxes, sorted(media), split),
         seen=plan.seen,
         heard=plan.heard,
         boxes=tuple(box for box in boxes if box.label in plan.both),
@@ -184,7 +184,7 @@ def _render_all(
                 split, counts, found = future.result()
                 shares[split].update(counts)
                 for part, indices in found.items():
-                    parts[part][split] = sorted(parts[part][split] + indices)
+                    parts[part][split] += indices
                 progress.add(counts["scenes"])
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
@@ -195,6 +195,8 @@ def _render_all(
             pool.shutdown(cancel_futures=True)
             raise
     shares = {split: dict(sorted(counter.items())) for split, counter in shares.items()}
+    for indices in (found for by_split in parts.values() for found in by_split.values()):
+        indices.sort()  # files end in any order
     return shares, parts
 
 
@@ -219,14 +221,14 @@ class _Progress:
         )
 
 
-_parts: dict[str, dict[str, Media]] = {}  # of this worker process
+_media: dict[str, dict[str, Media]] = {}  # by split and class, of this worker process
 
 
 def _prepare(config: MiniConfig, cache: Path) -> None:
     """Load the media once per worker."""
     leave_with_parent()
     media = load_media(config.media, config.sample_rate, cache, say=lambda line: None)
-    _parts.update({split: instances(config, media, split) for split in compose.SPLITS})
+    _media.update({split: instances(config, media, split) for split in compose.SPLITS})
 
 
 def _render(job: Job) -> tuple[str, Counter, dict[str, list[int]]]:
@@ -235,7 +237,7 @@ def _render(job: Job) -> tuple[str, Counter, dict[str, list[int]]]:
     found = {part: [] for part in PARTS}
     writer = array_record_module.ArrayRecordWriter(job.path, "group_size:1,uncompressed")
     for index in range(job.start, job.stop):
-        example = scene(job.config, _parts[job.split], job.split, index)
+        example = scene(job.config, _media[job.split], job.split, index)
         writer.write(to_bytes(example))
         counts.update(_shares(example))
         for part, belongs in PARTS.items():

@@ -64,7 +64,7 @@ def plan_scene(
 ) -> Plan:
     """Draw 1 to 3 pictured and 0 to 2 sounding classes, their boxes and their segments.
 
-    `aspect` is width / height of each class's picture.
+    `aspect` is width / height of each class's picture; `split` says how often two things sound.
     """
     two_sounds = SHARE_TWO_SOUNDS_TRAIN if split == "train" else SHARE_TWO_SOUNDS
     n_seen = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
