@@ -97,7 +97,7 @@ class Mode:
 
 def init_cache(model: Llama, batch: int, slots: int) -> Cache:
     """An empty cache: k and v float[L, B, K, S, Dh], valid bool[B, S]."""
-    shape = (model.depth, batch, model.kv_heads, slots, model.width // model.heads)
+    shape = (model.depth, batch, model.kv_heads, slots, model.head_width)
     empty = jnp.zeros(shape, model.dtype)
     return {"k": empty, "v": empty, "valid": jnp.zeros((batch, slots), bool)}
 
@@ -193,6 +193,7 @@ class Block(nn.Module):
 
     heads: int
     kv_heads: int
+    head_width: int
     mlp_dim: int
     norm_eps: float
     lora: LoraConfig | None
@@ -213,7 +214,7 @@ class Block(nn.Module):
         and x when the mode keeps layers.
         """
         b, s, width = x.shape
-        head = width // self.heads
+        head = self.head_width
         dense = functools.partial(self.dense, deterministic=mode.deterministic)
 
         y = RMSNorm(self.norm_eps, self.dtype, name="attention_norm")(x)
@@ -229,7 +230,7 @@ class Block(nn.Module):
             y = attend_layout(q, k, v, mode.layout, row["valid"], row["owners"])
         else:
             y = attend_row(q, k, v, row["valid"], past and (*past, row["seen"]))
-        y = y.astype(self.dtype).transpose(0, 2, 1, 3, 4).reshape(b, s, width)
+        y = y.astype(self.dtype).transpose(0, 2, 1, 3, 4).reshape(b, s, -1)
         x = x + dense("o", y, width)
 
         y = RMSNorm(self.norm_eps, self.dtype, name="mlp_norm")(x)
@@ -242,8 +243,9 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """The decoder over embeddings, so that picture and sound tokens can stand among the words.
 
-    `remat` is "none" or a key of `REMAT`; `embed_std` None means width**-0.5; `tied` logits reuse
-    the embedding. Parameters are float32, computation is in `dtype`, logits are float32.
+    `head_dim` None means width / heads, `embed_std` None width**-0.5; `remat` is "none" or a key of
+    `REMAT`; `tied` logits reuse the embedding. Parameters are float32, computation is in `dtype`,
+    logits are float32.
     """
 
     vocab_size: int = 32000
@@ -251,6 +253,7 @@ class Llama(nn.Module):
     depth: int = 32
     heads: int = 32
     kv_heads: int = 32
+    head_dim: int | None = None
     mlp_dim: int = 11008
     rope_theta: float = 1e4
     norm_eps: float = 1e-5
@@ -276,16 +279,31 @@ class Llama(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, nn.broadcast),
             length=self.depth,
-        )(self.heads, self.kv_heads, self.mlp_dim, self.norm_eps, self.lora, self.dtype)
+        )(
+            self.heads,
+            self.kv_heads,
+            self.head_width,
+            self.mlp_dim,
+            self.norm_eps,
+            self.lora,
+            self.dtype,
+        )
         self.norm = RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
             self.lm_head = Dense(self.vocab_size, use_bias=False, dtype=self.dtype)
 
+    @property
+    def head_width(self) -> int:
+        """Dh."""
+        return self.head_dim or self.width // self.heads
+
     def _check(self) -> None:
-        if self.width % (2 * self.heads) or self.heads % self.kv_heads:
+        whole = self.head_dim or self.width % self.heads == 0
+        if not whole or self.head_width % 2 or self.heads % self.kv_heads:
             raise UserError(
-                f"llama: width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}: width "
-                "must be a multiple of 2 * heads, and heads of kv_heads; change one of them"
+                f"llama: width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}, "
+                f"head_dim {self.head_dim}: head_dim (if None, width / heads) must be a multiple "
+                "of 2, and heads of kv_heads; change one of them"
             )
         if self.remat != "none" and self.remat not in REMAT:
             known = ", ".join(["none", *REMAT])
@@ -326,7 +344,7 @@ class Llama(nn.Module):
         out when `deterministic` is False, and then needs the rng "dropout". Raises UserError when
         the layout or the cache does not fit the tokens.
         """
-        cosine, sine = rotary(positions, self.width // self.heads, self.rope_theta)
+        cosine, sine = rotary(positions, self.head_width, self.rope_theta)
         row = {"cosine": cosine, "sine": sine, "valid": valid, "owners": owners, "seen": None}
         past = None
         _check_call(x, layout, cache, slot)

@@ -29,6 +29,7 @@ CONFIGS = {
     "grouped": SMALL,
     "tied": SMALL | {"tied": True, "kv_heads": 1, "rope_theta": 1e5},
     "ungrouped": SMALL | {"kv_heads": 4, "norm_eps": 1e-6},
+    "wide heads": SMALL | {"head_dim": 12},
 }
 NAMES = {
     "self_attn.q_proj": "q",
@@ -51,6 +52,7 @@ def reference(model: Llama) -> transformers.LlamaForCausalLM:
         num_hidden_layers=model.depth,
         num_attention_heads=model.heads,
         num_key_value_heads=model.kv_heads,
+        head_dim=model.head_width,
         intermediate_size=model.mlp_dim,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         rms_norm_eps=model.norm_eps,
@@ -406,6 +408,7 @@ def test_embedding_spread(std, expected):
     [
         ({"kv_heads": 3}, {}, "kv_heads 3"),
         ({"width": 30}, {}, "width 30"),
+        ({"head_dim": 7}, {}, "head_dim 7"),
         ({"remat": "some"}, {}, "choose one of none, full"),
         ({}, {"layout": Layout(2, 2, 2)}, "6 tokens, the row has 5"),
         ({}, {"slot": 2, "cache": 6}, "5 tokens at slot 2 do not fit a cache of 6"),

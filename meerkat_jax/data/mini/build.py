@@ -33,7 +33,7 @@ from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 21  # raise it when scenes, questions or manifest change: old folders are then not reused
+VERSION = 22  # raise it when scenes, questions or manifest change: old folders are then not reused
 # Parts of a split that a phase can read alone, as "train/matched".
 PARTS: dict[str, Callable[[Example], bool]] = {
     "matched": lambda example: example.matched,  # something seen is heard

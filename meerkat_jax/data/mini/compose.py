@@ -21,7 +21,6 @@ from meerkat_jax.data.mini.media import Media
 
 PICTURE_SIZE = 200  # so that a pixel is 0.005 of the picture: boxes are exact in three decimals
 CLIP_SECONDS = 10.0
-STEPS = 2048  # of a sample's amplitude: 12 of FLAC's 16 bits, half the bytes; error at -77 dB
 SPLITS = ("train", "compositions", "augmentations", "instances")
 
 SHARE_MATCHED, SHARE_MISMATCHED = 0.62, 0.30  # the rest is silence or noise
@@ -211,7 +210,7 @@ def render_sound(
     sample_rate: int,
     new_augmentations: bool,
 ) -> bytes:
-    """FLAC bytes: each sound repeated to fill its segment, over faint noise (none if silent)."""
+    """WAV bytes: each sound repeated to fill its segment, over faint noise (none if silent)."""
     total = round(CLIP_SECONDS * sample_rate)
     level = {"": rng.uniform(-65, -45), "noise": rng.uniform(-40, -20), "silence": -200}[plan.quiet]
     begin = int(rng.integers(0, len(_noise()) - total + 1))
@@ -224,10 +223,10 @@ def render_sound(
         gain = 10 ** (rng.uniform(-4, 2) / 20)
         clip[start : start + n] += _repeat(wave, n, sample_rate) * np.float32(gain)
     peak = max(clip.max(), -clip.min())
-    clip *= np.float32(STEPS * min(1.0, 0.99 / peak))
-    samples = np.rint(clip).astype(np.int16) * np.int16(32768 // STEPS)
+    clip *= np.float32(min(1.0, 0.99 / peak))
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    # mu-law: 160 kB for ten seconds, read in a quarter of FLAC's time, error 35 dB below the clip
+    soundfile.write(buffer, clip, sample_rate, format="WAV", subtype="ULAW")
     return buffer.getvalue()
 
 
