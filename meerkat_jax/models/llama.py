@@ -294,16 +294,17 @@ class Llama(nn.Module):
 
     @property
     def head_width(self) -> int:
-        """Dh."""
-        return self.head_dim or self.width // self.heads
+        """Dh: `head_dim`, or what is left of the width for each head."""
+        return self.width // self.heads if self.head_dim is None else self.head_dim
 
     def _check(self) -> None:
-        whole = self.head_dim or self.width % self.heads == 0
-        if not whole or self.head_width % 2 or self.heads % self.kv_heads:
+        whole = self.head_dim is not None or self.width % self.heads == 0
+        even = self.head_width > 0 and self.head_width % 2 == 0  # RoPE turns pairs of features
+        if not (whole and even) or self.heads % self.kv_heads:
             raise UserError(
                 f"llama: width {self.width}, heads {self.heads}, kv_heads {self.kv_heads}, "
                 f"head_dim {self.head_dim}: head_dim (if None, width / heads) must be a multiple "
-                "of 2, and heads of kv_heads; change one of them"
+                "of 2 above 0, and heads one of kv_heads; change one of them"
             )
         if self.remat != "none" and self.remat not in REMAT:
             known = ", ".join(["none", *REMAT])

@@ -91,7 +91,7 @@ def matrices(params: dict) -> dict:
 def learning_rate(phases: Sequence[Mapping], key: str = "learning_rate") -> optax.Schedule:
     """The phases' schedules one after another: warm-up to phase[key], then a straight line to 0.
 
-    (Bergsma et al. 2025: to nothing beats to a tenth, and allows a higher peak.)
+    Source: Bergsma et al. 2025, "Straight to Zero"; what it gives here is in docs/decisions.md.
     """
     schedules, ends, total = [], [], 0
     for phase in phases:

@@ -409,6 +409,7 @@ def test_embedding_spread(std, expected):
         ({"kv_heads": 3}, {}, "kv_heads 3"),
         ({"width": 30}, {}, "width 30"),
         ({"head_dim": 7}, {}, "head_dim 7"),
+        ({"head_dim": 0}, {}, "head_dim 0"),
         ({"remat": "some"}, {}, "choose one of none, full"),
         ({}, {"layout": Layout(2, 2, 2)}, "6 tokens, the row has 5"),
         ({}, {"slot": 2, "cache": 6}, "5 tokens at slot 2 do not fit a cache of 6"),
