@@ -20,7 +20,7 @@ import ml_collections
 from meerkat_jax.training.config import choose, load_config
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 150, "names": 600, "binds": 300, "answers": 600}
+STEPS = {"speaks": 150, "sees": 800, "hears": 500, "binds": 300, "answers": 600}
 KEPT = 2400  # scenes of `answers`
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 

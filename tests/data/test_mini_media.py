@@ -192,6 +192,12 @@ def offline_apt(tmp_path, monkeypatch):
     return deb
 
 
+def test_a_broken_link_in_the_cache_is_not_passed_over(tmp_path):
+    (tmp_path / "tuxpaint-stamps-default").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="tuxpaint-stamps-default: expected a folder, found"):
+        media.load_media("auto", RATE, tmp_path, say=print)
+
+
 @needs_dpkg
 def test_fetch_unpacks_once(tmp_path, monkeypatch, offline_apt):
     cache = tmp_path / "cache"

@@ -110,8 +110,8 @@ def _real(
                 instance,
             )
     notes = f"{table.STAMPS}: cut-out photographs and recordings (a; c: other individuals)"
+    second = _fetch(table.GCOMPRIS, cache_dir, say)
     try:  # the demo goes without the second package: it only adds held-out instances
-        second = _fetch(table.GCOMPRIS, cache_dir, say)
         if second.path is None:
             raise UserError(second.reason)
         media.update(_photographs(second.path, sample_rate))

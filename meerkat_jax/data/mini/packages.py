@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from meerkat_jax.errors import UserError
+
 _DOWNLOAD_SECONDS, _UPDATE_SECONDS, _UNPACK_SECONDS = 900, 240, 300
 _SETTINGS = (
     "Acquire::Retries=1",
@@ -47,7 +49,8 @@ def fetch_package(name: str, cache_dir: str | os.PathLike[str] | None = None) ->
     """Unpack a Debian package into `cache_dir/name`, or reuse it when it is there.
 
     Never raises for a missing tool, network or package, and never waits without end. The folder
-    appears under its name only when it is whole.
+    appears under its name only when it is whole. Raises UserError where something else has its
+    name: that is a cache to mend, not media that cannot be had.
     """
     try:
         cache = Path(cache_dir) if cache_dir is not None else default_cache()
@@ -56,6 +59,8 @@ def fetch_package(name: str, cache_dir: str | os.PathLike[str] | None = None) ->
     target = cache / name
     if target.is_dir():
         return Fetched(target, "already in the cache")
+    if os.path.lexists(target):
+        raise UserError(f"{target}: expected a folder, found a file or a broken link; remove it")
     missing = [tool for tool in ("apt-get", "dpkg") if shutil.which(tool) is None]
     if missing:
         return Fetched(None, f"{name}: no {' and no '.join(missing)} on this machine")
