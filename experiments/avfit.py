@@ -140,8 +140,8 @@ def mini() -> dict:
             {
                 "name": "answers",
                 "split": "train",
-                "kept": 8000,  # scenes; their tower tokens are computed once
-                "steps": 1250,
+                "kept": 10000,  # scenes; their tower tokens are computed once
+                "steps": 1550,
                 "batch": 12,
                 "learning_rate": 2e-3,
                 "warmup": 50,
@@ -163,7 +163,7 @@ def mini() -> dict:
             "sharpness": {"image": 50.0, "audio": 25.0},
         },
         "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},
-        "spread": {"coordinate": 0.02, "seconds": 0.1, "weight": 8.0},
+        "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 8.0},
         "optimizer": "muon",
         "weight_decay": 0.2,
         "clip_norm": 1.0,
