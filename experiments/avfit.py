@@ -165,6 +165,7 @@ def mini() -> dict:
         "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},
         "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 8.0},
         "optimizer": "muon",
+        "decay": "straight",
         "weight_decay": 0.2,
         "clip_norm": 1.0,
         "log_every": 100,

@@ -111,7 +111,7 @@ def main(_: list[str]) -> None:
         open_split(data.folder, phase["split"])  # a wrong name is found now, not after an hour
         senses.check_kept(phase, shapes[0]["trainable"])
     ends = list(itertools.accumulate(phase["steps"] for phase in phases))
-    total, rate = ends[-1], learning_rate(phases)
+    total, rate = ends[-1], learning_rate(config)
     stop = min(total, FLAGS.stop_after or total)
     names = jax.tree.map(jnp.asarray, data.name_ids())
     spread = losses.spread_targets(data.tokenizer.token_values(), **config["spread"])

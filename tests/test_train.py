@@ -26,7 +26,7 @@ from meerkat_jax.training.step import make_step, new_state
 from tests import tiny
 from tests.tolerances import tolerance
 
-STEPS = 8  # of the tiny config: 1 of phase "speaks", 2 of "names", 5 of "answers"
+STEPS = 8  # of the tiny config: 1 of phase "speaks", 2 of "sees", 5 of "answers"
 CONTRAST = {"temperature": 0.1, "threshold": 0.9, "sharpness": {"image": 10.0, "audio": 10.0}}
 BOX = {"inside": 0.5, "outside": 0.5, "fill": 1.0}
 FAST = {"xla_backend_optimization_level": 0}  # compile in a third of the time
@@ -59,7 +59,7 @@ def test_metrics_hold_every_term_and_rate(finished):
     rows = read_metrics(finished)
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 6, 8]  # each second, and a phase's last
-    assert [row["phase"] for row in steps] == ["speaks"] + ["names"] * 2 + ["answers"] * 3
+    assert [row["phase"] for row in steps] == ["speaks"] + ["sees"] * 2 + ["answers"] * 3
     phases = {phase["name"]: phase for phase in tiny.get_config().to_dict()["phases"]}
     for row in steps:
         terms = {f"loss/{term}" for term in phases[row["phase"]]["weights"]}
@@ -143,7 +143,7 @@ def test_missing_flags(door):
         ('config.data.mini.tran = 8', ["data.mini.tran", "data.mini.train"]),
         ('config.data.kind = "maxi"', ["maxi", "mini"]),
         ('config.phases[0]["weights"] = {"avot": 1.0}', ["avot", "avopt"]),
-        ('config.phases[1]["warmup"] = 2', ["'names'", "warmup 2 of 2 steps"]),
+        ('config.phases[1]["warmup"] = 2', ["'sees'", "warmup 2 of 2 steps"]),
         ('config.trainable = ("lora_a$",)', ["lora_a$"]),
         ('del config.log_every', ["log_every"]),
     ],
@@ -185,7 +185,7 @@ def test_overwrite_starts_anew(finished, train, tmp_path):
 
 
 def test_nonfinite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(train, tmp_path):
-    """Of phase "names" the first step has rate 0, the second breaks all; the next one shows it."""
+    """Of phase "sees" the first step has rate 0, the second breaks all; the next one shows it."""
     run = tmp_path / "run"
     flags = ["--config.phases[1].learning_rate=1e30", "--config.checkpoint_every=1"]
     said = refusal(train(run, *flags))

@@ -13,7 +13,7 @@ AVFIT = Path(__file__).parents[1] / "experiments" / "avfit.py"
 
 
 def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
-    """`experiments/avfit.py` with little of everything."""
+    """`experiments/avfit.py` with little of nearly everything."""
     config = load_config(f"{AVFIT}:{arg}").to_dict()
     config["name"] = "tiny"
     config["data"]["mini"] |= {
@@ -33,7 +33,7 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     model["avopt"] |= {"width": 8, "iterations": 5}
     model["avace"] |= {"width": 16, "heads": 2}
     model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
-    steps = {"speaks": 1, "names": 2, "answers": 5}
+    steps = {"speaks": 1, "sees": 2, "answers": 5}
     config["phases"] = [phase for phase in config["phases"] if phase["name"] in steps]
     for phase in config["phases"]:
         phase |= {"steps": steps[phase["name"]], "learning_rate": 1e-2, "batch": 4}

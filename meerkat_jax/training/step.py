@@ -28,6 +28,7 @@ from meerkat_jax.training.params import flatten, merge, selected, unflatten
 
 State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
+DECAYS = ("straight", "cosine")
 MUON_RMS = 0.4  # root mean square of a kernel's step, in learning rates; .8 learns far worse
 NAMING = {"image_names", "audio_names"}
 
@@ -38,13 +39,14 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
     "adamw", or "muon" (Jordan et al. 2024): matrices take steps whose singular values are all
     alike, scaled to the size of AdamW's (Liu et al. 2025, section 2.2); all else takes AdamW's.
     """
-    phases, slow = config["phases"], tuple(config["slow"])
-    if config["optimizer"] not in OPTIMIZERS:
-        raise UserError(f"config.optimizer {config['optimizer']!r}: expected one of {OPTIMIZERS}")
+    slow = tuple(config["slow"])
+    for key, known in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
+        if config[key] not in known:
+            raise UserError(f"config.{key} {config[key]!r}: expected one of {known}")
 
     def adamw(key: str) -> optax.GradientTransformation:
         return optax.adamw(
-            learning_rate(phases, key),
+            learning_rate(config, key),
             b2=config.get("b2", 0.98),
             weight_decay=config["weight_decay"],
             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
@@ -52,7 +54,7 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
 
     def muon(key: str) -> optax.GradientTransformation:
         return optax.contrib.muon(
-            learning_rate(phases, key),
+            learning_rate(config, key),
             weight_decay=config["weight_decay"],
             adam_b2=config.get("b2", 0.98),
             muon_weight_dimension_numbers=matrices,
@@ -88,21 +90,26 @@ def matrices(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(how, params)
 
 
-def learning_rate(phases: Sequence[Mapping], key: str = "learning_rate") -> optax.Schedule:
-    """The phases' schedules one after another: warm-up to phase[key], then a straight line to 0.
+def learning_rate(config: Mapping, key: str = "learning_rate") -> optax.Schedule:
+    """The phases' schedules one after another: warm-up to phase[key], then `config.decay` to 0.
 
-    Source: Bergsma et al. 2025, "Straight to Zero"; what it gives here is in docs/decisions.md.
+    "cosine", or "straight" (Bergsma et al. 2025, "Straight to Zero"; docs/decisions.md).
     """
+    decay = {"straight": _straight, "cosine": optax.cosine_decay_schedule}[config["decay"]]
     schedules, ends, total = [], [], 0
-    for phase in phases:
+    for phase in config["phases"]:
         peak, steps = phase.get(key, phase["learning_rate"]), phase["steps"]
         warmup = phase["warmup"]
         rise = optax.linear_schedule(0.0, peak, warmup)
-        fall = optax.linear_schedule(peak, 0.0, steps - warmup)
+        fall = decay(peak, steps - warmup)
         schedules.append(optax.join_schedules([rise, fall], [warmup]))
         total += steps
         ends.append(total)
     return optax.join_schedules(schedules, ends[:-1])
+
+
+def _straight(peak: float, steps: int) -> optax.Schedule:
+    return optax.linear_schedule(peak, 0.0, steps)
 
 
 def at_rest(tree: dict, still: Sequence[str], change: Callable) -> dict:
