@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from meerkat_jax.data.example import TASKS
 COLOURS = 6
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 3", "4 2")
 MAX_POINTS = 200
+WIDE = 5  # times the median distance of neighbouring points
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 340, 190, 44, 26, 10, 20
 LOSSES = {
     "loss": "Total loss",
@@ -89,8 +91,9 @@ def line_chart(title: str, lines: Series, unit_range: bool = False) -> str:
     parts = [_grid_line(place, x_ticks, y) for y in y_ticks]
     parts += [_label(place(x, y_ticks[0])[0], HEIGHT - 8, _short(x), "middle") for x in x_ticks]
     parts += [
-        _polyline(name, [place(x, y) for x, y in points], i)
+        _polyline(name, [place(x, y) for x, y in stretch], i)
         for i, (name, points) in enumerate(lines.items())
+        for stretch in _stretches(points)
     ]
     summary = "; ".join(f"{n} ends at {p[-1][1]:.3g}" for n, p in lines.items())
     return (
@@ -126,6 +129,14 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     points = sorted(points)
     groups = np.array_split(np.array(points), min(len(points), MAX_POINTS))
     return [tuple(group.mean(0).tolist()) for group in groups]
+
+
+def _stretches(points: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """The points in parts, broken at wide gaps: a phase between did not measure this."""
+    steps = np.diff([x for x, _ in points])
+    breaks = np.flatnonzero(steps > WIDE * np.median(steps)) + 1 if len(steps) else []
+    bounds = [0, *breaks, len(points)]
+    return [points[i:j] for i, j in itertools.pairwise(bounds)]
 
 
 def _placer(x_ticks: Sequence[float], y_ticks: Sequence[float]):

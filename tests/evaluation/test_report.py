@@ -226,6 +226,12 @@ def test_what_is_held_out_stands_beside_training_in_one_chart():
     assert "Answer tokens" in drawn and "new compositions" in drawn
 
 
+def test_a_line_does_not_cross_a_phase_that_did_not_measure_it():
+    points = [(float(step), 1.0) for step in (100, 200, 3300, 3400, 3450)]
+    drawn = charts.line_chart("Answer tokens", {"training": points})
+    assert [path.count(",") for path in re.findall('polyline points="([^"]*)"', drawn)] == [2, 3]
+
+
 def test_panels_sort_losses_and_scores_and_leave_out_the_rest():
     keys = ("loss", "loss/avace", "learning_rate", "new/arig/ciou", "token_accuracy", "mfu")
     losses, scores = charts.panels({key: [(0.0, 1.0)] for key in keys})
