@@ -7,7 +7,7 @@
     done; done
     python experiments/ablations/summary.py runs/alignment
 
-Two CPU cores; of each phase of the main job about half to three quarters of its steps, the same
+Two CPU cores; of each phase of the main job about half of its steps, the same
 data and order of examples in all arms of a seed. What comes out: a benchmark.json in each work
 directory, and a table. A term of weight 0 is still computed and logged. The arms differ in `binds`
 only: in `answers` what both terms train for the language model is at rest (experiments/avfit.py).
