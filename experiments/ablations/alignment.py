@@ -7,10 +7,10 @@
     done; done
     python experiments/ablations/summary.py runs/alignment
 
-Two CPU cores; of each phase of the main job about half of its steps, the same
-data and order of examples in all arms of a seed. What comes out: a benchmark.json in each work
-directory, and a table. A term of weight 0 is still computed and logged. The arms differ in `binds`
-only: in `answers` what both terms train for the language model is at rest (experiments/avfit.py).
+Two CPU cores; of each phase of the main job .4 to .75 of its steps, the same data and order of
+examples in all arms of a seed. What comes out: a benchmark.json in each work directory, and a
+table. A term of weight 0 is still computed and logged. The arms differ in `binds` only: in
+`answers` what both terms train for the language model is at rest (experiments/avfit.py).
 """
 
 from pathlib import Path

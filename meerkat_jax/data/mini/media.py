@@ -64,7 +64,7 @@ def load_media(
     """Load the media of the mini data set.
 
     kind: "real", "procedural", or "auto" (real where they can be had; `say` is told otherwise).
-    Raises UserError for another kind, and for "real" where they cannot be had.
+    Raises UserError for another kind, for a cache to mend, and for "real" where they cannot be had.
     """
     if kind == "procedural":
         return _procedural(sample_rate)
