@@ -6,7 +6,8 @@ Doors build the same model from the same words here, whether they train, evaluat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,11 @@ from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import construct
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
+from meerkat_jax.models.connectors import AlignConfig
 from meerkat_jax.models.layers import LoraConfig, axis_waves, waves
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.models.meerkat import Meerkat
+from meerkat_jax.models.rotary import RopeScaling
 
 ALIKE = 2.0  # what names have in common, in lengths of what is their own
 
@@ -157,11 +160,11 @@ def name_rows(table: jax.Array, words: Sequence[int], common: jax.Array) -> jax.
 def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
     """Build the model that `config` (data, model, prompt) describes."""
     parts, data = config["model"], config["data"]
-    lora = parts["llama"].get("lora")
     prompt = make_prompt(tokenizer, config["prompt"])
     llama = dict(parts["llama"]) | {
         "vocab_size": tokenizer.padded_vocab_size,
-        "lora": construct(LoraConfig, _tuples(lora), "model.llama.lora") if lora else None,
+        "lora": _maybe(LoraConfig, parts["llama"], "lora"),
+        "rope_scaling": _maybe(RopeScaling, parts["llama"], "rope_scaling"),
     }
     model = Meerkat(
         image_tower=construct(ClipVision, parts["image"], "model.image"),
@@ -172,6 +175,8 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
         prefix=prompt.prefix,
         connector=parts["connector"],
         image_pool=parts.get("image_pool", 1),
+        conv_align=construct(AlignConfig, _tuples(parts.get("conv_align", {})), "model.conv_align"),
+        words=tokenizer.vocab_size,
     )
     shapes = Shapes(
         image_size=parts["image"]["image_size"],
@@ -184,6 +189,12 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
     )
     logmel = construct(LogMel, {"sample_rate": data["sample_rate"], **parts["mel"]}, "model.mel")
     return Assembly(model, tokenizer, prompt, logmel, shapes)
+
+
+def _maybe(kind: Callable, llama: Mapping, key: str) -> Any:
+    """What the language model's section says under `key`, as a `kind`; None if nothing."""
+    own = llama.get(key)
+    return construct(kind, _tuples(own), f"model.llama.{key}") if own else None
 
 
 def _tuples(fields: Mapping) -> dict:

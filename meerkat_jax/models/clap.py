@@ -30,11 +30,18 @@ CROPS = 3  # local views beside the global one
 def bicubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """Four-tap cubic interpolation with aligned corners: (int[4, target] places, float32 weights).
 
-    Keys' kernel with a = -0.75, the edge repeated. Places are computed in float32, as the reference
-    does: at frame 1000 a float64 place differs by enough to show in the sixth digit.
+    Places are computed in float32, as the reference does: at frame 1000 a float64 place differs by
+    enough to show in the sixth digit.
     """
     scale = np.float32(source - 1) / np.float32(max(target - 1, 1))
-    place = np.arange(target, dtype=np.float32) * scale
+    return cubic_taps(np.arange(target, dtype=np.float32) * scale, source)
+
+
+def cubic_taps(place: np.ndarray, source: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cubic interpolation at `place` float32[N] of `source` samples: int, float32[4, N].
+
+    The four nearest samples and their weights: Keys' kernel with a = -0.75, the edge repeated.
+    """
     below = np.floor(place).astype(int)
     part = place - below.astype(np.float32)
     offsets = np.arange(-1, 3)[:, None]

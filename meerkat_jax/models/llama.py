@@ -1,15 +1,15 @@
 """The Llama decoder (Touvron et al. 2023): RMSNorm, rotary positions, SwiGLU, grouped queries.
 
 Parameters keep the published names and values: `layers` holds q, k, v, o, gate, up, down of all
-layers, stacked on a leading axis L by `nn.scan`. Rotary embedding (Su et al. 2021, eq. 34) pairs
-feature i with i + Dh/2, as the published weights expect.
+layers, stacked on a leading axis L by `nn.scan`. A checkpoint's vocabulary stays as published; what
+is added to it has rows of its own (`Llama.pretrained`).
 
 Attention is a sum over *parts* of the keys (Milakov & Gimelshein 2018): a shared prefix, cached
 slots, the new tokens. So several questions share one picture-sound prefix (`Layout`) and generation
 extends a cache, neither ever forming the S x S square of scores.
 
 Letters: B batch, S sequence or cache slots, D width, H heads, K key-value heads, Dh head width,
-L layers, P prefix tokens, Q questions, T tokens per question, C vocabulary.
+L layers, P prefix tokens, Q questions, T tokens per question, C vocabulary, W published pieces.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.models.layers import BRANCH, NEGATIVE, Dense, LoraConfig, RMSNorm, same_start
+from meerkat_jax.models.rotary import RopeScaling, rotary, rotate
 
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -40,6 +41,8 @@ START = {
     "o": same_start(0.3, 1, back=True),
     "down": BRANCH,
 }
+
+ROWS = 64  # a published table is filled up to a multiple of it, to be divided over devices
 
 Cache = dict[str, jax.Array]
 Part = tuple[jax.Array, jax.Array, jax.Array]
@@ -106,19 +109,6 @@ def repeat_cache(cache: Cache, times: int) -> Cache:
     """Share each row among `times` questions: row b becomes rows b*times ... (b + 1)*times - 1."""
     axis = {"k": 1, "v": 1, "valid": 0}
     return {name: jnp.repeat(array, times, axis[name]) for name, array in cache.items()}
-
-
-def rotary(positions: jax.Array, width: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine float32[B, S, 1, width/2] of int[B, S] positions (1: for the heads)."""
-    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    """Turn each pair (i, i + Dh/2) of float[B, S, H, Dh] by its position's angle."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], -1).astype(x.dtype)
 
 
 def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
@@ -246,6 +236,11 @@ class Llama(nn.Module):
     `head_dim` None means width / heads, `embed_std` None width**-0.5; `remat` is "none" or a key of
     `REMAT`; `tied` logits reuse the embedding. Parameters are float32, computation is in `dtype`,
     logits are float32.
+
+    `pretrained` is W, the pieces of a checkpoint's vocabulary (0: there is no checkpoint, and the
+    embedding is one table of C rows). With it the tables `embedding` and of the head hold those
+    pieces, filled up to a multiple of `ROWS`, and can stay frozen; tokens from W on, which are read
+    but never said, have the rows `added` float[C - W, D].
     """
 
     vocab_size: int = 32000
@@ -262,13 +257,17 @@ class Llama(nn.Module):
     lora: LoraConfig | None = None
     dtype: jnp.dtype = jnp.float32
     embed_std: float | None = None
+    pretrained: int = 0
+    rope_scaling: RopeScaling | None = None
 
     def setup(self):
         """Build the scanned layers; raises UserError on sizes that do not divide."""
         self._check()
         std = self.width**-0.5 if self.embed_std is None else self.embed_std
         init = nn.initializers.normal(std)
-        self.embedding = self.param("embedding", init, (self.vocab_size, self.width))
+        self.embedding = self.param("embedding", init, (self.table_rows, self.width))
+        if self.more_rows:
+            self.added = self.param("added", init, (self.more_rows, self.width))
         block = Block
         if self.remat != "none":
             policy = REMAT[self.remat]
@@ -290,12 +289,22 @@ class Llama(nn.Module):
         )
         self.norm = RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
-            self.lm_head = Dense(self.vocab_size, use_bias=False, dtype=self.dtype)
+            self.lm_head = Dense(self.table_rows, use_bias=False, dtype=self.dtype)
 
     @property
     def head_width(self) -> int:
         """Dh: `head_dim`, or what is left of the width for each head."""
         return self.width // self.heads if self.head_dim is None else self.head_dim
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of `embedding`, and columns of the head."""
+        return self.pretrained + -self.pretrained % ROWS if self.pretrained else self.vocab_size
+
+    @property
+    def more_rows(self) -> int:
+        """Rows of `added`; there is no such leaf without any."""
+        return self.vocab_size - self.pretrained if self.pretrained else 0
 
     def _check(self) -> None:
         whole = self.head_dim is not None or self.width % self.heads == 0
@@ -306,20 +315,36 @@ class Llama(nn.Module):
                 f"head_dim {self.head_dim}: head_dim (if None, width / heads) must be a multiple "
                 "of 2 above 0, and heads one of kv_heads; change one of them"
             )
+        if not 0 <= self.pretrained <= self.vocab_size:
+            raise UserError(
+                f"llama: the checkpoint has {self.pretrained} pieces, the tokenizer "
+                f"{self.vocab_size}; use the checkpoint's own tokenizer"
+            )
         if self.remat != "none" and self.remat not in REMAT:
             known = ", ".join(["none", *REMAT])
             raise UserError(f"llama: remat {self.remat!r} is unknown; choose one of {known}")
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """int[...] token ids in 0..C-1 -> float[..., D]."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        if not self.more_rows:
+            return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        own = ids - self.pretrained
+        published = jnp.take(self.embedding, jnp.minimum(ids, self.pretrained - 1), axis=0)
+        added = jnp.take(self.added, jnp.maximum(own, 0), axis=0)
+        return jnp.where(own[..., None] < 0, published, added).astype(self.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """float[..., D] after the final norm -> float32[..., C]."""
+        """float[..., D] after the final norm -> float32[..., C]; NEGATIVE for added tokens."""
         if self.tied:
             table = self.embedding.astype(self.dtype)
-            return jnp.einsum("...d,cd->...c", hidden, table, preferred_element_type=jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+            said = jnp.einsum("...d,cd->...c", hidden, table, preferred_element_type=jnp.float32)
+        else:
+            said = self.lm_head(hidden).astype(jnp.float32)
+        if not self.pretrained:
+            return said
+        missing = [(0, 0)] * (said.ndim - 1) + [(0, max(self.vocab_size - self.table_rows, 0))]
+        said = jnp.pad(said, missing)[..., : self.vocab_size]
+        return jnp.where(jnp.arange(self.vocab_size) < self.pretrained, said, NEGATIVE)
 
     def __call__(
         self,
@@ -345,7 +370,7 @@ class Llama(nn.Module):
         out when `deterministic` is False, and then needs the rng "dropout". Raises UserError when
         the layout or the cache does not fit the tokens.
         """
-        cosine, sine = rotary(positions, self.head_width, self.rope_theta)
+        cosine, sine = rotary(positions, self.head_width, self.rope_theta, self.rope_scaling)
         row = {"cosine": cosine, "sine": sine, "valid": valid, "owners": owners, "seen": None}
         past = None
         _check_call(x, layout, cache, slot)

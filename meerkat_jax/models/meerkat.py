@@ -5,7 +5,8 @@
     sound   -> HTSAT -> tokens -+-> connector -> AVACE -+
 
 Source: Meerkat (arXiv 2407.01851), figure 2 and section 3. One code for all sizes; what differs
-between the mini and the 7B model is in the fields of the parts.
+between the mini and the 7B model is in the fields of the parts. The connector of the authors'
+release (`conv_align`) leaves fewer tokens than there are places, and so comes after AVACE.
 
 Letters: B pairs, R runs of T tokens that hold the questions of a pair, V image tokens, A audio
 tokens, P prefix tokens, D width of the language model, C vocabulary.
@@ -24,10 +25,9 @@ from meerkat_jax.alignment.avopt import AVOpT
 from meerkat_jax.errors import UserError
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.layers import Dense, RMSNorm, grid_waves
+from meerkat_jax.models.connectors import AlignConfig, Connector, ConvAlign, left
+from meerkat_jax.models.layers import RMSNorm, grid_waves
 from meerkat_jax.models.llama import Cache, Layout, Llama, init_cache
-
-CONNECTORS = ("linear", "mlp")
 
 
 class Placed(nn.Module):
@@ -53,23 +53,6 @@ class Placed(nn.Module):
         return grid_waves(None, self.grid, width) + jax.random.normal(key, (width,))
 
 
-class Connector(nn.Module):
-    """Tower tokens to the language model's width: float[B, N, I] -> float[B, N, width]."""
-
-    width: int
-    kind: str = "linear"
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """One linear layer, or two with a GELU between (`mlp`)."""
-        if self.kind not in CONNECTORS:
-            raise UserError(f"connector {self.kind!r} is unknown; choose from {CONNECTORS}")
-        if self.kind == "mlp":
-            tokens = nn.gelu(Dense(self.width, dtype=self.dtype, name="inner")(tokens))
-        return Dense(self.width, dtype=self.dtype, name="outer")(tokens)
-
-
 def pool(tokens: jax.Array, side: int) -> jax.Array:
     """Means over side x side neighbours in a square grid, row by row.
 
@@ -87,7 +70,8 @@ class Meerkat(nn.Module):
     `prefix` says how a sequence begins: runs of token ids and the words "image" and "audio" for the
     places of the tokens that the towers give (data/prompt.py). An image token is the mean over
     image_pool x image_pool patches: a small tower learns far more from fine patches, and all that
-    is behind it costs by the token.
+    is behind it costs by the token. `conv_align` has the sizes of the connector of that name, which
+    attends to the first `words` rows of the language model's table (None: to all of them).
     """
 
     image_tower: ClipVision
@@ -98,6 +82,8 @@ class Meerkat(nn.Module):
     prefix: tuple
     connector: str = "linear"
     image_pool: int = 1
+    conv_align: AlignConfig = AlignConfig()
+    words: int | None = None
 
     def setup(self):
         """The places and connectors of both token sets."""
@@ -108,14 +94,24 @@ class Meerkat(nn.Module):
                 f"{patches} x {patches} patches; use a divisor of {patches}, 1 for no pooling"
             )
         width, dtype = self.llama.width, self.llama.dtype
+        if self.aligns:
+            sizes = self.conv_align
+            self.image_connector = ConvAlign(width, *sizes.image, sizes.heads, dtype)
+            self.audio_connector = ConvAlign(width, *sizes.audio, sizes.heads, dtype)
+            return
         self.image_placed = Placed(self.image_grid, dtype)
         self.audio_placed = Placed(self.audio_tower.grid, dtype)
         self.image_connector = Connector(width, self.connector, dtype)
         self.audio_connector = Connector(width, self.connector, dtype)
 
     @property
+    def aligns(self) -> bool:
+        """Whether the connectors are the release's: fewer tokens, behind AVACE."""
+        return self.connector == "conv_align"
+
+    @property
     def image_grid(self) -> tuple[int, int]:
-        """(rows, columns) of the image tokens."""
+        """(rows, columns) of the image tokens that AVOpT and AVACE see."""
         tower = self.image_tower
         return (tower.image_size // tower.patch_size // self.image_pool,) * 2
 
@@ -126,9 +122,11 @@ class Meerkat(nn.Module):
 
     @property
     def prefix_length(self) -> int:
-        """P: markers, V and A."""
-        rows, columns = self.audio_tower.grid
-        places = {"image": self.image_grid[0] * self.image_grid[1], "audio": rows * columns}
+        """P: markers, and the tokens of picture and sound that the connectors leave."""
+        grids = {"image": self.image_grid, "audio": self.audio_tower.grid}
+        places = {name: math.prod(grid) for name, grid in grids.items()}
+        if self.aligns:
+            places = {name: left(n, *getattr(self.conv_align, name)) for name, n in places.items()}
         return sum(places[part] if isinstance(part, str) else len(part) for part in self.prefix)
 
     def sense(
@@ -148,24 +146,52 @@ class Meerkat(nn.Module):
         Returns image float[B, V, D] and audio float[B, A, D] (connected), attention float[B, V]
         (AVACE's map, a mean over the sound), map float[B, A, V], distance float[B] and plan
         float[B, V, A] (AVOpT), image_tokens, audio_tokens (of the towers); image_alone and
-        audio_alone: connected, without places and AVACE, so that neither knows of the other.
+        audio_alone: connected, without places and AVACE, so that neither knows of the other. With
+        `conv_align` the connected ones are fewer, attention, map and plan are not.
         """
         transport = self.avopt(image_tokens, audio_tokens)
-        # Connected tokens are of one space, that of words: what is heard finds what is seen.
-        image, image_places = self.image_placed(self.image_connector(image_tokens))
-        audio, audio_places = self.audio_placed(self.audio_connector(audio_tokens))
-        exchange = self.avace(image, audio, image_places=image_places, audio_places=audio_places)
+        join = self._aligned if self.aligns else self._placed
         return {
             "image_tokens": image_tokens,
             "audio_tokens": audio_tokens,
             "distance": transport["distance"],
             "plan": transport["plan"],
+            **join(image_tokens, audio_tokens),
+        }
+
+    def _placed(self, image_tokens, audio_tokens):
+        """Connected, then joined by AVACE: connected tokens are of one space, that of words.
+
+        So what is heard finds what is seen.
+        """
+        image, image_places = self.image_placed(self.image_connector(image_tokens))
+        audio, audio_places = self.audio_placed(self.audio_connector(audio_tokens))
+        exchange = self.avace(image, audio, image_places=image_places, audio_places=audio_places)
+        return {
             "attention": exchange["attention"],
             "map": exchange["map"],
             "image": exchange["image"],
             "audio": exchange["audio"],
             "image_alone": image,
             "audio_alone": audio,
+        }
+
+    def _aligned(self, image_tokens, audio_tokens):
+        """Joined by AVACE, then connected: what is left after that has no place in the picture.
+
+        The towers' tokens know their places, and no others are added. So where AVACE sets no marks
+        (`avace.mark`) and is untrained, the language model gets what the release gives it.
+        """
+        exchange = self.avace(image_tokens, audio_tokens)
+        count = self.llama.vocab_size if self.words is None else self.words
+        table = self.llama.embed(jnp.arange(count))
+        return {
+            "attention": exchange["attention"],
+            "map": exchange["map"],
+            "image": self.image_connector(exchange["image"], table),
+            "audio": self.audio_connector(exchange["audio"], table),
+            "image_alone": self.image_connector(image_tokens, table),
+            "audio_alone": self.audio_connector(audio_tokens, table),
         }
 
     def perceive(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax.traverse_util import flatten_dict, unflatten_dict
 from transformers import ClapAudioConfig, ClapAudioModel
 
 from meerkat_jax.errors import UserError
@@ -29,7 +28,11 @@ from meerkat_jax.models.swin import (
     shift_mask,
     split_windows,
 )
+from meerkat_jax.training.params import flatten
+from meerkat_jax.weights import clap
+from meerkat_jax.weights.table import published
 from tests.tolerances import tolerance
+from tests.weights.towers import as_numpy, converted, randomise, shapes
 
 SMALL = {"patch_size": 8, "width": 32, "heads": (2, 4, 8)}
 # Published widths, heads and token grids. Depths are cut (6 blocks to 2, and to 1 where the other
@@ -41,51 +44,7 @@ SETUPS = {
     "real-fused": {"depths": (2, 2, 2, 2), "fused": True},
 }
 LONGER = np.array([True, False, True])
-
-# Published names to ours, applied in order; the leaf is handled apart.
-RENAMES = (
-    (r"^audio_encoder\.", ""),
-    (r"^batch_norm", "mel_norm"),
-    (r"patch_embed\.proj\b", "patch_embed.projection"),
-    (r"mel_conv2d", "local_projection"),
-    (r"fusion_model\.local_att\.", "fusion.local_"),
-    (r"fusion_model\.global_att\.", "fusion.pooled_"),
-    (r"local_0|pooled_1", lambda m: m[0][:-1] + "in"),
-    (r"local_1|pooled_2", lambda m: m[0][:-1] + "in_norm"),
-    (r"local_3|pooled_4", lambda m: m[0][:-1] + "out"),
-    (r"local_4|pooled_5", lambda m: m[0][:-1] + "out_norm"),
-    (r"layers\.(\d)\.downsample", r"merge_\1"),
-    (r"layers\.(\d)\.blocks\.(\d)", r"stage_\1.block_\2"),
-    (r"attention\.self\.(query|key|value)", lambda m: f"attention.{m[1][0]}"),
-    (r"attention\.self\.relative_position_bias_table", "attention.relative_bias"),
-    (r"attention\.output\.dense", "attention.o"),
-    (r"layernorm_before", "norm1"),
-    (r"layernorm_after", "norm2"),
-    (r"intermediate\.dense", "up"),
-    (r"output\.dense", "down"),
-    (r"running_(mean|var)$", r"bn_\1"),
-)
-
-
-def convert(state: dict[str, torch.Tensor]) -> dict:
-    """A published state dict as our parameter tree."""
-    flat = {}
-    for key, value in state.items():
-        if key.endswith(("relative_position_index", "num_batches_tracked")):
-            continue
-        for pattern, new in RENAMES:
-            key = re.sub(pattern, new, key)
-        *path, leaf = key.split(".")
-        array = value.numpy()
-        if leaf == "weight":
-            leaf = "scale" if array.ndim == 1 else "kernel"
-        if leaf == "kernel" and array.ndim == 4:
-            array = array.transpose(2, 3, 1, 0)
-            array = array[0, 0] if array.shape[:2] == (1, 1) else array
-        elif leaf == "kernel":
-            array = array.T
-        flat[(*path, leaf)] = np.array(array)
-    return unflatten_dict(flat)
+WHOLE = "audio_model."  # before names in a whole CLAP
 
 
 def published_config(ours: ClapAudio) -> ClapAudioConfig:
@@ -105,23 +64,9 @@ def published_config(ours: ClapAudio) -> ClapAudioConfig:
 def pair(name: str) -> tuple[ClapAudio, dict, ClapAudioModel]:
     """(our module, its parameters, transformers' model), with weights large enough to matter."""
     ours = ClapAudio(**SETUPS[name])
-    torch.manual_seed(0)
-    theirs = ClapAudioModel(published_config(ours)).eval()
-    with torch.no_grad():
-        for key, value in theirs.state_dict().items():
-            if key.endswith("running_var"):
-                value.uniform_(100.0, 400.0) if "encoder.batch_norm" in key else value.uniform_(
-                    0.5, 2
-                )
-            elif key.endswith("running_mean"):
-                value.normal_(-40.0 if "encoder.batch_norm" in key else 0.0, 0.5)
-            elif key.endswith("bias_table"):
-                value.normal_(0.0, 0.5)
-            elif value.ndim > 1 and value.is_floating_point():
-                value.normal_(0.0, value[0].numel() ** -0.5)
-            elif value.ndim == 1:
-                value.add_(0.2 * torch.randn_like(value))
-    return ours, {"params": convert(theirs.state_dict())}, theirs
+    theirs = randomise(ClapAudioModel(published_config(ours)))
+    state = as_numpy(theirs.state_dict(), WHOLE)
+    return ours, converted(ours, theirs.config.to_dict(), state), theirs
 
 
 def log_mel(name: str, frames: int = 1001) -> np.ndarray:
@@ -169,15 +114,11 @@ def their_run(name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("fused", [True, False])
 def test_tree_has_one_leaf_per_published_tensor(fused: bool) -> None:
     ours = ClapAudio(fused=fused)
-    mel = jnp.zeros((1, 1001, 64))
-    tree = jax.eval_shape(ours.init, jax.random.key(0), mel)["params"]
     with torch.device("meta"):
         theirs = ClapAudioModel(published_config(ours))
-    state = {k: torch.empty(v.shape) for k, v in theirs.state_dict().items()}
-    published = flatten_dict(convert(state))
-    assert {k: v.shape for k, v in flatten_dict(tree).items()} == {
-        k: v.shape for k, v in published.items()
-    }
+    state = {WHOLE + name: np.empty(value.shape) for name, value in theirs.state_dict().items()}
+    found = flatten(converted(ours, theirs.config.to_dict(), state)["params"])
+    assert {path: leaf.shape for path, leaf in found.items()} == shapes(ours)
 
 
 @pytest.mark.parametrize("source,target", [(1001, 1024), (501, 1024), (7, 20), (2, 5), (1, 3)])
@@ -208,8 +149,8 @@ def test_tower(name: str) -> None:
     ours, _, _ = pair(name)
     got, expected = our_run(name), their_run(name)
     np.testing.assert_allclose(got["patches"], expected["patches"], **tolerance("module"))
-    for mine, published in zip(got["stages"], expected["stages"], strict=True):
-        np.testing.assert_allclose(mine, published, **tolerance("stack"))
+    for mine, theirs in zip(got["stages"], expected["stages"], strict=True):
+        np.testing.assert_allclose(mine, theirs, **tolerance("stack"))
     np.testing.assert_allclose(got["tokens"], expected["tokens"], **tolerance("stack"))
     np.testing.assert_allclose(got["pooled"], expected["pooled"], **tolerance("stack"))
     assert tuple(map(int, got["grid"])) == ours.grid == (2, 32)
@@ -256,23 +197,19 @@ def test_gradients() -> None:
     out = theirs(x, is_longer=torch.tensor(LONGER)[:, None]).last_hidden_state
     theirs.zero_grad()
     (their_tokens(out) * torch.tensor(weight)).mean().backward()
-    expected = {k: p.grad for k, p in theirs.named_parameters() if p.grad is not None}
-    expected = flatten_dict(convert(expected))
-    got = flatten_dict(by_params["params"])
-    assert {k for k in got if k[-1] not in STATISTICS} == set(expected)
-    for path, value in expected.items():
-        key_bias = path[-2:] == ("k", "bias")
-        scale = expected[(*path[:-2], "q", "bias")] if key_bias else value
-        size = np.abs(scale).max()
+    grads = {k: p.grad for k, p in theirs.named_parameters() if p.grad is not None}
+    expected = as_numpy(grads, WHOLE)
+    got = published(clap.rows({}), jax.device_get(flatten(by_params["params"])))
+    statistics = {name for name in got if "running_" in name}
+    assert got.keys() - statistics == expected.keys()
+    for name, value in expected.items():
+        size = np.abs(expected[name.replace("key.bias", "query.bias")]).max()
         np.testing.assert_allclose(
-            got[path] / size,
-            value / size,
-            **tolerance("tower gradient"),
-            err_msg=str(path),
+            got[name] / size, value / size, **tolerance("tower gradient"), err_msg=name
         )
     size = float(x.grad.abs().max())
     np.testing.assert_allclose(by_mel / size, x.grad / size, **tolerance("tower gradient"))
-    assert all(not np.any(v) for k, v in got.items() if k[-1] in STATISTICS)
+    assert not any(np.any(got[name]) for name in statistics)
 
 
 def test_crops_count_only_for_longer_clips() -> None:

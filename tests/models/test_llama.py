@@ -1,4 +1,4 @@
-"""The Llama decoder against transformers and peft, and against itself."""
+"""The Llama decoder against itself; against transformers and peft: tests/weights/test_llama.py."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peft
 import pytest
-import torch
-import transformers
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import LoraConfig
+from meerkat_jax.models.layers import NEGATIVE, LoraConfig
 from meerkat_jax.models.llama import (
     REMAT,
     Layout,
@@ -22,73 +19,11 @@ from meerkat_jax.models.llama import (
     init_cache,
     repeat_cache,
 )
+from meerkat_jax.models.rotary import RopeScaling, rotary
 from tests.tolerances import tolerance
 
 SMALL = {"vocab_size": 61, "width": 32, "depth": 3, "heads": 4, "kv_heads": 2, "mlp_dim": 44}
-CONFIGS = {
-    "grouped": SMALL,
-    "tied": SMALL | {"tied": True, "kv_heads": 1, "rope_theta": 1e5},
-    "ungrouped": SMALL | {"kv_heads": 4, "norm_eps": 1e-6},
-    "wide heads": SMALL | {"head_dim": 12},
-}
-NAMES = {
-    "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k",
-    "self_attn.v_proj": "v",
-    "self_attn.o_proj": "o",
-    "mlp.gate_proj": "gate",
-    "mlp.up_proj": "up",
-    "mlp.down_proj": "down",
-}
 LORA = LoraConfig(rank=3, alpha=6.0, dropout=0.5)
-
-
-def reference(model: Llama) -> transformers.LlamaForCausalLM:
-    """transformers' model of the same sizes, with random weights."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.width,
-        num_hidden_layers=model.depth,
-        num_attention_heads=model.heads,
-        num_key_value_heads=model.kv_heads,
-        head_dim=model.head_width,
-        intermediate_size=model.mlp_dim,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        rms_norm_eps=model.norm_eps,
-        tie_word_embeddings=model.tied,
-        attn_implementation="eager",
-        initializer_range=0.1 if model.width < 1000 else 0.02,
-    )
-    theirs = transformers.LlamaForCausalLM(config).eval()
-    for name, weight in theirs.named_parameters():  # norms start as ones, which would test nothing
-        if "norm" in name:
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
-    return theirs
-
-
-def stacked(state: dict, pattern: str, depth: int) -> np.ndarray:
-    """Weights of one name of all layers, [L, ...], matrices as [in, out]."""
-    return np.stack([state[pattern.format(i)].detach().numpy().T for i in range(depth)])
-
-
-def converted(theirs, model: Llama) -> dict:
-    """Parameters of ours from transformers' weights."""
-    state = {name: value.detach() for name, value in theirs.named_parameters()}
-    layer, n = "model.layers.{}.", model.depth
-    layers = {
-        ours: {"kernel": stacked(state, f"{layer}{name}.weight", n)} for name, ours in NAMES.items()
-    }
-    for name, ours in (("input", "attention_norm"), ("post_attention", "mlp_norm")):
-        layers[ours] = {"scale": stacked(state, f"{layer}{name}_layernorm.weight", n)}
-    params = {
-        "embedding": state["model.embed_tokens.weight"].numpy(),
-        "layers": layers,
-        "norm": {"scale": state["model.norm.weight"].numpy()},
-    }
-    if not model.tied:
-        params["lm_head"] = {"kernel": state["lm_head.weight"].numpy().T}
-    return params
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layout", "deterministic", "keep_layers"))
@@ -127,90 +62,8 @@ def tokens(*shape: int, width: int = SMALL["width"], seed: int = 3) -> np.ndarra
 
 
 def close(ours, theirs, name: str) -> None:
-    """Compare arrays or tensors, to a named tolerance."""
-    if isinstance(theirs, torch.Tensor):
-        theirs = theirs.detach().numpy()
+    """Compare arrays, to a named tolerance."""
     np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), **tolerance(name))
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def pair(request):
-    """Ours, its parameters, and transformers' model with the same weights."""
-    model = Llama(**CONFIGS[request.param])
-    theirs = reference(model)
-    return model, converted(theirs, model), theirs
-
-
-def test_forward_equals_transformers(pair):
-    model, params, theirs = pair
-    ids = np.random.default_rng(0).integers(0, model.vocab_size, (2, 17))
-    gold = theirs(torch.tensor(ids), output_hidden_states=True)
-    x = model.apply({"params": params}, ids, method="embed")
-    close(x, gold.hidden_states[0], "bitwise")
-    out = run(model, params, x, keep_layers=True)
-    close(out["layers"][0], gold.hidden_states[1], "module")
-    for ours, layer in zip(out["layers"][:-1], gold.hidden_states[1:-1], strict=True):
-        close(ours, layer, "stack")
-    close(out["layers"][-1], out["stream"], "bitwise")
-    close(out["hidden"], gold.hidden_states[-1], "stack")
-    close(model.apply({"params": params}, out["hidden"], method="logits"), gold.logits, "logits")
-
-
-def test_initial_tree_is_the_published_one(pair):
-    model, params, _ = pair
-    ours = jax.eval_shape(lambda: initial(model))
-    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, params)
-
-
-def test_input_gradient_equals_torch(pair):
-    model, params, theirs = pair
-    x, weight = tokens(2, 9), tokens(2, 9, seed=4)
-    leaf = torch.tensor(x, requires_grad=True)
-    (theirs.model(inputs_embeds=leaf)[0] * torch.tensor(weight)).sum().backward()
-    ours = jax.grad(lambda x: (run(model, params, x)["hidden"] * weight).sum())(x)
-    close(ours, leaf.grad, "stack_gradient")
-
-
-def test_real_width_equals_transformers():
-    """Llama-2-7B's width, heads and head width; fewer words and a narrower MLP for speed."""
-    model = Llama(vocab_size=64, width=4096, depth=1, heads=32, kv_heads=32, mlp_dim=1024)
-    theirs = reference(model)
-    ids = np.arange(12)[None] * 5
-    params = converted(theirs, model)
-    out = run(model, params, model.apply({"params": params}, ids, method="embed"))
-    with torch.no_grad():
-        gold = theirs(torch.tensor(ids), output_hidden_states=True)
-    close(out["hidden"], gold.hidden_states[-1], "stack")
-    close(model.apply({"params": params}, out["hidden"], method="logits"), gold.logits, "logits")
-
-
-def test_lora_equals_peft_in_value_and_gradient():
-    model = Llama(**SMALL, lora=LORA)
-    theirs = reference(model)
-    config = peft.LoraConfig(
-        r=LORA.rank,
-        lora_alpha=LORA.alpha,
-        lora_dropout=LORA.dropout,
-        target_modules=[f"{name}_proj" for name in LORA.targets],
-        init_lora_weights=False,
-    )
-    params = converted(theirs, model)
-    adapted = peft.get_peft_model(theirs, config).eval()
-    state = dict(adapted.named_parameters())
-    pattern = "base_model.model.model.layers.{{}}.{}.lora_{}.default.weight"
-    halves = [(o, n, h) for n, o in NAMES.items() if o in LORA.targets for h in "ab"]
-    for ours, name, half in halves:
-        weights = stacked(state, pattern.format(name, half.upper()), model.depth)
-        params["layers"][ours][f"lora_{half}"] = weights
-    x, weight = tokens(2, 9), tokens(2, 9, seed=4)
-    gold = adapted.base_model.model.model(inputs_embeds=torch.tensor(x))[0]
-    (gold * torch.tensor(weight)).sum().backward()
-    close(run(model, params, x)["hidden"], gold, "stack")
-    grads = jax.grad(lambda p: (run(model, p, x)["hidden"] * weight).sum())(params)
-    state = {name: value.grad for name, value in state.items()}
-    for ours, name, half in halves:
-        gold = stacked(state, pattern.format(name, half.upper()), model.depth)
-        close(grads["layers"][ours][f"lora_{half}"], gold, "stack_gradient")
 
 
 @pytest.mark.parametrize("targets", [("q", "k", "v", "o"), ("up", "down")])
@@ -386,6 +239,50 @@ def test_a_slot_written_again_hides_what_came_after():
     close(again[0, 0], run(model, params, x)["hidden"][0, 2], "stack")
 
 
+# ---- a published vocabulary, and what is added to it ----
+
+PUBLISHED = SMALL | {"pretrained": 61, "vocab_size": 128}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_published_pieces_are_read_and_said_as_from_one_table(tied):
+    model = Llama(**PUBLISHED, tied=tied)
+    params, ids = random_params(model), np.arange(61).reshape(1, -1)
+    assert params["embedding"].shape == (64, 32) and params["added"].shape == (67, 32)
+    plain = Llama(**SMALL, tied=tied)
+    one = {name: tree for name, tree in params.items() if name != "added"}
+    one["embedding"] = params["embedding"][:61]
+    if not tied:
+        one["lm_head"] = {"kernel": params["lm_head"]["kernel"][:, :61]}
+    embedded = plain.apply({"params": one}, ids, method="embed")
+    close(model.apply({"params": params}, ids, method="embed"), embedded, "bitwise")
+    x = tokens(2, 3)
+    logits = model.apply({"params": params}, x, method="logits")
+    close(logits[..., :61], plain.apply({"params": one}, x, method="logits"), "module")
+    assert logits.shape == (2, 3, 128) and (logits[..., 61:] == NEGATIVE).all()
+
+
+def test_added_tokens_have_rows_of_their_own():
+    model = Llama(**PUBLISHED)
+    params, ids = random_params(model), jnp.array([[60, 61, 127, 0]])
+
+    def read(params):
+        return model.apply({"params": params}, ids, method="embed")
+
+    close(read(params)[0, 1:3], params["added"][np.array([0, 66])], "bitwise")
+    grads = jax.grad(lambda params: read(params).sum())(params)
+    assert np.flatnonzero(grads["added"].any(axis=1)).tolist() == [0, 66]
+    assert np.flatnonzero(grads["embedding"].any(axis=1)).tolist() == [0, 60]
+
+
+def test_without_added_tokens_there_is_no_such_leaf():
+    """And the rows that fill the table up are never said."""
+    model = Llama(**SMALL, pretrained=61)
+    params = random_params(model)
+    assert "added" not in params and params["embedding"].shape == (64, 32)
+    assert model.apply({"params": params}, tokens(1, 2), method="logits").shape == (1, 2, 61)
+
+
 def test_bfloat16_computes_narrow_and_scores_wide():
     narrow, wide = Llama(**SMALL, dtype=jnp.bfloat16), Llama(**SMALL)
     params, x = random_params(wide), tokens(2, 9)
@@ -411,6 +308,7 @@ def test_embedding_spread(std, expected):
         ({"head_dim": 7}, {}, "head_dim 7"),
         ({"head_dim": 0}, {}, "head_dim 0"),
         ({"remat": "some"}, {}, "choose one of none, full"),
+        ({"pretrained": 62}, {}, "62 pieces, the tokenizer 61"),
         ({}, {"layout": Layout(2, 2, 2)}, "6 tokens, the row has 5"),
         ({}, {"slot": 2, "cache": 6}, "5 tokens at slot 2 do not fit a cache of 6"),
         ({}, {"layout": Layout(1, 2, 2), "cache": 6}, "exclude each other"),
@@ -422,3 +320,27 @@ def test_bad_input_is_named(change, call, words):
         call = call | {"cache": init_cache(model, 1, call["cache"])}
     with pytest.raises(UserError, match=words):
         model.init(jax.random.key(0), tokens(1, 5, width=model.width), np.arange(5)[None], **call)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": "yarn"}, "kind 'yarn' is unknown"),
+        ({"factor": 0.5}, "factor must be 1 or more"),
+        ({"low": 4.0}, "low above 0 and below high"),
+        ({"length": 0}, "length above 0"),
+    ],
+)
+def test_bad_scaling_is_named(fields, words):
+    with pytest.raises(UserError, match=words):
+        RopeScaling(**{"kind": "llama3", "factor": 8.0} | fields)
+
+
+def test_linear_scaling_is_that_of_slower_positions():
+    scaling = RopeScaling("linear", 4.0)
+    for slow, plain in zip(
+        rotary(jnp.arange(0, 40, 4)[None], 16, 1e4, scaling),
+        rotary(jnp.arange(10)[None], 16, 1e4),
+        strict=True,
+    ):
+        close(slow, plain, "module")
