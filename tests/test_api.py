@@ -213,7 +213,7 @@ def test_a_prompt_longer_than_any_in_training_and_a_cut_answer_are_noted(clip):
 def test_special_tokens_in_a_prompt_are_plain_text(clip):
     texts = [f"What{special} makes this sound?" for special in ("", "</s>", "<image>", "[/INST]")]
     ids = [model()._prompt_ids(text) for text in texts]
-    ends = len(model().assembly.prompt.suffix)
+    ends = 1  # [/INST]
     special = set(model().assembly.tokenizer.special_ids("</s>")) | {
         model().assembly.tokenizer.special_ids(token)[0] for token in ("<image>", "[/INST]")
     }

@@ -41,14 +41,17 @@ class DataSet:
         return table, weights
 
 
-def open_data(data: Mapping, cache: Path) -> DataSet:
+def open_data(data: Mapping, cache: Path, tokenizer: Tokenizer | None = None) -> DataSet:
     """The data set of `config["data"]`, below `cache`; the same words give the same data set.
+
+    `tokenizer` is that of published weights; without, one is made of the data's own words.
 
     Raises UserError for an unknown kind or key, and when the cache folder cannot be used.
     """
     folder = open_folder(data, cache)
     classes = tuple(read_manifest(folder)["classes"])
-    tokenizer = build_mini_tokenizer(words(folder), classes, instructions.PHRASES)
+    if tokenizer is None:
+        tokenizer = build_mini_tokenizer(words(folder), classes, instructions.PHRASES)
     return DataSet(folder, classes, tokenizer)
 
 

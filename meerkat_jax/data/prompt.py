@@ -2,42 +2,43 @@
 
 A sequence is a prefix, which all questions about a picture-sound pair share, then the instruction,
 then the answer. `llama2` is the chat form of Llama-2 with the picture first; `release` is the order
-of the authors' code: sound first and no chat markers.
+of the authors' code: sound first and no chat markers. All styles: data/styles.py.
 
     llama2:  <s> [INST] <image> V </image> <audio> A </audio>   instruction [/INST]   answer </s>
     release: <s> <audio> A </audio> <image> V </image>          instruction           answer </s>
              prefix                                             question              answer
 
 With "image" and "audio" for the V and A places that features fill, and each marker as its id,
-`make_prompt(tokenizer).prefix` is
+`make_prompt(tokenizer).prefix` of the mini tokenizer is
 `((<s>, [INST], <image>), "image", (</image>, <audio>), "audio", (</audio>,))`.
 `pack` of the pairs ("Is it a dog?", "yes") and ("Is it?", "no") into one run of 14 then gives
 
     tokens   Is  it  a  dog  ?  [/INST]  yes  </s>  Is  it  ?  [/INST]  no  </s>
     targets  0   0   0  0    0  0        1    1     0   0   0  0        1   1
     owners   0   0   0  0    0  0        0    0     1   1   1  1        1   1
+
+The mini tokenizer has a token for [INST], with no space about it; Llama-2's spells it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from meerkat_jax.data.tokenizer import BOS, Tokenizer
+from meerkat_jax.data.styles import STYLES, Style
+from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
 
 Part = tuple[int, ...] | Literal["image", "audio"]
+Piece = int | str  # a special token's id, or text with fields to be filled in
 
-_IMAGE = ("<image>", "image", "</image>")
-_AUDIO = ("<audio>", "audio", "</audio>")
-# Prefix, and what follows the instruction.
-STYLES = {
-    "llama2": ((BOS, "[INST]", *_IMAGE, *_AUDIO), ("[/INST]",)),
-    "release": ((BOS, *_AUDIO, *_IMAGE), ()),
-}
+SENSES = re.compile(r"\{(image|audio)\}")
+ROLES = ("user", "assistant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Prompt:
     """Static layout: runs of token ids with the places of picture and sound between them."""
 
     prefix: tuple[Part, ...]
-    suffix: tuple[int, ...]
+    question: tuple[Piece, ...]
+    answer: tuple[Piece, ...]
+    style: Style
+    system: str
     tokenizer: Tokenizer = dataclasses.field(compare=False, repr=False)
 
     def prefix_length(self, image_tokens: int, audio_tokens: int) -> int:
@@ -55,28 +59,116 @@ class Prompt:
 
     def question_ids(self, instruction: str) -> list[int]:
         """Ids of the instruction and of what follows it, up to where the answer begins."""
-        return [*self.tokenizer.encode(instruction), *self.suffix]
+        said = self._said(self._inner(self.system) + instruction)
+        return _filled(self.tokenizer, self.question, {"instruction": said})
 
     def answer_ids(self, response: str) -> list[int]:
         """Ids of the answer and the end token."""
-        return [*self.tokenizer.encode(response), self.tokenizer.eos_id]
+        return _filled(self.tokenizer, self.answer, {"response": self._said(response)})
+
+    def text_ids(self, messages: str | Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation without picture and sound, as the published template has them.
+
+        messages: an instruction, or {"role": ..., "content": ...} each: "system" (may be left out),
+        then "user" and "assistant" in turn. After a question the answer is to begin.
+
+        Raises:
+            UserError: roles in another order.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        turns, system = list(messages), self.system
+        if turns and turns[0]["role"] == "system":
+            system = turns.pop(0)["content"]
+            if self.style.system:  # Llama-2's stands within what is stripped
+                system = self._said(system)
+        text = self.style.first + (self.style.system if system else "")
+        said = {"system": system}
+        for i, turn in enumerate(turns):
+            if turn["role"] != ROLES[i % 2]:
+                raise UserError(
+                    f"message {i} is of {turn['role']!r}, expected {ROLES[i % 2]!r}: user and "
+                    "assistant take turns, after one system message at most"
+                )
+            said[f"turn{i}"] = self._said((self._inner(system) if i == 0 else "") + turn["content"])
+            turned = SENSES.sub("", self.style.user), self.style.answer + self.style.after
+            text += re.sub(r"\{(instruction|response)\}", f"{{turn{i}}}", turned[i % 2])
+        return _filled(self.tokenizer, _pieces(self.tokenizer, text), said)
+
+    def _inner(self, system: str) -> str:
+        return self.style.inner.format(system=system) if system else ""
+
+    def _said(self, text: str) -> str:
+        # The mini tokenizer's recipe was trained without.
+        return text.strip() if self.style.strips and self.tokenizer.pretrained else text
 
 
-def make_prompt(tokenizer: Tokenizer, style: str = "llama2") -> Prompt:
-    """The layout named `style` ("llama2" or "release"); UserError for another name."""
-    if style not in STYLES:
-        raise UserError(f"prompt style {style!r} is unknown; expected one of {', '.join(STYLES)}")
-    before, after = STYLES[style]
-    prefix: list[Part] = []
-    for marker in before:
-        if marker in ("image", "audio"):
-            prefix.append(marker)
-        elif prefix and not isinstance(prefix[-1], str):
-            prefix[-1] += tokenizer.special_ids(marker)
+def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
+    """The layout of `style` (a key of STYLES), by default that which the model was taught.
+
+    Raises UserError for another name, and for a style whose tokens the tokenizer has not.
+    """
+    name = style or tokenizer.style
+    if name not in STYLES:
+        known = f"expected one of {', '.join(STYLES)}"
+        if name is None:
+            raise UserError(f"the tokenizer does not tell its prompt style; name it: {known}")
+        raise UserError(f"prompt style {name!r} is unknown; {known}")
+    layout = STYLES[name]
+    absent = set(re.findall(r"<\|\w+\|>", "".join(map(str, layout)))) - set(tokenizer.specials)
+    if absent:
+        raise UserError(
+            f"prompt style {name!r} needs the tokens {', '.join(sorted(absent))}, which the "
+            f"tokenizer has not; its own style is {tokenizer.style!r}"
+        )
+    system = tokenizer.system if name == tokenizer.style else ""
+    cut = [match.end() for match in SENSES.finditer(layout.user)][-1]
+    before = layout.first + (layout.system if system else "") + layout.user[:cut]
+    return Prompt(
+        prefix=_prefix(tokenizer, _pieces(tokenizer, before), system),
+        question=_pieces(tokenizer, layout.user[cut:]),
+        answer=_pieces(tokenizer, layout.answer),
+        style=layout,
+        system=system,
+        tokenizer=tokenizer,
+    )
+
+
+def _pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
+    """Text of a style, cut at special tokens and at the places of picture and sound."""
+    ids = tokenizer.specials
+    named = {"{begin}": tokenizer.bos_id, "{end}": tokenizer.eos_id}
+    for sense in ("image", "audio"):
+        text = text.replace(f"{{{sense}}}", f"<{sense}>{{{sense}}}</{sense}>")
+    cuts = [*ids, *named, "{image}", "{audio}"]
+    found: list[Piece | None] = []
+    for piece in re.split(f"({'|'.join(map(re.escape, cuts))})", text):
+        if piece in named or piece in ids:
+            found.append(named[piece] if piece in named else ids[piece])
         else:
-            prefix.append(tokenizer.special_ids(marker))
-    suffix = tuple(i for marker in after for i in tokenizer.special_ids(marker))
-    return Prompt(tuple(prefix), suffix, tokenizer)
+            piece = piece.replace("▁", " " if tokenizer.spaces_first else "")
+            # Beside the mini tokenizer's own special tokens stands no space.
+            found.append(piece if tokenizer.pretrained else piece.strip(" "))
+    return tuple(piece for piece in found if piece not in (None, ""))
+
+
+def _filled(tokenizer: Tokenizer, pieces: Iterable[Piece], said: Mapping[str, str]) -> list[int]:
+    """Ids of pieces without places, what is said put in."""
+    ids: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, int):
+            ids.append(piece)
+        else:
+            ids += tokenizer.encode_part(piece.format(**said))
+    return ids
+
+
+def _prefix(tokenizer: Tokenizer, pieces: Sequence[Piece], system: str) -> tuple[Part, ...]:
+    """Runs of ids, and the places between them by name."""
+    parts: list[Part] = []
+    for place, run in itertools.groupby(pieces, lambda piece: SENSES.fullmatch(str(piece))):
+        parts.append(place[1] if place else tuple(_filled(tokenizer, run, {"system": system})))
+    return tuple(parts)
 
 
 class Packed(NamedTuple):
