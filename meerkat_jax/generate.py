@@ -3,7 +3,9 @@
     python -m meerkat_jax.generate --checkpoint=runs/mini --image=scene.jpg --audio=clip.wav
         --prompt="Where is the object that makes this sound?" [--annotate=out.png] [--json]
     python -m meerkat_jax.generate --checkpoint=runs/mini --manifest=ask.jsonl --out=answers.jsonl
+    python -m meerkat_jax.generate --checkpoint=weights/smollm2 --prompt="What is the capital ..."
 
+The last one asks a store of published weights: its language model answers, in words alone.
 A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
 "Is it a dog?", "id": "a1"}`. Paths are relative to the manifest; `instruction` may stand for
 `prompt`; `id` (default: the line's number) comes back with the answer; of image and audio one may
@@ -32,8 +34,10 @@ from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.annotate import annotate
 from meerkat_jax.generation.answers import Answer
+from meerkat_jax.generation.speaking import Speaker
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
+from meerkat_jax.weights.store import FILE as STORE
 
 KEYS = ("id", "image", "audio", "prompt", "instruction")
 FAULTS_SHOWN = 50
@@ -227,7 +231,7 @@ def _proportions(image: str) -> tuple[int, int]:
 
 def define_flags() -> None:
     """The flags of the command line."""
-    flags.DEFINE_string("checkpoint", None, "Work directory of training.")
+    flags.DEFINE_string("checkpoint", None, "Work directory of training, or a store of weights.")
     flags.DEFINE_string("image", None, "Picture.")
     flags.DEFINE_string("audio", None, "Sound.")
     flags.DEFINE_string("prompt", None, "Question, in words.")
@@ -246,6 +250,9 @@ def main(_: list[str]) -> None:
     """Read the flags and answer."""
     given = flags.FLAGS
     cache_programs(Path(given.data_dir).expanduser() if given.data_dir else default_cache())
+    if (Path(given.checkpoint) / STORE).is_file():
+        _say_published(given)
+        return
     load = functools.partial(Meerkat.load, given.checkpoint)
     if given.manifest is not None:
         _refuse_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
@@ -274,6 +281,17 @@ def main(_: list[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     if given.annotate:
         print(f"drawn: {given.annotate}", file=sys.stderr)
+
+
+def _say_published(given: flags.FlagValues) -> None:
+    """Ask the language model of a store, which knows nothing of pictures and sounds yet."""
+    _refuse_flags(("image", "audio", "annotate", "manifest", "out"), "with weights as published")
+    if given.prompt is None:
+        raise UserError("missing --prompt; see generate --help")
+    if given.temperature:
+        raise UserError("--temperature has no meaning with weights as published; leave it out")
+    text = Speaker.load(given.checkpoint).ask([given.prompt])[0]
+    print(json.dumps({"text": text}, ensure_ascii=False) if given.json else text)
 
 
 def _refuse_flags(names: tuple[str, ...], where: str) -> None:

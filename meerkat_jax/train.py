@@ -31,6 +31,7 @@ from meerkat_jax.training import losses, params, senses, sharding
 from meerkat_jax.training.checkpoints import Checkpoints
 from meerkat_jax.training.metrics import Clock, MetricsWriter
 from meerkat_jax.training.step import learning_rate, make_optimizer, make_step, new_state
+from meerkat_jax.weights.base import Base
 
 config_flags.DEFINE_config_file("config", None, "FILE.py:ARG; --config.key=value changes a leaf.")
 flags.DEFINE_string("workdir", None, "Folder for everything that this run writes.")
@@ -52,6 +53,8 @@ def main(_: list[str]) -> None:
     # The config and the work directory ----------------------------------------------------------
     config = configs.to_json(FLAGS.config)
     check(config)
+    base = Base.open(config)  # published weights, if the config names a store of them
+    config = base.resolve(config)
     workdir = configs.prepare_workdir(FLAGS.workdir, FLAGS.overwrite, FLAGS.resume)
     if (workdir / "config.json").exists():
         configs.refuse_changes(configs.read_config(workdir).to_dict(), config, FREE)
@@ -65,7 +68,7 @@ def main(_: list[str]) -> None:
     say(f"{config['name']} on {devices['count']} x {devices['kind']}, work directory {workdir}")
 
     # Data and tokenizer -------------------------------------------------------------------------
-    data = open_data(config["data"], cache)
+    data = open_data(config["data"], cache, base.tokenizer)
     data.tokenizer.save(workdir)
     say(f"data: {data.folder}, {len(data.classes)} classes, {data.tokenizer.vocab_size} tokens")
 
@@ -84,27 +87,42 @@ def main(_: list[str]) -> None:
 
     def initialise(key: jax.Array) -> tuple[dict, dict]:
         halves = params.split(model.init(key, data.classes), config["trainable"])
-        return new_state(halves["trainable"], optimizer, config["seed"]), halves["frozen"]
+        trainable = base.blank(halves["trainable"])
+        return new_state(trainable, optimizer, config["seed"]), halves["frozen"]
 
     key = jax.random.key(config["seed"])
     shapes = jax.eval_shape(initialise, key)
     places = sharding.param_shardings(mesh, shapes)
     halves = {"trainable": shapes[0]["trainable"], "frozen": shapes[1]}
+    base.check(params.merge(**halves))
+    if base.store:
+        say(base.describe())
     say(params.describe(halves, config["trainable"]))
 
     # A new state, or the one of the last checkpoint ---------------------------------------------
+    def begin(key: jax.Array) -> tuple[dict, dict]:
+        """What no store gives."""
+        state, frozen = initialise(key)
+        return state, base.rest(frozen)
+
+    laid = (places[0], base.rest(places[1]))
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
-    base = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256}
-    meta = base | {"config": config, "classes": list(data.classes)}
+    origin = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256} | base.origin
+    meta = origin | {"config": config, "classes": list(data.classes)}
     step, pending = 0, []  # steps done, and metrics of those that no row has yet
     if checkpoints.latest() is None:
-        state, frozen = jax.jit(initialise, out_shardings=places)(key)
+        state, frozen = jax.jit(begin, out_shardings=laid)(key)
+        trained, laid_out = state["trainable"], places[0]["trainable"]
+        trained = base.fill(trained, shapes[0]["trainable"], laid_out, "float32")
+        adapter = config.get("adapter")
+        state["trainable"] = base.adapt(trained, laid_out, model.model.llama, adapter)
     else:
-        frozen = jax.jit(lambda key: initialise(key)[1], out_shardings=places[1])(key)
+        frozen = jax.jit(lambda key: begin(key)[1], out_shardings=laid[1])(key)
         abstract = jax.tree.map(placed, shapes[0], places[0])
-        state, seen, meta_then = checkpoints.restore(abstract, expect=base)
+        state, seen, meta_then = checkpoints.restore(abstract, expect=origin)
         step, pending = meta_then["step"], seen["pending"]
         say(f"going on from step {step}")
+    frozen = base.fill(frozen, shapes[1], places[1])
 
     # Phases: the same step with other loss weights ----------------------------------------------
     for phase in phases:

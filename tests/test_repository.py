@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "meerkat_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-SOURCES = sorted({*MODULES, *ROOT.glob("experiments/**/*.py"), *ROOT.glob("tests/**/*.py")})
+OTHERS = ("experiments", "tools", "benchmarks", "tests")
+SOURCES = sorted({*MODULES, *(path for part in OTHERS for path in (ROOT / part).glob("**/*.py"))})
 TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
 
 # Rooms from the top down: each may import those below it, and its own files.
@@ -23,8 +24,9 @@ LOWER = {"models", "alignment", "data", "errors", "progress"}
 BELOW = {
     **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights"}),
     **dict.fromkeys(MIDDLE, {*MIDDLE, *LOWER, "assemble"}),
+    "generation": {*MIDDLE, *LOWER, "assemble", "weights"},  # what a published model says
     "assemble": LOWER,  # a config's model, which doors build and what runs it names
-    "weights": {"weights", "models", "errors"},
+    "weights": {"weights", "training", "evaluation", "assemble", *LOWER},
     "models": {"models", "alignment", "errors"},
     "alignment": {"alignment", "models", "errors"},  # of models the layers alone, see below
     "data": {"data", "errors"},
@@ -122,13 +124,17 @@ def requirement_names(lines) -> set[str]:
 def test_what_is_imported_is_required():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     runtime = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
-    testing = requirement_names(project["optional-dependencies"]["test"])
+    extras = project["optional-dependencies"]
+    converting = runtime | requirement_names(extras["convert"])
+    testing = converting | requirement_names(extras["test"])
     # where the name of the package is not that of the distribution
     called = {"absl": "absl-py", "PIL": "pillow", "ott": "ott-jax", "orbax": "orbax-checkpoint"}
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
-    ours = {"meerkat_jax", "tests", "experiments"}
+    called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf"}
+    ours = {"meerkat_jax", *OTHERS}
+    rooms = {"tests": testing, "benchmarks": testing, "weights": converting}
     for path in SOURCES:
-        known = runtime | testing if "tests" in path.parts else runtime
+        known = next((rooms[part] for part in path.parts if part in rooms), runtime)
         for package in outside(path) - ours - sys.stdlib_module_names:
             assert called.get(package, package).lower() in known, f"{path} imports {package}"
 
@@ -139,7 +145,8 @@ def test_every_requirement_has_a_tested_version():
     assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line) for line in pinned)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
-    wanted |= requirement_names(project["optional-dependencies"]["test"])
+    extras = project["optional-dependencies"]
+    wanted |= requirement_names([*extras["convert"], *extras["test"]]) - {"meerkat-jax"}
     assert not wanted - requirement_names(pinned)
 
 

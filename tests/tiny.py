@@ -13,7 +13,7 @@ AVFIT = Path(__file__).parents[1] / "experiments" / "avfit.py"
 
 
 def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
-    """`experiments/avfit.py` with little of nearly everything."""
+    """`experiments/avfit.py` with little of nearly everything; "small" takes `--config.base`."""
     config = load_config(f"{AVFIT}:{arg}").to_dict()
     config["name"] = "tiny"
     config["data"]["mini"] |= {
@@ -32,7 +32,10 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     model["audio"] |= {"patch_size": 16, "width": 8, "depths": (1, 1), "heads": (1, 2)}
     model["avopt"] |= {"width": 8, "iterations": 5}
     model["avace"] |= {"width": 16, "heads": 2}
-    model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
+    if config["base"] is None:
+        model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
+    else:  # sizes are those of the store; words are spelled in more tokens
+        config["data"] |= {"length": 400, "room": 380, "answer": 300}
     steps = {"speaks": 1, "sees": 2, "answers": 5}
     config["phases"] = [phase for phase in config["phases"] if phase["name"] in steps]
     for phase in config["phases"]:

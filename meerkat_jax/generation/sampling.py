@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.assemble import Assembly
-from meerkat_jax.data.tokenizer import EOS, SPECIALS, Tokenizer
+from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.models.layers import NEGATIVE
 from meerkat_jax.models.llama import Cache, init_cache
 from meerkat_jax.models.meerkat import Meerkat
@@ -106,8 +106,8 @@ class Sampler:
             np.float32(max(temperature, 1e-6)),
         )
         texts, ends = jax.device_get(found)
-        cut = [self._cut(ids) for ids in texts[: len(questions)]]
-        return [Generated(ids, bool(e)) for ids, e in zip(cut, ends, strict=False)]
+        said = [cut(ids, self.assembly.tokenizer.eos_id) for ids in texts[: len(questions)]]
+        return [Generated(ids, bool(e)) for ids, e in zip(said, ends, strict=False)]
 
     def _size(self, what: str, count: int) -> int:
         """The size that `count` is padded to: one that was used before, if not too much larger."""
@@ -116,19 +116,18 @@ class Sampler:
         self._sizes[what].add(size)
         return size
 
-    def _cut(self, ids: np.ndarray) -> tuple[int, ...]:
-        """The ids before the end token."""
-        ends = np.flatnonzero(ids == self.assembly.tokenizer.eos_id)
-        return tuple(ids[: ends[0] if len(ends) else None].tolist())
+
+def cut(ids: np.ndarray, end: int) -> tuple[int, ...]:
+    """The ids before the first end token."""
+    ends = np.flatnonzero(ids == end)
+    return tuple(ids[: ends[0] if len(ends) else None].tolist())
 
 
 def banned(tokenizer: Tokenizer) -> np.ndarray:
     """bool[C], True for what is no part of an answer: markers and the padding of the vocabulary."""
     table = np.arange(tokenizer.padded_vocab_size) >= tokenizer.vocab_size
-    for special in SPECIALS:
-        ids = tokenizer.special_ids(special)
-        if len(ids) == 1 and special != EOS:  # several: spelled in ordinary tokens
-            table[ids[0]] = True
+    for name, token in tokenizer.specials.items():
+        table[token] = name != tokenizer.roles.end
     return table
 
 
@@ -155,24 +154,44 @@ def _answer(
     temperature: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens int32[R, N], filled up with the end token, and bool[R]: whether the row ended."""
-    model, end = assembly.model, assembly.tokenizer.eos_id
-    prefix, (count, length) = model.prefix_length, rows["tokens"].shape
-    keys = jax.vmap(jax.random.key)(rows["seeds"])
+    model, length = assembly.model, rows["tokens"].shape[1]
 
-    def extend(tokens, positions, valid, cache, slot, last):
-        return model.apply(
-            {"params": params}, tokens, positions, valid, cache, slot, last, method=_extend
-        )
-
-    def choose(logits: jax.Array, turn: jax.Array) -> jax.Array:
-        logits = jnp.where(banned, NEGATIVE, logits)
-        if not draws:
-            return logits.argmax(-1).astype(jnp.int32)
-        draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, turn), row))
-        return draw(keys, logits / temperature).astype(jnp.int32)
+    def extend(*tokens_to_last):
+        return model.apply({"params": params}, *tokens_to_last, method=_extend)
 
     cache = model.apply({"params": params}, pairs["image"], pairs["audio"], method=_prefill)
     cache = _share(cache, rows["owners"], length + max_new)
+    pick = functools.partial(choose, draws, banned, temperature, rows["seeds"])
+    end = assembly.tokenizer.eos_id
+    return go_on(extend, pick, cache, model.prefix_length, rows, max_new, end)
+
+
+def choose(draws: bool, banned, temperature, seeds, logits: jax.Array, turn) -> jax.Array:
+    """The next token int32[R] of logits float[R, C]: the likeliest, or one that is drawn."""
+    logits = jnp.where(banned, NEGATIVE, logits)
+    if not draws:
+        return logits.argmax(-1).astype(jnp.int32)
+    keys = jax.vmap(jax.random.key)(seeds)
+    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, turn), row))
+    return draw(keys, logits / temperature).astype(jnp.int32)
+
+
+def go_on(
+    extend: Callable,
+    choose: Callable,
+    cache: Cache,
+    prefix: int,
+    rows: dict,
+    max_new: int,
+    end: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Questions behind the `prefix` slots that `cache` holds, then one token per row and turn.
+
+    rows: tokens int32[R, T], lengths int32[R], idle bool[R]; the cache has prefix + T + max_new
+    slots. extend(tokens, positions, valid, cache, slot, last) -> (logits float[R, C] at `last`,
+    cache); choose(logits, turn) -> int32[R]. Returns what `_answer` does.
+    """
+    count, length = rows["tokens"].shape
     places = jnp.arange(length)[None]
     logits, cache = extend(
         rows["tokens"],

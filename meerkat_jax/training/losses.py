@@ -62,6 +62,8 @@ def spread_targets(
     """
     widths = {"coordinate": coordinate, "seconds": seconds}
     count = len(next(iter(values.values())))
+    if not any(np.any(~np.isnan(v)) and widths[k.split("/")[0]] > 0 for k, v in values.items()):
+        return None  # before the table is made: a published vocabulary's would not fit the memory
     table = np.eye(count, dtype=np.float32)
     for key, value in values.items():
         places, width = np.flatnonzero(~np.isnan(value)), widths[key.split("/")[0]]
@@ -69,8 +71,6 @@ def spread_targets(
             gap = (value[places][:, None] - value[places][None]) / width
             share = np.exp(-0.5 * gap * gap)
             table[np.ix_(places, places)] = weight * share / share.sum(axis=1, keepdims=True)
-    if np.array_equal(table, np.eye(count)):
-        return None
     weights = table.sum(axis=1)
     shares = table.astype(np.float64) / weights[:, None]
     least = -weights * (shares * np.log(np.maximum(shares, 1e-30))).sum(axis=1)

@@ -1,0 +1,1 @@
+"""Published weights in and out: readers, tables, our store, exports."""

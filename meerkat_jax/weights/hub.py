@@ -1,0 +1,85 @@
+"""A checkpoint in the hub's layout: config.json and the weights beside it.
+
+Weights are looked for in this order: model.safetensors, shards of it with an index,
+pytorch_model.bin, shards of it with an index, a single .pt file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meerkat_jax.weights.files import AGAIN, read_json, refuse, tensors_of
+from meerkat_jax.weights.source import Source, Tensor
+
+CONFIG = "config.json"
+SINGLE = ("model.safetensors", "pytorch_model.bin")  # sharded: the same with .index.json
+AUDIO = "audio_encoder."  # begins the names of CLAP's audio tower where it was saved alone
+
+
+def weights_of(folder: Path) -> Path | None:
+    """The file of a folder that holds its weights or names the files that do, if there is one."""
+    for name in SINGLE:
+        for file in (folder / name, folder / f"{name}.index.json"):
+            if file.exists() or file.is_symlink():  # a link to nothing is found, then refused
+                return file
+    others = sorted(folder.glob("*.pt"))
+    return others[0] if len(others) == 1 else None
+
+
+def read_hub(folder: Path, model_types: tuple[str, ...], wrong: list[str]) -> Source:
+    """The checkpoint of a folder, unread, with its config.json as it is.
+
+    model_types: what config.json's model_type may be; wrong: what was found wrong before.
+    Raises UserError with all that is wrong: another model_type, files that are missing or cut
+    short, tensors that index and files disagree about.
+    """
+    config = read_json(folder / CONFIG, wrong)
+    if config and config.get("model_type") not in model_types:
+        wrong.append(
+            f"{CONFIG}: model_type is {config.get('model_type')!r}, "
+            f"expected {' or '.join(map(repr, model_types))}"
+        )
+    weights = weights_of(folder)
+    if weights is None:
+        wrong.append(
+            f"no weights beside {CONFIG}; expected one of "
+            + ", ".join([*SINGLE, *(f"{name}.index.json" for name in SINGLE)])
+        )
+        files: list[Path] = []
+        tensors: dict[str, Tensor] = {}
+    elif weights.suffix == ".json":
+        files, tensors = _sharded(weights, wrong)
+    else:
+        files, tensors = [weights], tensors_of(weights, wrong)
+    refuse(folder, wrong)
+    tensors = {f"audio_model.{n}" if n.startswith(AUDIO) else n: t for n, t in tensors.items()}
+    return Source(folder, config, tensors, tuple(files))
+
+
+def _sharded(index: Path, wrong: list[str]) -> tuple[list[Path], dict[str, Tensor]]:
+    """The files that an index names and all their tensors, which must be those of the index."""
+    placed = read_json(index, wrong).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        wrong.append(f"{index.name} has no weight_map; {AGAIN}")
+        return [], {}
+    names = sorted(set(map(str, placed.values())))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        wrong.append(f"{index.name} names {outside[0]}, expected a file of the same folder")
+        return [], {}
+    files, tensors = [], {}
+    for name in names:
+        found = tensors_of(index.parent / name, wrong)
+        files.append(index.parent / name)
+        if found:  # else the file itself is already complained of
+            wanted = {tensor for tensor, file in placed.items() if file == name}
+            wrong += [
+                f"{name} has no tensor {tensor}, which {index.name} places there"
+                for tensor in sorted(wanted - set(found))
+            ]
+            wrong += [
+                f"{name} has tensor {tensor}, which {index.name} does not place there"
+                for tensor in sorted(set(found) - wanted)
+            ]
+        tensors |= found
+    return files, tensors

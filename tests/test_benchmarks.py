@@ -1,0 +1,130 @@
+"""The benchmarks' door at tiny sizes, and how they count and compare; no speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import large, lora, measure, pairs, towers
+from meerkat_jax.errors import UserError
+from meerkat_jax.models import llama
+from meerkat_jax.models.llama import Llama
+from tests.conftest import ROOT, door_environment
+from tests.tolerances import tolerance
+
+CASES = ("clip", "clap_fused", "lora", "generate", "lora7b_512")
+SIDE = {"median", "q1", "q3", "min", "max"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What the door writes."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    out = folder / "towers.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.towers", "--size=tiny", "--repeats=2", "--threads=1",
+         f"--only={','.join(CASES)}", f"--out={out}"],
+        cwd=ROOT, env=door_environment(folder), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(out.read_text()), done.stdout
+
+
+def test_a_report_tells_setting_and_spread(report):
+    found, printed = report
+    assert {"date", "device", "processor", "threads", "versions", "command"} <= set(
+        found["setting"]
+    )
+    assert found["setting"]["device"] == "CPU" and found["repeats"] == 2
+    assert all(found["setting"]["versions"].values())
+    assert tuple(found["cases"]) == CASES
+    for name, case in found["cases"].items():
+        assert (
+            SIDE <= set(case["ours"]) and SIDE <= set(case["theirs"]) and SIDE == set(case["ratio"])
+        )
+        assert len(case["seconds"]["ours"]) == len(case["seconds"]["theirs"]) == 2
+        pairwise = [t / o for o, t in zip(*case["seconds"].values(), strict=True)]
+        assert case["ratio"]["median"] == pytest.approx(np.median(pairwise))
+        assert f"| {name} |" in printed
+
+
+def test_both_sides_compute_the_same(report):
+    cases = report[0]["cases"]
+    for name in CASES[:-1]:
+        assert cases[name]["agreement"], name
+        assert max(cases[name]["agreement"].values()) <= tolerance("stack")["rtol"], name
+    losses = np.array(cases["lora"]["facts"]["losses"])
+    assert (np.diff(losses, axis=0) < 0).all()  # both learn, from the first step on
+
+
+def test_the_large_step_tells_what_was_tried(report):
+    facts = report[0]["cases"]["lora7b_512"]["facts"]
+    for side in ("ours", "theirs"):
+        tried = facts["tried"][side]
+        assert len(tried) == 2
+        assert facts[side] == min(tried, key=lambda one: one["seconds"])["setting"]
+        assert all(one["losses"][-1] < one["losses"][0] for one in tried)
+
+
+def test_calls_take_turns():
+    calls = []
+    pair = measure.Pair(
+        lambda: calls.append("ours"),
+        lambda: calls.append("theirs"),
+        rate=lambda s: {"per_second": 1 / s},
+    )
+    found = measure.in_turns(pair, repeats=3, warm=1)
+    assert calls == ["ours", "theirs"] * 4
+    assert found["ours"]["per_second"] == pytest.approx(1 / found["ours"]["median"])
+
+
+def test_spread_of_one_and_of_many():
+    assert set(measure.spread([2.0]).values()) == {2.0}
+    assert measure.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == {
+        "median": 3.0, "q1": 2.0, "q3": 4.0, "min": 1.0, "max": 5.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("theirs", [[1.0, 2.0], [1.0, math.nan], [1.0, 1.0, 1.0]])
+def test_sides_that_differ_are_not_timed(theirs):
+    setting = pairs.Setting("tiny", "cpu", narrow=False)
+    assert setting.agreed(same=([1.0, 1.0], [1.0, 1.0])) == {"same": 0.0}
+    with pytest.raises(ValueError, match="differ|shape"):
+        setting.agreed(other=([1.0, 1.0], theirs))
+
+
+def test_model_flops_of_a_frozen_base():
+    """4 per frozen weight and token, 6 per trained one, and three times the causal products."""
+    sizes = {"width": 8, "depth": 2, "heads": 2, "kv_heads": 2, "mlp_dim": 12, "vocab_size": 20}
+    params = large.weights(Llama(**sizes, lora=lora.LORA))
+    base = 2 * (4 * 8 * 8 + 3 * 8 * 12) + 8 * 20  # products alone: an embedding is a look-up
+    trained = 2 * 4 * 2 * 8 * lora.RANK
+    attention = 3 * 2 * sum(2 * 2 * 8 * (i + 1) for i in range(6))  # of one row: scores and values
+    expected = 12 * (4 * base + 6 * trained) + 2 * attention
+    assert large.step_flops(params, sizes, tokens=12, sequence=6) == expected
+
+
+def test_fused_attention_is_attention():
+    """The attention that the large step tries, through XLA where there is no GPU."""
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, 3, 7, 2, 8), np.float32)  # [B, K, T, G, Dh]
+    k, v = (rng.standard_normal((2, 3, 7, 8), np.float32) for _ in range(2))
+    ours, fused = llama.attend_row(q, k, v), large.attention(q, k, v, implementation="xla")
+    np.testing.assert_allclose(fused, ours, **tolerance("module"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"only": ["clop"]}, "--only=clop: expected some of clip, clap"),
+        ({"dtype": "bfloat16"}, "float32 alone"),
+    ],
+)
+def test_wrong_flags_are_named(flags, words):
+    with pytest.raises(UserError, match=words):
+        towers.run(**flags)
