@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -67,21 +69,6 @@ def test_a_leaf_is_placed_in_parts_and_in_another_dtype(tmp_path):
     placed = store.place("llama/layers/q/kernel", sharding, "float32")
     assert placed.dtype == np.float32 and placed.sharding == sharding
     np.testing.assert_array_equal(placed, values()["llama/layers/q/kernel"].astype(np.float32))
-
-
-def test_each_device_reads_its_part_alone(tmp_path, monkeypatch):
-    store = write(tmp_path / "store")
-    asked = []
-
-    class Watched(np.memmap):
-        def __getitem__(self, index):
-            asked.append(index)
-            return super().__getitem__(index)
-
-    monkeypatch.setattr(store, "read", lambda path: Store.read(store, path).view(Watched))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    store.place("llama/norm/scale", here)
-    assert len(asked) == 1  # by index: nothing read the whole leaf before
 
 
 def test_the_hash_is_of_numbers_and_configs_alone(tmp_path):
@@ -173,3 +160,38 @@ def test_the_record_is_json_that_tells_of_each_leaf(tmp_path):
     record = json.loads((tmp_path / "store" / FILE).read_text())
     assert record["leaves"]["llama/norm/scale"]["shape"] == [5]
     assert record["leaves"]["llama/layers/q/kernel"]["dtype"] == "BF16"
+
+
+EIGHT = """
+import sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from meerkat_jax.training.sharding import make_mesh
+from meerkat_jax.weights.store import Store
+
+store = Store.open(sys.argv[1])
+whole = store.read("llama/layers/q/kernel")
+for sizes, spec in (
+    ({"fsdp": 4, "tensor": 2}, (None, "fsdp", "tensor")),
+    ({"data": 8}, ()),
+    ({"fsdp": 2, "tensor": 2, "data": 2}, (None, "tensor", "fsdp")),
+):
+    placed = store.place(
+        "llama/layers/q/kernel", NamedSharding(make_mesh(sizes), PartitionSpec(*spec))
+    )
+    assert len(placed.addressable_shards) == 8
+    for shard in placed.addressable_shards:
+        np.testing.assert_array_equal(shard.data, whole[shard.index])
+print("whole")
+"""
+
+
+def test_a_leaf_goes_onto_any_mesh_of_eight_devices(tmp_path):
+    store = write(tmp_path / "store")
+    done = subprocess.run(
+        [sys.executable, "-c", EIGHT, str(store.folder)],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "whole", done.stderr
