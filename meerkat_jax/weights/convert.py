@@ -164,7 +164,7 @@ def convert(
         writers = [_write(part, folder, say) for part in parts.values()]
         told = {part.name: _told(part, say) for part in parts.values()}
         if extra is not None:
-            writer, told[moved.NAME] = _write_extra(folder, *extra)
+            writer, told[moved.NAME] = write_extra(folder, *extra)
             writers.append(writer)
         if spoken is not None:
             spoken.save(folder)
@@ -201,7 +201,7 @@ def _trained_elsewhere(paths: Mapping, parts: Mapping[str, Part], tokenizer) -> 
     return moved.moved(*folders, towers)
 
 
-def _write_extra(folder: Path, options: dict, leaves: dict, files: tuple) -> tuple:
+def write_extra(folder: Path, options: dict, leaves: dict, files: tuple) -> tuple:
     """(writer, what store.json keeps) of the part "meerkat"."""
     kinds = {path: (leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
     writer = store.Writer(folder / f"{moved.NAME}.safetensors", kinds)

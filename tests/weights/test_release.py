@@ -21,7 +21,8 @@ from meerkat_jax.models.layers import LoraConfig
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.models.meerkat import Meerkat
 from meerkat_jax.training.params import flatten, merge, unflatten
-from meerkat_jax.weights import clap, clip, convert, llama, release, table
+from meerkat_jax.weights import clap, clip, convert, llama, moved, release, store, table
+from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.open import open_source
 from tests.tolerances import tolerance
 from tests.weights.released import HEADS, OURS, PIECES, TEXT, THEIRS, WIDTH, Release, save
@@ -229,6 +230,25 @@ def test_half_precision_stays_as_it_was_saved(theirs, wanted, tmp_path):
     gold = state["audio_align_attention.in_proj_weight"][2 * WIDTH :].numpy().T
     assert kernel.dtype == np.float16
     np.testing.assert_array_equal(kernel, gold)
+
+
+def test_what_the_authors_trained_becomes_a_part_of_the_store(folder, parts, wanted, tmp_path):
+    planned = convert.plan_parts(dict.fromkeys(convert.KINDS, folder), None)
+    rows = PIECES + 64  # of the tokenizer, its padding included
+    towers = {kind: convert.build(kind, part.fields, rows) for kind, part in planned.items()}
+    options, leaves, files = moved.moved(folder, towers)
+    assert leaves.keys() == release.leaves(parts, wanted).keys()
+    with store.staged(tmp_path / "store") as home:
+        writer, told = convert.write_extra(home, options, leaves, files)
+        store.write_record(home, [writer], {moved.NAME: told}, [])
+    made = store.Store.open(tmp_path / "store")
+    for path, leaf in leaves.items():
+        np.testing.assert_array_equal(made.read(path), leaf, err_msg=path)
+    model = Base(made).resolve({"model": {"llama": {"width": WIDTH}}})["model"]
+    assert model["connector"] == "conv_align" and model["conv_align"]["heads"] == HEADS
+    assert model["llama"]["width"] == WIDTH and model["llama"]["lora"]["rank"] == 3
+    with pytest.raises(UserError, match="config.model.connector is 'linear'.*'conv_align'"):
+        Base(made).resolve({"model": {"connector": "linear"}})
 
 
 # Wrong --------------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""What a config takes from a store: sizes, leaves, positions for another picture size."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from meerkat_jax.errors import UserError
+from meerkat_jax.training.params import flatten, unflatten
+from meerkat_jax.weights.base import POSITIONS, Base
+from meerkat_jax.weights.clip import resize_positions
+from meerkat_jax.weights.convert import convert
+from tests.weights import published
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    home = tmp_path_factory.mktemp("towers")
+    published.clip(home / "clip")
+    published.clap(home / "clap")
+    return convert({"clip": home / "clip", "clap": home / "clap"}, home / "store", say=quiet)
+
+
+def filled(store, shapes):
+    """The store's leaves in a tree of these shapes, on one device."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
+    places = dict.fromkeys(shapes, here)
+    return flatten(Base(store).fill({}, unflatten(shapes), unflatten(places)))
+
+
+def test_sections_get_the_sizes_of_their_parts(towers):
+    config = {"data": {"sample_rate": 48000}, "model": {"image": {"remat": "full"}}}
+    model = Base(towers).resolve(config)["model"]
+    assert model["image"]["width"] == 24 and model["image"]["remat"] == "full"
+    assert model["audio"]["depths"] == [1, 2, 1, 1] and model["audio"]["fused"]
+    assert model["mel"]["variant"] == "htk"
+
+
+def test_a_sound_at_another_rate_is_refused(towers):
+    with pytest.raises(UserError, match="sample_rate is 16000.*48000"):
+        Base(towers).resolve({"data": {"sample_rate": 16000}, "model": {}})
+
+
+def test_another_picture_size_interpolates_positions_and_says_so(towers, capsys):
+    config = {"data": {"sample_rate": 48000}, "model": {"image": {"image_size": 48}}}
+    assert Base(towers).resolve(config)["model"]["image"]["image_size"] == 48
+    got = filled(towers, {POSITIONS: (1 + 36, 24)})[POSITIONS]
+    np.testing.assert_array_equal(got, resize_positions(towers.read(POSITIONS), 6))
+    assert "16 patches interpolated to 36" in capsys.readouterr().out
+
+
+def test_what_the_model_lacks_or_has_otherwise_is_told_at_once(towers):
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, np.float32) for path, leaf in
+              towers.leaves.items()}  # fmt: skip
+    Base(towers).check(unflatten(shapes))
+    gone = shapes.pop("image_tower/class_embedding")
+    shapes["audio_tower/norm/scale"] = jax.ShapeDtypeStruct((7,), np.float32)
+    with pytest.raises(UserError) as error:
+        Base(towers).check(unflatten(shapes))
+    assert f"class_embedding: the store has {list(gone.shape)}, the model has none" in str(error)
+    assert "audio_tower/norm/scale: the store has [128], the model has [7]" in str(error)
+
+
+def test_without_a_base_nothing_changes():
+    base = Base.open({"base": None})
+    config = {"model": {"image": {"width": 3}}}
+    assert base.resolve(config) == config and base.origin == {} and base.tokenizer is None
+    tree = {"a": {"b": 1}}
+    assert base.rest(tree) == tree and base.fill(tree, {}, {}) == tree
