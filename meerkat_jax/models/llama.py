@@ -31,6 +31,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "weights": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "qkvo": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "o"),
+    "products": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "o", "gate", "up"),
 }
 
 # Of a decoder without a checkpoint: tokens begin by listening to their like (models/layers.py).

@@ -1,0 +1,1 @@
+"""Ours beside its peers, timed in turns in one process; see docs/results.md."""
