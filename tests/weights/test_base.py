@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from meerkat_jax import train
+from meerkat_jax.assemble import assemble
 from meerkat_jax.errors import UserError
-from meerkat_jax.training.params import flatten, unflatten
+from meerkat_jax.training import config as configs
+from meerkat_jax.training.params import flatten, selected, split, unflatten
 from meerkat_jax.weights.base import POSITIONS, Base
 from meerkat_jax.weights.clip import resize_positions
 from meerkat_jax.weights.convert import convert
@@ -24,6 +27,15 @@ def towers(tmp_path_factory):
     published.clip(home / "clip")
     published.clap(home / "clap")
     return convert({"clip": home / "clip", "clap": home / "clap"}, home / "store", say=quiet)
+
+
+@pytest.fixture(scope="module")
+def whole(towers):
+    """A store of all three parts."""
+    home = towers.folder.parent
+    published.llama(home / "llama")
+    kinds = {kind: home / kind for kind in ("clip", "clap", "llama")}
+    return convert(kinds, home / "whole", say=quiet)
 
 
 def filled(store, shapes):
@@ -65,6 +77,28 @@ def test_what_the_model_lacks_or_has_otherwise_is_told_at_once(towers):
         Base(towers).check(unflatten(shapes))
     assert f"class_embedding: the store has {list(gone.shape)}, the model has none" in str(error)
     assert "audio_tower/norm/scale: the store has [128], the model has [7]" in str(error)
+
+
+@pytest.mark.parametrize("arg", ["small", "7b", "release"])
+def test_an_experiment_fits_its_weights(arg, whole):
+    config = configs.to_json(configs.load_config(f"experiments/avfit.py:{arg}"))
+    config["base"] = str(whole.folder)
+    if arg == "small":  # its towers are fresh: only their words are published
+        config["base"] = str(convert({"llama": whole.folder.parent / "llama"},
+                                     whole.folder.parent / "words", say=quiet).folder)  # fmt: skip
+    if arg == "release":
+        config["model"]["conv_align"] = {"heads": 4}  # of 32 features
+    base = Base.open(config)
+    config = base.resolve(config)
+    train.check(config)
+    assembly = assemble(config, base.tokenizer)
+    shapes = jax.eval_shape(assembly.init, jax.random.key(0))
+    base.check(shapes)
+    halves = split(shapes, config["trainable"])
+    assert not [path for path in flatten(halves["trainable"]) if path in base.store.leaves]
+    for phase in config["phases"]:
+        selected(phase.get("still", ()), flatten(halves["trainable"]))
+    assert assembly.prompt.question_ids("Where is it?")
 
 
 def test_without_a_base_nothing_changes():
