@@ -34,7 +34,7 @@ RULES: tuple[Rule, ...] = (
     # The layer that ends a block takes its input divided over `tensor`, as the layers before left
     # it, so that the block needs one sum over `tensor` and no gather.
     (r"(^|[/_])(o|down|fc2|outer)/kernel$", ("tensor", "fsdp")),
-    (r"(^|/)embedding$", ("tensor", "fsdp")),
+    (r"(^|/)(embedding|added)$", ("tensor", "fsdp")),
     (r"kernel$", ("fsdp", "tensor")),
     (r"(bias|scale|count)$", ()),
 )
