@@ -9,7 +9,8 @@ minutes, under 6 GiB of memory; a model of 2 M parameters that answers on scenes
     python -m meerkat_jax.train --config=experiments/avfit.py:small --workdir=runs/small
 
 `small`: published words under towers of our own: SmolLM2-135M-Instruct (93 MB, fetched as a Python
-package), frozen but for LoRA, on the mini data set; one accelerator, or a patient CPU. Not run whole yet.
+package), frozen but for LoRA, on the mini data set; one accelerator, or a patient CPU. Not run
+whole yet.
 
     python tools/convert_weights.py --clip=DIR --clap=DIR --llama=DIR --out=weights/7b
     python -m meerkat_jax.train --config=experiments/avfit.py:7b --workdir=runs/7b
