@@ -21,7 +21,7 @@ from meerkat_jax.data.instructions import PLACES, at_place
 from meerkat_jax.data.pipeline import Shapes
 from meerkat_jax.data.prompt import Prompt, make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.errors import construct
+from meerkat_jax.errors import construct, tuples
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig
@@ -168,14 +168,14 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
     }
     model = Meerkat(
         image_tower=construct(ClipVision, parts["image"], "model.image"),
-        audio_tower=construct(ClapAudio, _tuples(parts["audio"]), "model.audio"),
+        audio_tower=construct(ClapAudio, tuples(parts["audio"]), "model.audio"),
         llama=construct(Llama, llama, "model.llama"),
         avopt=construct(AVOpT, parts["avopt"], "model.avopt"),
         avace=construct(AVACE, parts["avace"], "model.avace"),
         prefix=prompt.prefix,
         connector=parts["connector"],
         image_pool=parts.get("image_pool", 1),
-        conv_align=construct(AlignConfig, _tuples(parts.get("conv_align", {})), "model.conv_align"),
+        conv_align=construct(AlignConfig, tuples(parts.get("conv_align", {})), "model.conv_align"),
         words=tokenizer.vocab_size,
     )
     shapes = Shapes(
@@ -194,12 +194,4 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
 def _maybe(kind: Callable, llama: Mapping, key: str) -> Any:
     """What the language model's section says under `key`, as a `kind`; None if nothing."""
     own = llama.get(key)
-    return construct(kind, _tuples(own), f"model.llama.{key}") if own else None
-
-
-def _tuples(fields: Mapping) -> dict:
-    """Lists as tuples: a config read back from JSON builds the same (hashable) modules."""
-    return {
-        k: tuple(v) if isinstance(v, Sequence | list) and not isinstance(v, str) else v
-        for k, v in fields.items()
-    }
+    return construct(kind, tuples(own), f"model.llama.{key}") if own else None

@@ -31,3 +31,8 @@ def construct(kind: Callable, fields: Mapping[str, Any], where: str) -> Any:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise UserError(f"config key {where}.{key} is unknown; did you mean {where}.{near[0]}?")
     return kind(**fields)
+
+
+def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists as tuples: a config read back from JSON builds the same (hashable) modules."""
+    return {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}

@@ -53,6 +53,8 @@ def main(_: list[str]) -> None:
         inspect(paths)
         return
     store = Store.open(FLAGS.store) if FLAGS.store else _convert(paths)
+    if FLAGS.store:
+        store.check()
     if FLAGS.verify:
         verify(store, paths)
     print(f'next: --config.base={store.folder}, or base: "{store.folder}" in a config')

@@ -26,7 +26,7 @@ import numpy as np
 from meerkat_jax.assemble import Assembly
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.models.layers import NEGATIVE
-from meerkat_jax.models.llama import Cache, init_cache
+from meerkat_jax.models.llama import Cache, Llama, init_cache
 from meerkat_jax.models.meerkat import Meerkat
 
 QUESTION_STEP = 16  # question lengths are rounded up to a multiple of it
@@ -227,9 +227,14 @@ def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
 
 def _extend(model: Meerkat, tokens, positions, valid, cache, slot, last):
     """`Meerkat.extend`, but with the logits float[R, C] of one place `last` int[R] per row only."""
-    out = model.llama(model.llama.embed(tokens), positions, None, valid, cache, slot)
+    return extend_text(model.llama, tokens, positions, valid, cache, slot, last)
+
+
+def extend_text(llama: Llama, tokens, positions, valid, cache, slot, last):
+    """`_extend` of the language model by itself."""
+    out = llama(llama.embed(tokens), positions, None, valid, cache, slot)
     hidden = jnp.take_along_axis(out["hidden"], last[:, None, None], axis=1)[:, 0]
-    return model.llama.logits(hidden), out["cache"]
+    return llama.logits(hidden), out["cache"]
 
 
 def _share(cache: Cache, owners: jax.Array, more: int) -> Cache:

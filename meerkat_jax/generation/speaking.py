@@ -17,7 +17,7 @@ import numpy as np
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
-from meerkat_jax.generation.sampling import Generated, banned, choose, cut, go_on
+from meerkat_jax.generation.sampling import Generated, banned, choose, cut, extend_text, go_on
 from meerkat_jax.models.llama import Llama, init_cache
 from meerkat_jax.training.params import unflatten
 from meerkat_jax.weights.convert import build
@@ -72,7 +72,7 @@ def _answer(model: Llama, end: int, max_new: int, params, tokens, lengths, banne
 
     def extend(tokens, positions, valid, cache, slot, last):
         return model.apply(
-            {"params": params}, tokens, positions, valid, cache, slot, last, method=_extend
+            {"params": params}, tokens, positions, valid, cache, slot, last, method=extend_text
         )
 
     count, length = tokens.shape
@@ -80,9 +80,3 @@ def _answer(model: Llama, end: int, max_new: int, params, tokens, lengths, banne
     cache = init_cache(model, count, length + max_new)
     pick = functools.partial(choose, False, banned, 1.0, None)
     return go_on(extend, pick, cache, 0, rows, max_new, end)
-
-
-def _extend(model: Llama, tokens, positions, valid, cache, slot, last):
-    out = model(model.embed(tokens), positions, None, valid, cache, slot)
-    hidden = jnp.take_along_axis(out["hidden"], last[:, None, None], axis=1)[:, 0]
-    return model.logits(hidden), out["cache"]

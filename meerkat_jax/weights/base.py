@@ -22,7 +22,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.training.config import dotted, to_json
 from meerkat_jax.training.params import flatten, unflatten
-from meerkat_jax.weights.adapters import read_peft
+from meerkat_jax.weights.adapters import ADDED, is_lora, read_peft
 from meerkat_jax.weights.clip import resize_positions
 from meerkat_jax.weights.moved import NAME
 from meerkat_jax.weights.store import Store
@@ -118,8 +118,7 @@ class Base:
         """`tree` with the store's leaves put in, on their devices.
 
         shapes, places: trees of ShapeDtypeStructs and shardings of all leaves; dtype: None keeps
-        the store's. Raises UserError listing the leaves of the store's parts that the model lacks
-        or has in another shape, and those that the store lacks.
+        the store's. What fits is for `check` to say.
         """
         if self.store is None:
             return dict(tree)
@@ -151,7 +150,11 @@ class Base:
         return unflatten(flat)
 
     def check(self, shapes: Mapping[str, Any]) -> None:
-        """UserError unless every leaf of the store fits one of `shapes`, the model's whole tree."""
+        """UserError unless the store fits `shapes`, the model's whole tree, leaf by leaf.
+
+        Every leaf of the store is one of the model's, and every leaf of its parts is in the store,
+        but for LoRA and the rows of added tokens: nothing published stays random unsaid.
+        """
         if self.store is None:
             return
         flat, wrong = flatten(shapes), []
@@ -160,6 +163,10 @@ class Base:
             if have != leaf.shape and not (path == POSITIONS and have is not None):
                 said = "has none" if have is None else f"has {list(have)}"
                 wrong.append(f"{path}: the store has {list(leaf.shape)}, the model {said}")
+        for path in flat.keys() - self.store.leaves.keys():
+            fresh = is_lora(path) or path == f"llama/{ADDED}"
+            if path.split("/")[0] in self.store.parts and not fresh:
+                wrong.append(f"{path}: the model has {list(flat[path].shape)}, the store has none")
         if wrong:
             more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise UserError(f"{self.store.folder} does not fit: {'; '.join(wrong[:5])}{more}")

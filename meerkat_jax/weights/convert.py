@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.data.tokenizer import VOCAB_MULTIPLE
-from meerkat_jax.errors import UserError, construct
+from meerkat_jax.errors import UserError, construct, tuples
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.params import flatten
-from meerkat_jax.weights import clap, clip, llama, moved, store, table
+from meerkat_jax.weights import adapters, clap, clip, llama, moved, store, table
 from meerkat_jax.weights.open import open_source
 from meerkat_jax.weights.pretrained import pretrained_tokenizer
 from meerkat_jax.weights.release import is_release
@@ -73,31 +73,20 @@ def build(kind: str, fields: Mapping[str, Any], vocab_size: int | None = None) -
         vocab_size = vocab_size or fields["pretrained"] + VOCAB_MULTIPLE
         return construct(Llama, llama.as_module(fields) | {"vocab_size": vocab_size}, kind)
     kinds = {"clip": ClipVision, "clap": ClapAudio}
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return construct(kinds[kind], fields, kind)
+    return construct(kinds[kind], tuples(fields), kind)
 
 
 def shapes(kind: str, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shape of each leaf that a checkpoint fills, by path."""
     module = build(kind, fields)
-    inputs = {
+    if kind == "llama":
+        return {path: shape for path, shape in adapters.shapes(module).items() if path != "added"}
+    like = {
         "clip": lambda: jnp.zeros((1, module.image_size, module.image_size, 3)),
         "clap": lambda: jnp.zeros((1, module.frames, module.mel_bins)),
-        "llama": lambda: jnp.zeros((1, 2), jnp.int32),
     }[kind]
-
-    def init(key: jax.Array) -> dict:
-        if kind == "llama":
-            return module.init(key, inputs(), method=_read_and_say)["params"]
-        return module.init(key, inputs())["params"]
-
-    leaves = flatten(jax.eval_shape(init, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in leaves.items() if path != "added"}
-
-
-def _read_and_say(model: Llama, ids: jax.Array) -> jax.Array:
-    """A pass through all of the language model."""
-    return model.logits(model(model.embed(ids), jnp.arange(ids.shape[1])[None])["hidden"])
+    leaves = jax.eval_shape(lambda key: module.init(key, like())["params"], jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flatten(leaves).items()}
 
 
 def plan_part(kind: str, path: str | Path, dtype: np.dtype | None) -> Part:
@@ -105,13 +94,9 @@ def plan_part(kind: str, path: str | Path, dtype: np.dtype | None) -> Part:
     source = open_source(path, kind)
     name, module = KINDS[kind]
     fields = module.fields(source.config, str(source.path))
-    pieces = table.plan(
-        module.rows(fields),
-        {name: tensor.shape for name, tensor in source.tensors.items()},
-        shapes(kind, fields),
-        str(source.path),
-    )
-    leaves = _leaves(pieces, source, shapes(kind, fields), dtype)
+    tensors, wanted = {n: t.shape for n, t in source.tensors.items()}, shapes(kind, fields)
+    pieces = table.plan(module.rows(fields), tensors, wanted, str(source.path))
+    leaves = _leaves(pieces, source, wanted, dtype)
     return Part(name, kind, source, fields, tuple(pieces), leaves)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from meerkat_jax.alignment.avace import AVACE
 from meerkat_jax.alignment.avopt import AVOpT
-from meerkat_jax.errors import construct
+from meerkat_jax.errors import construct, tuples
 from meerkat_jax.models.connectors import AlignConfig
 from meerkat_jax.models.layers import LoraConfig
 from meerkat_jax.models.meerkat import Meerkat
@@ -47,7 +47,6 @@ def _shapes(towers: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, 
     if "llama" in options:
         lora = construct(LoraConfig, options["llama"]["lora"], "lora")
         llama = llama.clone(lora=lora)
-    align = {k: tuple(v) if isinstance(v, list) else v for k, v in options["conv_align"].items()}
     model = Meerkat(
         image_tower=clip,
         audio_tower=clap,
@@ -56,7 +55,7 @@ def _shapes(towers: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, 
         avace=AVACE(heads=1),
         prefix=((0,), "image", "audio"),
         connector=options["connector"],
-        conv_align=construct(AlignConfig, align, "conv_align"),
+        conv_align=construct(AlignConfig, tuples(options["conv_align"]), "conv_align"),
     )
 
     def init(key: jax.Array) -> dict:

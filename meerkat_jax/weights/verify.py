@@ -164,8 +164,7 @@ def _clap(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
     config = dict(source.config)
     config = config.get("audio_config", config)
     theirs = transformers.ClapAudioModel(transformers.ClapAudioConfig(**config))
-    prefix = "audio_model." if any(n.startswith("audio_model.") for n in source.tensors) else ""
-    tower = _filled(theirs, source, prefix).audio_encoder
+    tower = _filled(theirs, source, "audio_model.").audio_encoder
     views, rng = 4 if ours.fused else 1, np.random.default_rng(0)
     mel = rng.normal(-30.0, 20.0, (2, views, 1001, ours.mel_bins)).astype(np.float32)
     longer = np.array([True, False])
