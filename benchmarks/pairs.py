@@ -220,7 +220,8 @@ def training_pair(setting: Setting) -> Pair:
     """A LoRA step of the 135 M model against peft and torch's AdamW."""
     sizes, sequence = LLAMA[setting.size], TOKENS[setting.size]
     theirs = lora.peer_model(sizes, setting.torch_device, setting.narrow)
-    model, leaves = language_model(theirs, lora=lora.LORA, dtype=setting.dtype)
+    changes = {"lora": lora.LORA, "dtype": setting.dtype, "remat": "weights"}  # as `small` trains
+    model, leaves = language_model(theirs, **changes)
     theirs = lora.adapted(theirs)
     base = {path: jnp.asarray(leaf, setting.dtype) for path, leaf in leaves.items()}
     params = split(unflatten(base | adapter(theirs)), [lora.ADAPTED])

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import peft
 import torch
 from safetensors.numpy import load_file
@@ -107,6 +108,35 @@ def _by_table(model: Llama, tensors: dict[str, np.ndarray]) -> dict[str, np.ndar
     found = {name: tensor.shape for name, tensor in tensors.items()}
     pieces = table.plan(llama.adapter_rows(model.lora.targets), found, wanted, "the adapter")
     return table.assembled(pieces, tensors.__getitem__)
+
+
+RATES = {"weight_decay": 0.01, "eps": 1e-8}  # of AdamW, where the two libraries' own differ
+
+
+def ten_steps(model: Llama, adapter: dict, base: dict, ids, rate: float) -> list[float]:
+    """Losses of ten steps of AdamW on one batch, each before its step."""
+    optimizer, losses = optax.adamw(rate, **RATES), []
+    state = optimizer.init(adapter)
+    for _ in range(10):
+        loss, grads = adapter_gradient(model, adapter, base, ids)
+        updates, state = optimizer.update(grads, state, adapter)
+        adapter = optax.apply_updates(adapter, updates)
+        losses.append(float(loss))
+    return losses
+
+
+def their_ten_steps(theirs: peft.PeftModel, ids, rate: float) -> list[float]:
+    """The same of peft's model under torch's AdamW; it is changed."""
+    trained = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer, losses = torch.optim.AdamW(trained, lr=rate, **RATES), []
+    ids = torch.tensor(ids)
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = theirs(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def close(ours, theirs, name: str) -> None:

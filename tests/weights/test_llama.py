@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import optax
 import pytest
 import torch
 import transformers
@@ -34,6 +33,8 @@ from tests.weights.llamas import (
     read,
     read_adapter,
     run,
+    ten_steps,
+    their_ten_steps,
 )
 
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
@@ -173,22 +174,9 @@ def test_ten_steps_equal_peft_and_adamw(base, tmp_path):
     theirs = transformers.LlamaForCausalLM.from_pretrained(base)
     theirs = adapted(theirs, LORA, tmp_path, random=False).train()
     model, params = read(base, lora=LORA)
-    rates = {"weight_decay": 0.01, "eps": 1e-8}
-    trained = [p for p in theirs.parameters() if p.requires_grad]
-    mine, optimizer = torch.optim.AdamW(trained, lr=1e-2, **rates), optax.adamw(1e-2, **rates)
-    adapter = read_adapter(model, tmp_path)
-    state, found, wanted = optimizer.init(adapter), [], []
     ids = ids_of(model)
-    for _ in range(10):
-        loss, grads = adapter_gradient(model, adapter, params, ids)
-        updates, state = optimizer.update(grads, state, adapter)
-        adapter = optax.apply_updates(adapter, updates)
-        found.append(float(loss))
-        mine.zero_grad()
-        gold = theirs(torch.tensor(ids), labels=torch.tensor(ids)).loss
-        gold.backward()
-        mine.step()
-        wanted.append(gold.item())
+    found = ten_steps(model, read_adapter(model, tmp_path), params, ids, rate=1e-2)
+    wanted = their_ten_steps(theirs, ids, rate=1e-2)
     np.testing.assert_allclose(found, wanted, **tolerance("ten losses"))
     assert wanted[-1] < wanted[0] - 0.5
 

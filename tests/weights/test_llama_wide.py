@@ -27,9 +27,12 @@ from tests.weights.llamas import (
     read,
     read_adapter,
     run,
+    ten_steps,
+    their_ten_steps,
 )
 
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0, targets=tuple(PROJECTIONS))
+RATE = 1e-4  # of the size that such adapters are trained with
 IDS = np.random.default_rng(0).integers(0, 500, (2, 8))
 WATCHED = {  # a module of Block -> torch's
     "attention_norm": "input_layernorm",
@@ -95,7 +98,8 @@ def wide(tmp_path_factory):
     }
     theirs = adapted(theirs, LORA, folder / "adapter")
     theirs(ids, labels=ids).loss.backward()
-    grads = {k: v.grad for k, v in theirs.named_parameters() if v.grad is not None}
+    grads = {k: v.grad.clone() for k, v in theirs.named_parameters() if v.grad is not None}
+    gold["losses"] = their_ten_steps(theirs, IDS, RATE)
     del theirs
     gc.collect()
     model, params = read(folder)
@@ -146,6 +150,13 @@ def test_adapter_gradients_equal_peft(wide):
     gold, model, params, adapter = wide
     _, grads = adapter_gradient(model.clone(lora=LORA), adapter, params, IDS)
     close_gradients(grads, gold["gradients"])
+
+
+def test_ten_steps_equal_peft_and_adamw(wide):
+    gold, model, params, adapter = wide
+    found = ten_steps(model.clone(lora=LORA), adapter, params, IDS, RATE)
+    assert found[-1] < found[0] - 0.1  # they lead somewhere
+    np.testing.assert_allclose(found, gold["losses"], **tolerance("ten losses"))
 
 
 def test_bfloat16_stays_near(wide):
