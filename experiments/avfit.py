@@ -113,6 +113,8 @@ def mini() -> dict:
         "batch": 16,
         "accumulate": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "quantise": "none",  # a frozen decoder may be "int8" or "nf4"
+        "loss_pieces": 1,  # logits of so many parts of the answers, one in memory at a time
         # Parts that start from nothing first learn what the published ones bring along: the decoder
         # to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
         # did (no boxes, no times). Then sound and sight meet, and then all learn to answer.
@@ -223,6 +225,7 @@ def published() -> dict:
     """The paper's model, from a store of CLIP, CLAP and Llama-2-7b-chat; release's LoRA."""
     config = mini()
     config |= {"name": "7b", "base": "weights/7b", "batch": 32, "optimizer": "adamw"}
+    config |= {"loss_pieces": 8}
     config["data"] |= {"sample_rate": 48000, "runs": 2, "length": 192, "room": 160, "answer": 144}
     config["model"] = {
         "image": {"remat": "none", "dtype": "bfloat16"},

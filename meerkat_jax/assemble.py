@@ -29,6 +29,7 @@ from meerkat_jax.models.layers import LoraConfig, axis_waves, waves
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.models.meerkat import Meerkat
 from meerkat_jax.models.rotary import RopeScaling
+from meerkat_jax.training.sharding import Placement
 
 ALIKE = 2.0  # what names have in common, in lengths of what is their own
 
@@ -42,6 +43,24 @@ class Assembly:
     prompt: Prompt
     logmel: LogMel
     shapes: Shapes
+    placement: Placement | None = None
+
+    def laid(self, placement: Placement | None) -> Assembly:
+        """The same model, its arrays where `placement` (training/sharding.py) wants them.
+
+        For parameters that are there; `init` is for the model without.
+        """
+        llama = self.model.llama.clone(placement=placement)
+        return dataclasses.replace(self, model=self.model.clone(llama=llama), placement=placement)
+
+    def used(self, params: dict) -> dict:
+        """Parameters as the model takes them; the decoder collects its layers one by one."""
+        if self.placement is None:
+            return params
+        layers = params["llama"]["layers"]
+        rest = {name: leaf for name, leaf in params["llama"].items() if name != "layers"}
+        whole = self.placement.whole(params | {"llama": rest})
+        return whole | {"llama": whole["llama"] | {"layers": layers}}
 
     def inputs(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """On the device: image uint8[B, H, W, 3] and audio float[B, samples] -> pixels, mel.
@@ -56,7 +75,8 @@ class Assembly:
 
     def sense(self, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """What the towers make of a batch: image and audio tokens as of `Meerkat.sense`."""
-        return self.model.apply({"params": params}, *self.inputs(batch), method="sense")
+        tokens = self.model.apply({"params": params}, *self.inputs(batch), method="sense")
+        return jax.tree.map(self.placement.rows, tokens) if self.placement else tokens
 
     def init(self, key: jax.Array, classes: Sequence[str] = ()) -> dict:
         """Fresh parameters, a plain nested dict.

@@ -5,6 +5,10 @@
 The same command with --resume goes on where a run was stopped or killed, and ends with the same
 numbers, bit for bit, as a run that was not. What is written: config.json, versions.json,
 tokenizer.json, metrics.jsonl, tensorboard/ and checkpoints/ in the work directory.
+
+Several hosts run the same command, with a work directory that all of them see; on a TPU pod or
+under SLURM they find each other, elsewhere --coordinator, --processes and --process say who they
+are. SIGTERM saves and ends with code 75 (training/preemption.py).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import bisect
 import itertools
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -27,9 +32,12 @@ from meerkat_jax.data.open import open_data
 from meerkat_jax.data.pipeline import Encode, fixed_batches, open_split, train_batches
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
-from meerkat_jax.training import losses, params, senses, sharding
+from meerkat_jax.training import flops, hosts, losses, params, preemption, senses, sharding
 from meerkat_jax.training.checkpoints import Checkpoints
+from meerkat_jax.training.checks import check
 from meerkat_jax.training.metrics import Clock, MetricsWriter
+from meerkat_jax.training.profile import Profile
+from meerkat_jax.training.quantise import quantise_tree
 from meerkat_jax.training.step import learning_rate, make_optimizer, make_step, new_state
 from meerkat_jax.weights.base import Base
 
@@ -39,10 +47,14 @@ flags.DEFINE_bool("resume", False, "Go on with the run in --workdir; starts one 
 flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir and start anew.")
 flags.DEFINE_integer("stop_after", None, "Save and stop after this step; schedules do not change.")
 flags.DEFINE_string("data_dir", None, "Cache of data and compiled programs; else $MEERKAT_CACHE.")
+flags.DEFINE_string("profile", None, "FIRST:COUNT; trace these steps into WORKDIR/profile/.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if hosts are named by hand.")
+flags.DEFINE_integer("processes", None, "How many processes run this command.")
+flags.DEFINE_integer("process", None, "The number of this one, from 0.")
+flags.DEFINE_integer("host_timeout", 300, "Seconds that hosts wait for each other.", lower_bound=1)
 FLAGS = flags.FLAGS
 
 SPLIT = "compositions"  # of which a few fixed batches are scored during training
-NUMBERS = ("batch", "accumulate", "log_every", "checkpoint_every", "evaluate_every")
 # What may change when a run is resumed: how it runs and what it shows, not what it learns.
 FREE = ("log_every", "checkpoint_every", "evaluate_every", "keep_checkpoints", "data.workers")
 FREE += ("name", "mesh.data", "mesh.fsdp", "mesh.tensor")
@@ -50,26 +62,39 @@ FREE += ("name", "mesh.data", "mesh.fsdp", "mesh.tensor")
 
 def main(_: list[str]) -> None:
     """Everything, in order."""
-    # The config and the work directory ----------------------------------------------------------
+    # The config, the hosts and the work directory -----------------------------------------------
     config = configs.to_json(FLAGS.config)
     check(config)
+    traces = Path(FLAGS.workdir) / "profile"
+    profile = Profile.parse(FLAGS.profile, traces, config["phases"], FLAGS.stop_after)
     base = Base.open(config)  # published weights, if the config names a store of them
     config = base.resolve(config)
-    workdir = configs.prepare_workdir(FLAGS.workdir, FLAGS.overwrite, FLAGS.resume)
-    if (workdir / "config.json").exists():
-        configs.refuse_changes(configs.read_config(workdir).to_dict(), config, FREE)
-    configs.write_config(workdir, config)
+    hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
+    notice = preemption.Notice()
+    workdir = Path(FLAGS.workdir)
+
+    def prepare() -> dict:
+        """The work directory as this run needs it; gives what runs."""
+        configs.prepare_workdir(workdir, FLAGS.overwrite, FLAGS.resume)
+        if (workdir / "config.json").exists():
+            configs.refuse_changes(configs.read_config(workdir).to_dict(), config, FREE)
+        configs.write_config(workdir, config)
+        return configs.write_versions(workdir)
+
+    versions = hosts.lead("work directory", prepare, FLAGS.host_timeout)
     cache = Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else default_cache()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    versions = configs.write_versions(workdir)
-    devices = versions["devices"]
-    say(f"{config['name']} on {devices['count']} x {devices['kind']}, work directory {workdir}")
+    if versions:
+        devices = versions["devices"]
+        say(f"{config['name']} on {devices['count']} x {devices['kind']}, work directory {workdir}")
+        say(flops.describe(devices["kind"]))
 
     # Data and tokenizer -------------------------------------------------------------------------
     data = open_data(config["data"], cache, base.tokenizer)
-    data.tokenizer.save(workdir)
+    if hosts.is_first():
+        data.tokenizer.save(workdir)
     say(f"data: {data.folder}, {len(data.classes)} classes, {data.tokenizer.vocab_size} tokens")
 
     # Mesh, model, optimizer ---------------------------------------------------------------------
@@ -81,20 +106,25 @@ def main(_: list[str]) -> None:
 
     for examples in {config["batch"], *map(size, phases)}:
         if examples // config["accumulate"] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-            raise UserError(f"batch={examples} does not divide over the mesh {dict(mesh.shape)}")
+            raise UserError(
+                f"batch={examples} in {config['accumulate']} parts does not divide over the mesh "
+                f"{dict(mesh.shape)} of {jax.process_count()} hosts"
+            )
     model = assemble(config, data.tokenizer)
+    laid_model = model.laid(sharding.placement(mesh, config))
     optimizer = make_optimizer(config)
 
     def initialise(key: jax.Array) -> tuple[dict, dict]:
         halves = params.split(model.init(key, data.classes), config["trainable"])
         trainable = base.blank(halves["trainable"])
-        return new_state(trainable, optimizer, config["seed"]), halves["frozen"]
+        frozen = quantise_tree(halves["frozen"], config["quantise"])
+        return new_state(trainable, optimizer, config["seed"]), frozen
 
     key = jax.random.key(config["seed"])
     shapes = jax.eval_shape(initialise, key)
     places = sharding.param_shardings(mesh, shapes)
     halves = {"trainable": shapes[0]["trainable"], "frozen": shapes[1]}
-    base.check(params.merge(**halves))
+    base.check(jax.eval_shape(lambda key: model.init(key, data.classes), key))
     if base.store:
         say(base.describe())
     say(params.describe(halves, config["trainable"]))
@@ -109,6 +139,7 @@ def main(_: list[str]) -> None:
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
     origin = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256} | base.origin
     meta = origin | {"config": config, "classes": list(data.classes)}
+    hosts.meet("data and weights", origin | {"config": config}, FLAGS.host_timeout)
     step, pending = 0, []  # steps done, and metrics of those that no row has yet
     if checkpoints.latest() is None:
         state, frozen = jax.jit(begin, out_shardings=laid)(key)
@@ -118,7 +149,7 @@ def main(_: list[str]) -> None:
         state["trainable"] = base.adapt(trained, laid_out, model.model.llama, adapter)
     else:
         frozen = jax.jit(lambda key: begin(key)[1], out_shardings=laid[1])(key)
-        abstract = jax.tree.map(placed, shapes[0], places[0])
+        abstract = jax.tree.map(sharding.placed, shapes[0], places[0])
         state, seen, meta_then = checkpoints.restore(abstract, expect=origin)
         step, pending = meta_then["step"], seen["pending"]
         say(f"going on from step {step}")
@@ -137,7 +168,8 @@ def main(_: list[str]) -> None:
 
     def make(phase: dict, accumulate: int):
         how = (config["contrast"], config["box"], spread, accumulate, phase.get("still", ()))
-        return make_step(model, optimizer, phase["weights"], names, *how)
+        weights, pieces = phase["weights"], config["loss_pieces"]
+        return make_step(laid_model, optimizer, weights, names, *how, pieces)
 
     outputs = (places[0], None)
     runs = [
@@ -160,22 +192,26 @@ def main(_: list[str]) -> None:
         both = params.merge(state["trainable"], frozen)
 
         def sense(batch: dict) -> tuple[jax.Array, jax.Array]:
-            return sensed(both, jax.device_put(batch, on_device))
+            batch = {key: hosts.put(value, on_device) for key, value in batch.items()}
+            return jax.tree.map(hosts.whole, sensed(both, batch))
 
         records = open_split(data.folder, phase["split"])[: phase["kept"]]
-        return senses.keep(workdir / "senses", records, model.shapes, sense, size(phase))
+        kept = senses.keep(workdir / "senses", records, model.shapes, sense, size(phase))
+        hosts.meet(f"senses of {phase['name']}", {}, FLAGS.host_timeout)
+        return kept
 
-    sensed = jax.jit(model.sense)
+    sensed = jax.jit(lambda params, batch: laid_model.sense(laid_model.used(params), batch))
     on_device = sharding.batch_sharding(mesh)
     held_out = fixed_batches(
-        data.folder, SPLIT, encode(phases[-1], *phases), config["batch"], config["evaluate_batches"]
-    )
+        data.folder, SPLIT, encode(phases[-1], *phases), config["batch"],
+        config["evaluate_batches"], hosts.rows(on_device, config["batch"]),
+    )  # fmt: skip
 
     text = model.shapes.runs * model.shapes.length
 
     # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
     writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
-    compiled, batches = {}, None
+    compiled, batches, leave = {}, None, False
     while step < stop:
         number = bisect.bisect_right(ends, step)
         phase = phases[number]
@@ -189,23 +225,30 @@ def main(_: list[str]) -> None:
                 data.folder, phase["split"], encode(phase, kept=kept), size(phase),
                 config["seed"] + number, done,
                 phase.get("workers", config["data"]["workers"]), phase.get("kept"),
+                hosts.rows(on_device, size(phase)),
             )  # fmt: skip
         with clock.waiting():
             batch = next(batches)
-        batch = jax.device_put(batch, on_device)
+        batch = hosts.place(batch, on_device, size(phase))
         if number not in compiled:
             with clock.apart():
                 begun = time.monotonic()
                 say(f"phase {phase['name']!r}: compiling, a minute at most; the result is cached")
-                compiled = {number: runs[number].lower(state, frozen, batch).compile()}
-                say(f"phase {phase['name']!r}: compiled in {time.monotonic() - begun:.1f} s")
+                traced = runs[number].trace(state, frozen, batch)
+                needed = flops.step_flops(traced)
+                compiled = {number: traced.lower().compile()}
+                took = f"{time.monotonic() - begun:.1f} s"
+                say(f"phase {phase['name']!r}: compiled in {took}, {needed:.3g} FLOPs a step")
+        profile.before(step + 1, state)
         state, found = compiled[number](state, frozen, batch)
+        profile.after(step + 1, state)
         pending.append(found)
         step += 1
 
         log = step % config["log_every"] == 0 or step == ends[number]
         evaluate = step % config["evaluate_every"] == 0 or step == total
-        save = step % config["checkpoint_every"] == 0 or step == stop
+        leave = notice.reached()
+        save = step % config["checkpoint_every"] == 0 or step == stop or leave
         if log or evaluate or save:
             pending = jax.tree.map(float, jax.device_get(pending))
             refuse_nonfinite(pending, step, writer, checkpoints, f"phase {phase['name']!r}")
@@ -213,14 +256,12 @@ def main(_: list[str]) -> None:
             needs = losses.needs(phase["weights"])
             length = model.model.prefix_length * needs["look"] + text * needs["ask"]
             row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
-            writer.write(step, row | clock.row(size(phase), length))
+            writer.write(step, row | clock.row(size(phase), length, needed))
             pending = []
         if evaluate and held_out:
             with clock.apart():
-                found = [
-                    scores[number](state, frozen, jax.device_put(batch, on_device))
-                    for batch in held_out
-                ]
+                examples = (hosts.place(one, on_device, config["batch"]) for one in held_out)
+                found = [scores[number](state, frozen, one) for one in examples]
                 row = {"eval": mean(jax.tree.map(float, jax.device_get(found)))}
                 refuse_nonfinite([row["eval"]], step, writer, checkpoints, f"{SPLIT} scores")
                 writer.write(step, row, progress=False)
@@ -228,40 +269,24 @@ def main(_: list[str]) -> None:
             with clock.apart():
                 seen = {"pending": pending}
                 checkpoints.save(step, state, seen, meta)
+        if leave:
+            break
 
     # The end --------------------------------------------------------------------------------------
     checkpoints.close()
     writer.close()
-    shutil.rmtree(workdir / "senses", ignore_errors=True)
+    if hosts.is_first():
+        shutil.rmtree(workdir / "senses", ignore_errors=True)
     say(f"step {step} of {total}; checkpoint {workdir / 'checkpoints' / str(step)}")
+    if FLAGS.profile:
+        say(profile.describe())
+    if leave and step < total:
+        say(f"stopped by SIGTERM, code {preemption.EXIT}; the same command with --resume goes on")
+        sys.exit(preemption.EXIT)
     if step < total:
         say("stopped as asked; the same command with --resume goes on")
     else:
         say(f"next: python -m meerkat_jax.evaluate --workdir={workdir}")
-
-
-def check(config: dict) -> None:
-    """UserError for numbers that cannot be meant."""
-    for key in NUMBERS:
-        if key not in config or not isinstance(config[key], int) or config[key] < 1:
-            raise UserError(f"config.{key} is {config.get(key)!r}; expected a whole number above 0")
-    for batch in (config["batch"], *(p["batch"] for p in config["phases"] if "batch" in p)):
-        if not isinstance(batch, int) or batch < 1 or batch % config["accumulate"]:
-            raise UserError(f"batch={batch!r} is no multiple of accumulate={config['accumulate']}")
-    if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
-        raise UserError("config.phases: expected at least one phase, each of at least one step")
-    for phase in config["phases"]:
-        warmup = phase.get("warmup")
-        if not isinstance(warmup, int) or not 0 <= warmup < phase["steps"]:
-            raise UserError(
-                f"config.phases, {phase.get('name')!r}: warmup {warmup} of {phase['steps']} steps; "
-                "expected a whole number, 0 or more and fewer than the steps"
-            )
-
-
-def placed(leaf: jax.ShapeDtypeStruct, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    """The leaf with its place on the mesh."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def scored(step):
@@ -303,8 +328,9 @@ def refuse_nonfinite(rows, step: int, writer, checkpoints: Checkpoints, where: s
 
 
 def say(text: str) -> None:
-    """Print at once."""
-    print(text, flush=True)
+    """Print at once, in one process."""
+    if hosts.is_first():
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

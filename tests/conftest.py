@@ -1,6 +1,7 @@
 """Runs of the doors in processes of their own, on procedural media, at the size of `tiny.py`."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ def door_environment(cache):
         "MEERKAT_CACHE": str(cache),
         "JAX_COMPILATION_CACHE_DIR": "",
     }
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

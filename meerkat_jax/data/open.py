@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +33,17 @@ class DataSet:
 
     def name_ids(self) -> tuple[np.ndarray, np.ndarray]:
         """Token ids int32[N, W] of the class names and float32[N, W], 1 on words, 0 on padding."""
-        ids = self.tokenizer.encode_batch(self.classes)
-        table = np.full((len(ids), max(map(len, ids))), self.tokenizer.pad_id, np.int32)
-        weights = np.zeros(table.shape, np.float32)
-        for row, words in enumerate(ids):
-            table[row, : len(words)], weights[row, : len(words)] = words, 1.0
-        return table, weights
+        return name_ids(self.tokenizer, self.classes)
+
+
+def name_ids(tokenizer: Tokenizer, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """See `DataSet.name_ids`."""
+    ids = tokenizer.encode_batch(classes)
+    table = np.full((len(ids), max(map(len, ids))), tokenizer.pad_id, np.int32)
+    weights = np.zeros(table.shape, np.float32)
+    for row, words in enumerate(ids):
+        table[row, : len(words)], weights[row, : len(words)] = words, 1.0
+    return table, weights
 
 
 def open_data(data: Mapping, cache: Path, tokenizer: Tokenizer | None = None) -> DataSet:

@@ -1,8 +1,9 @@
 """Records to batches with Grain: shuffle, decode, resize, tokenise, pack; deterministic, resumable.
 
-The order depends on the seed alone, not on the number of workers: workers prefetch records before
-they are batched. The iterator's state is one integer, the examples consumed; a resumed run rebuilds
-the pipeline from there (a worker's own state would be tied to the number of workers and hosts).
+The order depends on the seed alone, not on the number of workers or hosts: workers prefetch records
+before they are batched, and a host reads its rows of each global batch. The iterator's state is one
+integer, the examples consumed; a resumed run rebuilds the pipeline from there (a worker's own state
+would be tied to the number of workers and hosts).
 
 Decoding and resizing happen here on the host; pixel normalisation and log-mel on the device.
 """
@@ -13,8 +14,9 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +59,20 @@ class Part:
 
     def __getitem__(self, index: int) -> bytes:
         return self.source[self.indices[index]]
+
+
+class Rows:
+    """Of an endless data set the examples at some `rows` of each batch, in order."""
+
+    def __init__(self, records: grain.MapDataset, batch: int, rows: Sequence[int]) -> None:
+        self.records, self.batch, self.rows = records, batch, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self.records) // self.batch * len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        number, row = divmod(index, len(self.rows))
+        return self.records[number * self.batch + self.rows[row]]
 
 
 def open_split(folder: Path, split: str) -> grain.MapDataset:
@@ -199,32 +215,52 @@ def train_batches(
     start: int = 0,
     workers: int = 0,
     scenes: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, beginning at example number `start` of the endless order.
 
     `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
-    With `scenes` only the first ones of the split are read.
+    With `scenes` only the first ones of the split are read, with `rows` only these of each batch.
     """
     records = open_split(folder, split)[:scenes].seed(seed).shuffle().repeat().random_map(encode)
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
-    stream = records[start:].to_iter_dataset(reading)
+    records = records[start:]
+    if rows is not None:
+        records = grain.MapDataset.source(Rows(records, batch, rows))
+    stream = records.to_iter_dataset(reading)
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
         stream = stream.mp_prefetch(options, worker_init_fn=leave_with_parent)
-    return iter(stream.batch(batch, drop_remainder=True))
+    return iter(stream.batch(batch if rows is None else len(rows), drop_remainder=True))
 
 
 def fixed_batches(
-    folder: Path, split: str, encode: Encode, batch: int, count: int
+    folder: Path,
+    split: str,
+    encode: Encode,
+    batch: int,
+    count: int,
+    rows: Sequence[int] | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """The first `count` batches of a split (fewer if it is small), the same questions each time."""
+    """The first `count` batches of a split (fewer if it is small), the same questions each time.
+
+    With `rows` only these of each batch.
+    """
     records = open_split(folder, split).seed(0).random_map(encode)
     usable = len(records) // batch * batch
-    return list(records[: min(usable, count * batch)].batch(batch))
+    records = records[: min(usable, count * batch)]
+    if rows is not None:
+        records = grain.MapDataset.source(Rows(records, batch, rows))
+    return list(records.batch(batch if rows is None else len(rows)))
 
 
 def leave_with_parent(*_: int) -> None:
-    """End this worker process when the one that started it ends, even if that is killed."""
+    """End this worker process when the one that started it ends, even if that is killed.
+
+    And not before: a run that is asked to go (training/preemption.py) needs its last batches, and
+    those who ask send the signal to all its processes.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

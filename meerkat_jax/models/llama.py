@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -99,6 +100,16 @@ class Mode:
     keep_layers: bool = False
 
 
+class Placement(Protocol):
+    """Where arrays live while they are used, on several devices or with quantised kernels."""
+
+    def layer(self, params: dict, dtype: jnp.dtype) -> dict:
+        """The parameters of a `Block` as it computes with them."""
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """An activation [B, ...] where its examples are."""
+
+
 def init_cache(model: Llama, batch: int, slots: int) -> Cache:
     """An empty cache: k and v float[L, B, K, S, Dh], valid bool[B, S]."""
     shape = (model.depth, batch, model.kv_heads, slots, model.head_width)
@@ -157,7 +168,8 @@ def attend_row(q, k, v, valid=None, past=None) -> jax.Array:
     q float[B, K, T, G, Dh], k and v float[B, K, T, Dh], valid bool[B, T] -> float32 like q.
     """
     mask = causal(q.shape[2], None if valid is None else valid[:, None])
-    parts = [attend_part(q[:, :, None], k, v, mask)]
+    with jax.named_scope(f"causal_{q.shape[2]}"):  # half of the scores count (training/flops.py)
+        parts = [attend_part(q[:, :, None], k, v, mask)]
     if past is not None:
         seen = past[2][:, None, None, None, None, :]
         parts.append(attend_part(q[:, :, None], past[0], past[1], seen))
@@ -174,7 +186,8 @@ def attend_layout(q, k, v, layout: Layout, valid=None, owners=None) -> jax.Array
     if valid is not None:
         p_valid, q_valid = valid[:, prefix], valid[:, rest].reshape(-1, *runs)
         shared = p_valid[:, None, None, None, None, :]
-    own = attend_part(qq, qk, qv, causal(layout.length, q_valid, owners))
+    with jax.named_scope(f"causal_{layout.length}"):
+        own = attend_part(qq, qk, qv, causal(layout.length, q_valid, owners))
     second = merge([attend_part(qq, pk, pv, shared), own]).reshape(q[:, :, rest].shape)
     return jnp.concatenate([attend_row(pq, pk, pv, p_valid), second], axis=2)
 
@@ -189,6 +202,7 @@ class Block(nn.Module):
     norm_eps: float
     lora: LoraConfig | None
     dtype: jnp.dtype
+    placement: Placement | None = None
 
     def dense(self, name: str, x: jax.Array, features: int, deterministic: bool) -> jax.Array:
         """The bias-free Dense `name`, adapted if LoRA targets it; its output can be saved."""
@@ -204,6 +218,8 @@ class Block(nn.Module):
         Returns (x, kept): kept has k and v float[B, K, S, Dh] of these tokens when there is a past,
         and x when the mode keeps layers.
         """
+        if self.placement is not None:
+            x = self.placement.rows(x)
         b, s, width = x.shape
         head = self.head_width
         dense = functools.partial(self.dense, deterministic=mode.deterministic)
@@ -242,6 +258,8 @@ class Llama(nn.Module):
     embedding is one table of C rows). With it the tables `embedding` and of the head hold those
     pieces, filled up to a multiple of `ROWS`, and can stay frozen; tokens from W on, which are read
     but never said, have the rows `added` float[C - W, D].
+
+    A `placement` is for models that have parameters, not for making them.
     """
 
     vocab_size: int = 32000
@@ -260,6 +278,7 @@ class Llama(nn.Module):
     embed_std: float | None = None
     pretrained: int = 0
     rope_scaling: RopeScaling | None = None
+    placement: Placement | None = None
 
     def setup(self):
         """Build the scanned layers; raises UserError on sizes that do not divide."""
@@ -270,9 +289,12 @@ class Llama(nn.Module):
         if self.more_rows:
             self.added = self.param("added", init, (self.more_rows, self.width))
         block = Block
+        if self.placement is not None:  # within remat: what is made there is made again
+            as_used = functools.partial(_as_used, self.placement, self.dtype)
+            block = nn.map_variables(block, "params", trans_in_fn=as_used)
         if self.remat != "none":
             policy = REMAT[self.remat]
-            block = nn.remat(Block, policy=policy, prevent_cse=False, static_argnums=(4,))
+            block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(4,))
         self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -287,6 +309,7 @@ class Llama(nn.Module):
             self.norm_eps,
             self.lora,
             self.dtype,
+            self.placement,
         )
         self.norm = RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
@@ -386,6 +409,10 @@ class Llama(nn.Module):
         if keep_layers:
             out["layers"] = new["x"]
         return out
+
+
+def _as_used(placement: Placement, dtype: jnp.dtype, variables: dict) -> dict:
+    return {"params": placement.layer(variables["params"], dtype)}
 
 
 def _check_call(x, layout, cache, slot) -> None:

@@ -281,6 +281,10 @@ class Meerkat(nn.Module):
             hidden = jnp.take_along_axis(hidden, places[..., None], axis=2)
         return {"hidden": hidden, "logits": self.llama.logits(hidden)}
 
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float[..., D] of `respond` or `speak` -> float32[..., C]."""
+        return self.llama.logits(hidden)
+
     def prefill(self, image: jax.Array, audio: jax.Array, slots: int) -> Cache:
         """The cache of the prefix, with room for `slots` tokens in all (>= P)."""
         prefix = self.embed_prefix(image, audio)

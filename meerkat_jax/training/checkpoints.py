@@ -4,7 +4,7 @@ A step is a folder of four Orbax items: `trainable` (the trained half of the par
 rest of the state: optimizer, step, PRNG key), `data` (JSON: examples consumed) and `meta` (JSON:
 config, tokenizer, base and LoRA as the caller gives them). Items are apart so that inference reads
 `trainable` and `meta` alone. Orbax marks a step as complete when it is: a killed save leaves the
-one before.
+one before, and so does one for which the disk has no room.
 
 Orbax reads a flipped byte of an array without complaint, so `meta` also holds type, shape and a
 32-bit sum of each leaf, and the JSON items a CRC of themselves. The sum is of the leaf's words
@@ -14,11 +14,14 @@ not depend on how the leaf is laid over devices, so a checkpoint restores onto a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,24 @@ from meerkat_jax.training.config import dotted
 from meerkat_jax.training.params import compare, render
 
 FORMAT = "meerkat_jax checkpoint 1"
+# What a disk can say for which the program is not to blame; libraries keep only the words.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class Damaged(Exception):
     """A step that cannot be read or whose bytes are not those that were written."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves it to training to ask whether all processes are to leave.
+
+    It would ask in a thread of its own, with the number of an older step, and JAX's agreement on a
+    step to leave after (training/preemption.py) then fails.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """No: that is not asked here."""
+        return False
 
 
 class Checkpoints:
@@ -56,7 +73,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = _Manager(self.folder, options=options)
 
     def latest(self) -> int | None:
         """The newest complete step, unread; None if there is none."""
@@ -74,7 +91,8 @@ class Checkpoints:
 
         Returns when `state` is copied, so its buffers may be donated; files are written in the
         background unless `wait`. False, and nothing done, if the step is there already. Raises
-        UserError if no parameter is trainable.
+        UserError if no parameter is trainable, or if this or the save before it could not be
+        written, as on a full disk.
         """
         if step in self._manager.all_steps():
             return False
@@ -90,21 +108,44 @@ class Checkpoints:
             },
             "meta": dict(meta) | {"step": step},
         }
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(tree) for name, tree in state.items()},
-                data=ocp.args.JsonSave(_seal(dict(data))),
-                meta=ocp.args.JsonSave(_seal(record)),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(tree) for name, tree in state.items()},
+                    data=ocp.args.JsonSave(_seal(dict(data))),
+                    meta=ocp.args.JsonSave(_seal(record)),
+                ),
+            )
         if wait:
             self.wait()
         return True
 
     def wait(self) -> None:
-        """Return when all saves are on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Return when all saves are on disk; raises what went wrong in the background.
+
+        That is a UserError when it was the disk.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the disk refuses, as a UserError that names the step which is still good."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore each have their own
+            reason = _refusal(error)
+            if reason is None:
+                raise
+            whole = [int(path.name) for path in self.folder.glob("*") if path.name.isdigit()]
+            kept = (
+                f"the last good one, step {max(whole)}, is kept" if whole else "there is none yet"
+            )
+            raise UserError(
+                f"a checkpoint in {self.folder} could not be written: {reason}; {kept}; make room "
+                "there, and go on with --resume"
+            ) from error
 
     def restore(
         self, abstract: Mapping[str, Any], expect: Mapping[str, Any] | None = None
@@ -133,8 +174,9 @@ class Checkpoints:
         return meta
 
     def close(self) -> None:
-        """Wait for saves and release the threads."""
-        self._manager.close()
+        """Wait for saves and release the threads; raises as `wait` does."""
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         """Use as `with Checkpoints(...) as checkpoints`."""
@@ -249,6 +291,17 @@ def _clear_killed_saves(folder: Path) -> None:
         for place in folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(place)
     multihost_utils.sync_global_devices("killed saves cleared")
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the disk said, if that is behind an exception."""
+    while error is not None:
+        for number in REFUSALS:
+            reason = os.strerror(number)
+            if getattr(error, "errno", None) == number or reason in str(error):
+                return reason
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _refuse_mismatch(

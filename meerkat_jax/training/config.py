@@ -9,6 +9,7 @@ valid one, and exit code 2; a traceback is kept for our own faults.
 from __future__ import annotations
 
 import datetime
+import errno
 import importlib.metadata
 import importlib.util
 import inspect
@@ -178,11 +179,17 @@ def run_door(main: Callable[[list[str]], Any], required: Iterable[str] = ()) -> 
 
 
 def _guarded(function: Callable, *args: Any) -> Any:
-    """Call; a UserError becomes a line and the end of the process."""
+    """Call; a UserError or a full disk becomes a line and the end of the process."""
     try:
         return function(*args)
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        sys.exit(USER_EXIT)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}; make room", file=sys.stderr, flush=True)
         sys.exit(USER_EXIT)
 
 

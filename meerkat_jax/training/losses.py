@@ -13,7 +13,7 @@ M names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -121,6 +121,28 @@ def answer_loss(
         log_mass *= jnp.take(spread.weight, answers)
     right = (logits.argmax(-1) == answers) * targets
     return ((log_mass - picked) * targets).sum(), right.sum()
+
+
+def by_pieces(said: Callable, pieces: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`said(*arrays)` as a sum over `pieces` equal pieces of axis 2, one in memory at a time.
+
+    float32 logits of a large vocabulary need not exist for all answer tokens at once: those of a
+    piece are made, and made again for its gradient. Raises UserError if the axis does not divide.
+    """
+    if pieces == 1:
+        return said(*arrays)
+    room = arrays[0].shape[2]
+    if room % pieces:
+        raise UserError(f"config.loss_pieces is {pieces}, which does not divide data.room {room}")
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:2], pieces, -1, *x.shape[3:]), 2, 0)
+
+    def add(found, piece):
+        return jax.tree.map(jnp.add, found, jax.checkpoint(said)(*piece)), None
+
+    start = (jnp.zeros(()), jnp.zeros(()))
+    return jax.lax.scan(add, start, tuple(map(cut, arrays)))[0]
 
 
 def present(indices: jax.Array, classes: int) -> jax.Array:

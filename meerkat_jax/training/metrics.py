@@ -29,6 +29,7 @@ from tensorboardX import SummaryWriter
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.training.config import write_text
+from meerkat_jax.training.flops import peak
 
 # Fields that say how fast, not what: the only ones that differ between equal runs.
 TIMING = frozenset(
@@ -134,10 +135,12 @@ class Clock:
         yield
         self._start += time.monotonic() - begun
 
-    def row(self, examples: int, length: int) -> dict[str, float]:
+    def row(self, examples: int, length: int, flops: float | None = None) -> dict[str, float]:
         """Fields of `TIMING` since the last call, of steps with `examples` of `length` tokens each.
 
-        Call it when the steps' results are here, else it tells how fast they were asked for.
+        `flops` of a step by flops.py: with them the row has tflops (10^12 FLOP/s of each device, on
+        the mean), and where the peak of such devices is known, mfu (0 to 1). Call it when the
+        steps' results are here, else it tells how fast they were asked for.
         """
         spent, steps = max(time.monotonic() - self._start, 1e-9), max(self._steps, 1)
         row = {
@@ -147,18 +150,27 @@ class Clock:
             "data_wait_seconds": self._waited / steps,
             "peak_memory_mib": peak_memory_mib(),
         }
+        if flops is not None:
+            rate, most = flops * steps / spent / jax.device_count(), device_peak()
+            row |= {"tflops": rate / 1e12} | ({"mfu": rate / most} if most else {})
         self.__init__()
         return row
+
+
+def device_peak() -> float | None:
+    """FLOP/s of one of the run's devices at its best (flops.py); None where that is not known."""
+    return peak(jax.devices()[0].device_kind)
 
 
 def peak_memory_mib() -> float:
     """The most memory that this process and its living workers have held, summed (Linux), MiB.
 
-    On an accelerator: that of the first device.
+    On an accelerator: the most that any device of this host has held.
     """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 2**20
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    held = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
+    if held:
+        return max(held) / 2**20
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     return sum(_peak_kib(pid) for pid in pids) / 2**10
 

@@ -4,7 +4,7 @@ A phase that trains behind resting towers would see and hear each scene anew in 
 for a third of its time. A phase with `kept: N` instead reads the first N scenes of its split: their
 tower tokens are computed when the phase begins (or is resumed: the same towers give the same
 numbers), written to the work directory and looked up by scene; pictures and sounds are not decoded
-again.
+again. All processes compute them together, process 0 writes them, and all look them up.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from meerkat_jax.data.pipeline import Shapes, encode_media
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
+from meerkat_jax.training import hosts
 from meerkat_jax.training.params import flatten, selected
 
 NAMES = ("image_tokens", "audio_tokens")
@@ -76,7 +77,6 @@ def keep(
     sense: {image uint8[B, H, W, 3], audio float32[B, samples]} -> image and audio tokens. Raises
     UserError when the disk has no room for them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rows, arrays = {}, ()
     progress = Progress("what the towers see and hear: scenes", len(records))
 
@@ -88,10 +88,11 @@ def keep(
         ids = piece.pop("id").tolist()
         piece = {key: _filled(value, batch) for key, value in piece.items()}
         found = [np.asarray(tokens)[: len(ids)] for tokens in sense(piece)]
-        if not arrays:
+        if not arrays and hosts.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
             paths = (folder / f"{name}.npy" for name in NAMES)
             arrays = [_created(*like, len(records)) for like in zip(paths, found, strict=True)]
-        for array, tokens in zip(arrays, found, strict=True):
+        for array, tokens in zip(arrays, found, strict=hosts.is_first()):
             array[len(rows) : len(rows) + len(ids)] = tokens
         rows |= {scene: len(rows) + i for i, scene in enumerate(ids)}
         progress.report(len(rows))

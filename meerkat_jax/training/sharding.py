@@ -10,10 +10,16 @@ found counts. Axes name the **last** dimensions of the leaf, so that one rule se
 scanned stack: ("fsdp", "tensor") lays kernel [in, out] as (fsdp, tensor) and the stack
 [L, in, out] as (None, fsdp, tensor). Optimizer state ends in the same paths as the parameters it
 belongs to, and is laid out by the same rules.
+
+The compiler, told of inputs alone, divides the activations by features and sums them after every
+product. So `Placement` says the rest: tokens stay where their example is, and a layer's weights are
+collected over `fsdp`, within the layer, forwards and backwards, in the bits that they are kept in.
+A step may then hold these collectives and no others (`COLLECTIVES`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,21 +29,32 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import params as trees
+from meerkat_jax.training.quantise import restore_tree
 
 AXES = ("data", "fsdp", "tensor")
 SIZE_FLOOR = 2**20  # numbers; a smaller leaf may stay whole on each device, it costs < 4 MiB there
 
 Rule = tuple[str, tuple[str | None, ...]]
+KERNEL = "kernel(/int8|/nf4)?$"
+HEAD = "lm_head/kernel$"
 RULES: tuple[Rule, ...] = (
     (r"lora_a$", ("fsdp", None)),
     (r"lora_b$", (None, "tensor")),
     # The layer that ends a block takes its input divided over `tensor`, as the layers before left
     # it, so that the block needs one sum over `tensor` and no gather.
-    (r"(^|[/_])(o|down|fc2|outer)/kernel$", ("tensor", "fsdp")),
+    (rf"(^|[/_])(o|down|fc2|outer)/{KERNEL}", ("tensor", "fsdp")),
     (r"(^|/)(embedding|added)$", ("tensor", "fsdp")),
-    (r"kernel$", ("fsdp", "tensor")),
+    (KERNEL, ("fsdp", "tensor")),
     (r"(bias|scale|count)$", ()),
 )
+
+
+# What a division over an axis may make devices exchange in a training step.
+COLLECTIVES = {
+    "data": {"all-reduce", "all-gather"},
+    "fsdp": {"all-reduce", "all-gather"},
+    "tensor": {"all-reduce", "all-gather", "collective-permute"},
+}
 
 
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence | None = None) -> Mesh:
@@ -75,9 +92,64 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def placed(leaf: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The leaf with its place on the mesh."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where arrays live while a step uses them; `Llama.placement` and `make_step` ask it.
+
+    A mesh of one device changes nothing.
+    """
+
+    mesh: Mesh
+    rules: tuple[Rule, ...] = RULES
+
+    def layer(self, params: Mapping[str, Any], dtype: Any) -> dict:
+        """A layer's parameters as it uses them: collected over fsdp, quantised ones restored."""
+        return restore_tree(self._collected(params, ".", "fsdp"), dtype)
+
+    def whole(self, params: Mapping[str, Any]) -> Any:
+        """All other parameters: whole, but the columns of the head, which are over `tensor`."""
+        return self._collected(self._collected(params, HEAD, "fsdp"), f"^(?!.*{HEAD})", *AXES)
+
+    def _collected(self, params: Mapping[str, Any], pattern: str, *axes: str) -> Any:
+        """The leaves that the pattern finds, no longer divided over `axes`."""
+
+        def collect(path: tuple, leaf: jax.Array) -> jax.Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if not trees.found(pattern, name):
+                return leaf
+            rule = _first(self.rules, name) or ("", ())
+            left = tuple(None if axis in axes else axis for axis in rule[1])
+            spec, _ = _spec(self.mesh, (rule[0], left), leaf.shape)
+            return self._at(leaf, NamedSharding(self.mesh, spec))
+
+        return jax.tree_util.tree_map_with_path(collect, params)
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """An activation [B, ...] with its batch over data and fsdp, and whole otherwise."""
+        return self._at(x, batch_sharding(self.mesh))
+
+    def _at(self, x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, sharding) if self.mesh.size > 1 else x
+
+
+def placement(mesh: Mesh, config: Mapping[str, Any]) -> Placement | None:
+    """For several devices or quantised kernels; None where there is nothing to do."""
+    return Placement(mesh) if mesh.size > 1 or config["quantise"] != "none" else None
+
+
+def _first(rules: Sequence[Rule], name: str) -> Rule | None:
+    """The rule that lays out the leaf of this name."""
+    return next((rule for rule in rules if trees.found(rule[0], name)), None)
 
 
 def param_shardings(
@@ -97,7 +169,7 @@ def param_shardings(
     def lay(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         small = math.prod(leaf.shape) < size_floor
-        rule = next((rule for rule in rules if trees.found(rule[0], name)), None)
+        rule = _first(rules, name)
         if rule is None:
             if not small:
                 errors.append(f"{name} {list(leaf.shape)}: no rule covers it")

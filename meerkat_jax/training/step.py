@@ -139,10 +139,12 @@ def make_step(
     spread: losses.SoftTargets | None = None,
     accumulate: int = 1,
     still: Sequence[str] = (),
+    pieces: int = 1,
 ) -> Callable[[State, dict, dict], tuple[State, dict]]:
     """`step(state, frozen, batch) -> (state, metrics)` for one phase's `weights`.
 
     Parameters whose path a pattern of `still` finds stay as they are, and cost no backward pass.
+    Logits are made in so many `pieces` of the answer tokens.
     """
     model, weights = assembly.model, dict(weights)
     unknown = set(weights) - set(losses.TERMS)
@@ -151,19 +153,24 @@ def make_step(
 
     def sums(params, batch, key):
         """The terms' sums over a microbatch, and what is logged beside them."""
+        params = assembly.used(params)
         apply = functools.partial(model.apply, {"params": params})
         places, targets = losses.answer_places(batch["targets"], assembly.shapes.room)
         text = (batch["tokens"], batch["owners"], places)
         chance = {"deterministic": False, "rngs": {"dropout": key}}
 
-        def said(logits):
-            answers = jnp.take_along_axis(batch["tokens"], places + 1, axis=-1)
+        def said(hidden, answers, targets):
+            logits = apply(hidden, method="logits")
             return losses.answer_loss(logits, answers, targets, spread)
+
+        def answered(hidden):
+            answers = jnp.take_along_axis(batch["tokens"], places + 1, axis=-1)
+            return losses.by_pieces(said, pieces, hidden, answers, targets)
 
         terms, extra = {}, {}
         if "language" in weights:
-            logits = apply(*text, method="speak", **chance)["logits"]
-            terms["language"], extra["right"] = said(logits)
+            hidden = apply(*text, method="speak", **chance)["hidden"]
+            terms["language"], extra["right"] = answered(hidden)
         if losses.needs(weights)["look"]:
             if "image_tokens" in batch:
                 senses = batch["image_tokens"], batch["audio_tokens"]
@@ -171,7 +178,7 @@ def make_step(
                 senses = assembly.sense(params, batch)
             if "answer" in weights:
                 out = apply(*senses, *text, method="respond", **chance)
-                terms["answer"], extra["right"] = said(out["logits"])
+                terms["answer"], extra["right"] = answered(out["hidden"])
             else:
                 out = apply(*senses, method="meet")
             terms |= losses.alignment_terms(out, batch, model.image_grid, box)

@@ -20,6 +20,7 @@ from meerkat_jax.data.audio import LogMel
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
 from meerkat_jax.models.llama import Llama
+from meerkat_jax.training import hosts, quantise
 from meerkat_jax.training.config import dotted, to_json
 from meerkat_jax.training.params import flatten, unflatten
 from meerkat_jax.weights.adapters import ADDED, is_lora, read_peft
@@ -58,15 +59,15 @@ def _agreed(model: Mapping[str, Any], sizes: Mapping[str, Any], folder: Any) -> 
 class Base:
     """The store that a config names, or nothing (`store` None)."""
 
-    def __init__(self, store: Store | None):
+    def __init__(self, store: Store | None, quantise: str = "none"):
         """Use `open`."""
-        self.store = store
+        self.store, self.quantise = store, quantise
 
     @classmethod
     def open(cls, config: Mapping[str, Any]) -> Base:
         """The store of `config["base"]`; UserError when it is not there or not whole."""
         path = config.get("base")
-        return cls(Store.open(path) if path else None)
+        return cls(Store.open(path) if path else None, config.get("quantise", "none"))
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -146,7 +147,7 @@ class Base:
             path = f"llama/{path}"
             if path not in flat:
                 raise UserError(f"{adapter} has {path}, which config.trainable leaves out")
-            flat[path] = jax.device_put(leaf.astype(np.float32), places[path])
+            flat[path] = hosts.put(leaf.astype(np.float32), places[path])
         return unflatten(flat)
 
     def check(self, shapes: Mapping[str, Any]) -> None:
@@ -187,13 +188,17 @@ class Base:
         )
 
     def _has(self, path: str) -> bool:
-        return self.store is not None and path in self.store.leaves
+        return self.store is not None and quantise.source(path) in self.store.leaves
 
     def _placed(self, path: str, shape: tuple[int, ...], place, dtype) -> jax.Array:
+        kernel = quantise.source(path)
+        if kernel != path:
+            part = quantise.reader(self.store.read(kernel), path.split("/")[-1], self.quantise)
+            return jax.make_array_from_callback(shape, place, part)
         if shape == self.store.leaves[path].shape:
             return self.store.place(path, place, dtype)
         table = self.store.read(path)
         side = round((shape[0] - 1) ** 0.5)
         print(f"{path}: positions of {len(table) - 1} patches interpolated to {side * side}")
         resized = resize_positions(table, side).astype(dtype or table.dtype)
-        return jax.device_put(resized, place)
+        return hosts.put(np.asarray(resized), place)

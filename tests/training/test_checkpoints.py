@@ -262,6 +262,43 @@ def test_killed_in_a_save_the_step_before_restores(tmp_path):
     assert not [path for path in folder.iterdir() if "tmp" in path.name or "damaged" in path.name]
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB, if this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("noticed", ["save", "wait", "close"])
+def test_a_full_disk_is_told_and_costs_only_what_it_had_no_room_for(small_disk, noticed):
+    """A real one. The save fails in the background; the next call that could know it tells."""
+    folder = small_disk / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, make_state(1), {"examples": 8}, META, wait=True)
+    rng = np.random.default_rng(0)
+    (small_disk / "other").write_bytes(rng.bytes(shutil.disk_usage(small_disk).free - (64 << 10)))
+    message = rf"{folder} could not be written: No space left on device; the last good one, step 1"
+    with pytest.raises(UserError, match=message):
+        checkpoints.save(2, make_state(2), {"examples": 16}, META)
+        if noticed == "save":
+            checkpoints.save(3, make_state(3), {"examples": 24}, META)
+        elif noticed == "wait":
+            checkpoints.wait()
+        else:
+            checkpoints.close()
+    state, data, _ = restore(folder)
+    assert bits(state) == bits(make_state(1)) and data == {"examples": 8}
+    (small_disk / "other").unlink()
+    save(folder, 2)  # with room again
+    assert bits(restore(folder)[0]) == bits(make_state(2))
+
+
 MESHES = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding

@@ -3,11 +3,13 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.training import metrics
 from meerkat_jax.training.metrics import (
     TIMING,
     Clock,
@@ -119,6 +121,34 @@ def test_clock_counts_steps_and_leaves_out_what_is_apart(monkeypatch):
     with clock.waiting():
         now[0] += 2.0
     assert clock.row(1, 1)["step_seconds"] == 2.0  # each row begins anew
+
+
+@pytest.mark.parametrize("peak", [None, 8e12])
+def test_flops_become_a_rate_and_a_share_of_the_peak(monkeypatch, peak):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(metrics, "device_peak", lambda: peak)
+    clock = Clock()
+    for _ in range(3):
+        with clock.waiting():
+            now[0] += 2.0
+    row = clock.row(1, 1, flops=4e12 * jax.device_count())
+    assert row["tflops"] == 2.0  # of each device
+    assert row.get("mfu") == (None if peak is None else 0.25)
+    assert row.keys() <= TIMING
+    assert not {"tflops", "mfu"} & clock.row(1, 1).keys()
+
+
+def test_memory_is_that_of_the_fullest_device(monkeypatch):
+    class Device:
+        def __init__(self, held):
+            self.held = held
+
+        def memory_stats(self):
+            return self.held and {"peak_bytes_in_use": self.held * 2**20}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(5), Device(9), Device(None)])
+    assert metrics.peak_memory_mib() == 9.0
 
 
 def test_time_left_follows_the_steps_not_what_came_before(tmp_path, capsys):

@@ -1,0 +1,1 @@
+"""What a program will need on machines that are not here."""

@@ -1,0 +1,105 @@
+"""Machines by name: a slice of TPU chips, simulated devices, or the GPUs that are here.
+
+"v5e:4x4" is 16 TPU v5e chips, "cpu:8" eight simulated devices, "gpu" what jax finds.
+
+The TPU's own compiler comes with the package `libtpu` and runs on any CPU, without a TPU. Sources:
+Google's pages on each TPU's architecture; usable memory is what the compiler allows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from typing import Any
+
+import jax
+
+from meerkat_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip: usable memory in bytes, bfloat16 FLOP/s, bytes/s of memory and, one way, of links.
+
+    None: not known.
+    """
+
+    memory: float | None = None
+    flops: float | None = None
+    bandwidth: float | None = None
+    links: float | None = None
+
+
+CHIPS = {
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9),
+    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(95.73 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.24 * GIB, 918e12, 1638e9, 400e9),
+}
+EXAMPLES = "v5e:4x4, v4:2x2x1, cpu:8 or gpu"
+
+
+def devices_of(name: str) -> tuple[list[Any], Chip]:
+    """(devices, chip) of a topology by name; call it before anything else asks jax for devices.
+
+    Raises UserError for a name that is none, a slice that does not exist, and without libtpu.
+    """
+    kind, _, shape = name.partition(":")
+    if kind in CHIPS and re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        return _tpu(name, kind, tuple(map(int, shape.split("x")))), CHIPS[kind]
+    if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
+        return _cpu(int(shape)), Chip()
+    if name == "gpu":
+        return _gpu()
+    known = f"{', '.join(CHIPS)} with a shape, cpu with a number, or gpu"
+    raise UserError(f"--topology={name}: expected {known}, as {EXAMPLES}")
+
+
+def _tpu(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError(
+            f"--topology={name} needs the TPU's compiler: pip install 'meerkat_jax[tpu]'"
+        ) from None
+    more: dict[str, Any] = {}
+    if kind == "v4":
+        more["chip_config_name"] = "megacore"
+    if shape == (1, 1):
+        more["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
+    except Exception as error:  # of many kinds, from within the library
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--topology={name}: there is no such slice ({reason})") from None
+    return list(found.devices)
+
+
+def _cpu(count: int) -> list[Any]:
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
+    jax.config.update("jax_platforms", "cpu")
+    found = jax.devices()
+    if len(found) != count:
+        raise UserError(f"--topology=cpu:{count}: jax has {len(found)} devices already; ask first")
+    return found
+
+
+def _gpu() -> tuple[list[Any], Chip]:
+    try:
+        found = jax.devices("gpu")
+    except RuntimeError:
+        raise UserError(
+            "--topology=gpu: jax finds no GPU here; install jax[cuda12] or jax[cuda13]"
+        ) from None
+    stats = found[0].memory_stats() or {}
+    return found, Chip(memory=stats.get("bytes_limit"))

@@ -1,0 +1,30 @@
+"""Numbers of a config that cannot be meant, found before anything is read or compiled."""
+
+from __future__ import annotations
+
+from meerkat_jax.errors import UserError
+from meerkat_jax.training.quantise import KINDS
+
+NUMBERS = ("batch", "accumulate", "loss_pieces", "log_every", "checkpoint_every", "evaluate_every")
+
+
+def check(config: dict) -> None:
+    """UserError for numbers that cannot be meant."""
+    for key in NUMBERS:
+        if key not in config or not isinstance(config[key], int) or config[key] < 1:
+            raise UserError(f"config.{key} is {config.get(key)!r}; expected a whole number above 0")
+    if config["quantise"] not in KINDS:
+        known = f"expected one of {', '.join(KINDS)}"
+        raise UserError(f"config.quantise is {config['quantise']!r}; {known}")
+    for batch in (config["batch"], *(p["batch"] for p in config["phases"] if "batch" in p)):
+        if not isinstance(batch, int) or batch < 1 or batch % config["accumulate"]:
+            raise UserError(f"batch={batch!r} is no multiple of accumulate={config['accumulate']}")
+    if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
+        raise UserError("config.phases: expected at least one phase, each of at least one step")
+    for phase in config["phases"]:
+        warmup = phase.get("warmup")
+        if not isinstance(warmup, int) or not 0 <= warmup < phase["steps"]:
+            raise UserError(
+                f"config.phases, {phase.get('name')!r}: warmup {warmup} of {phase['steps']} steps; "
+                "expected a whole number, 0 or more and fewer than the steps"
+            )
