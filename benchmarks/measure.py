@@ -86,8 +86,14 @@ def setting(device: str, threads: int | None) -> dict[str, Any]:
         "threads": threads,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
-        "command": shlex.join(["python", "-m", "benchmarks.towers", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", _module(), *sys.argv[1:]]),
     }
+
+
+def _module() -> str:
+    """The benchmark that runs, as it is named on the command line."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else "benchmarks.towers"
 
 
 def processor() -> str:

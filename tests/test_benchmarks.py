@@ -7,13 +7,20 @@ import math
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import large, lora, measure, pairs, towers
+from benchmarks import input as feeding
+from benchmarks import large, lora, measure, pairs, sinkhorn, towers, train_step, work
+from meerkat_jax.alignment.sinkhorn import round_to_marginals, transport
 from meerkat_jax.errors import UserError
 from meerkat_jax.models import llama
 from meerkat_jax.models.llama import Llama
+from meerkat_jax.training.config import to_json
+from tests import tiny
 from tests.conftest import ROOT, door_environment
 from tests.tolerances import tolerance
 
@@ -128,3 +135,61 @@ def test_fused_attention_is_attention():
 def test_wrong_flags_are_named(flags, words):
     with pytest.raises(UserError, match=words):
         towers.run(**flags)
+
+
+def test_the_release_s_transport_is_ipot():
+    """Written twice: plainly in torch for the benchmark, in the log domain in our solver."""
+    cost = sinkhorn.costs("clustered", 2, 9, 16)
+    plan = jnp.asarray(sinkhorn.their_plan(torch.tensor(cost)).numpy())
+    how = {"solver": "ipot", "beta": sinkhorn.BETA, "iterations": sinkhorn.ITERATIONS}
+    rounded = round_to_marginals(plan, jnp.full((2, 9), 1 / 9), jnp.full((2, 16), 1 / 16))
+    np.testing.assert_allclose(rounded, transport(cost, **how)["plan"], **tolerance("module"))
+    theirs = sinkhorn.their_gradient(torch.tensor(cost)).numpy()
+    ours = sinkhorn.our_gradient(cost)[1]
+    assert np.sum(ours * theirs) > 0.9 * np.linalg.norm(ours) * np.linalg.norm(theirs)
+
+
+def test_both_transports_are_near_the_exact_one():
+    found = sinkhorn.errors(9, 4, exact=2)
+    sides = ("ours", "theirs", "theirs rounded")
+    assert found.keys() == {f"{kind} {side}" for kind in sinkhorn.KINDS for side in sides}
+    bound = {kind: tolerance(f"emd_default_{kind}")["rtol"] for kind in sinkhorn.KINDS}
+    assert all(error <= bound[name.split()[0]] for name, error in found.items()), found
+
+
+def test_input_feeds_records_of_our_own(tmp_path):
+    assert feeding.write_split(tmp_path, 8, seconds=0.2, side=32) > 8 * 1000
+    encode = feeding.encoder(seconds=0.2, side=32)
+    found = feeding.feed(tmp_path, encode, workers=0, batch=2, batches=3)
+    assert found["examples"] == 6 and found["batch_seconds"].keys() == SIDE
+    assert found["examples_per_second"] > 0 and found["examples_per_core_second"] > 0
+
+
+def test_work_counts_loops_products_and_elementwise():
+    x = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+
+    def looped(x):
+        return jax.lax.scan(lambda c, _: (jnp.exp(c @ c), None), x, length=5)[0]
+
+    once = work.Work(2 * 27 + 9, 4 * (27 + 18))
+    assert work.count(looped, x) == once * 5
+    assert work.of(jax.jit(looped).trace(x).jaxpr, products_only=True).bytes == 5 * 4 * 27
+    with pytest.raises(ValueError, match="end is not known"):
+        work.count(lambda x: jax.lax.while_loop(lambda c: c.sum() > 0, lambda c: c - 1, x), x)
+
+
+def test_parts_of_a_step_have_the_gradients_that_its_phase_asks_for():
+    config, made = train_step.planned(to_json(tiny.get_config()))
+    pieces = train_step.parts(config, made)
+    assert list(pieces) == ["image tower", "audio tower", "AVOpT", "AVACE", "LLM", "optimizer"]
+    shapes = {name: jax.eval_shape(part.call, *part.arguments) for name, part in pieces.items()}
+    assert shapes["image tower"].shape == ()  # at rest: forwards only
+    (avopt,) = shapes["AVOpT"][1]  # its own projections, and no tower below
+    assert avopt.keys() == {
+        f"avopt/{m}/{k}" for m in ("image", "audio") for k in ("kernel", "bias")
+    }
+    own, (image, _) = shapes["LLM"][1]
+    assert image.shape == pieces["LLM"].arguments[1][0].shape  # what is below learns through it
+    assert all(path.startswith("llama/") for path in own)
+    found = train_step.shares(made, pieces)
+    assert 0 < found["flops_share"] and 0 < found["bytes_share_at_most"]
