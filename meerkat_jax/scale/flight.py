@@ -52,7 +52,7 @@ def fly(made: Plan, mesh: Mesh, chip: Chip, quick: bool = False) -> dict[str, An
             raise
         return report | {"fits": False, "reason": _line(error)}
     report["compile_seconds"] = time.monotonic() - begun
-    needs = program.memory(compiled)
+    needs = program.memory(compiled, planned=chip.flops is not None)
     report["gib"] |= {"temporaries": needs["temporaries"] / GIB, "peak": needs["peak"] / GIB}
     found = program.collectives(compiled.as_text())
     report["collectives"] = {c.kind: {"calls": c.calls, "gb": c.bytes / 1e9} for c in found}

@@ -1,7 +1,9 @@
 """What a compiled program tells of itself: its collectives with their bytes, its memory.
 
-XLA's own counts take the body of a loop once. Here a computation counts as often as it is called,
-which for the loops of a training step (layers, microbatches, Sinkhorn) is written into the program.
+XLA's own counts take the body of a loop once. Here a computation counts as often as it is called:
+a loop's count is written beside it or, by the TPU's compiler, in its condition alone, as the number
+that its counter, from 0, is compared with. That is so for all loops of a training step (layers,
+microbatches, Sinkhorn); one of unknown end counts once.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALL = re.compile(r"(?:body|to_apply|calls|called_computations|branch_computations)=\{?([^,})]+)")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\{"?n"?[:=]"?(\d+)')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_COUNT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _OP = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
@@ -43,8 +47,7 @@ def collectives(text: str) -> list[Collective]:
             if found:
                 calls[found[2]] += times
                 size[found[2]] += times * _received(found[1], found[2], bool(found[3]))
-            trips = _TRIPS.search(line)
-            inner = times * (int(trips[1]) if trips else 1)
+            inner = times * _trips(line, bodies)
             for other in _CALL.findall(line):
                 visit(other.strip().lstrip("%"), inner)
 
@@ -67,6 +70,15 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often the computations that a line calls run."""
+    if said := _TRIPS.search(line):
+        return int(said[1])
+    loop = _CONDITION.search(line)
+    counts = [n for inner in bodies.get(loop[1], ()) for n in _COUNT.findall(inner)] if loop else []
+    return int(counts[0]) if len(counts) == 1 else 1
+
+
 def _received(shape: str, kind: str, started: bool) -> int:
     """Bytes of a collective's result; what is started also names what it was given, first."""
     sizes = [_bytes(kind_, dims) for kind_, dims in _SHAPE.findall(shape)]
@@ -82,13 +94,17 @@ def _bytes(dtype: str, dims: str) -> int:
     return math.prod(int(n) for n in dims.split(",") if n) * bits // 8
 
 
-def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes a device needs: arguments, temporaries, and the peak of all."""
+def memory(compiled: jax.stages.Compiled, planned: bool) -> dict[str, int]:
+    """Bytes a device needs: arguments, temporaries, and the peak of all.
+
+    planned: the compiler plans what lies in memory when, as the TPU's does, and tells the peak;
+    otherwise all temporaries are taken together.
+    """
     found = compiled.memory_analysis()
     arguments = found.argument_size_in_bytes
     temporaries = found.temp_size_in_bytes
     new = found.output_size_in_bytes - found.alias_size_in_bytes
-    peak = getattr(found, "peak_memory_in_bytes", 0) or arguments + temporaries + new
+    peak = found.peak_memory_in_bytes if planned else arguments + temporaries + new
     return {"arguments": arguments, "temporaries": max(peak - arguments, 0), "peak": peak}
 
 

@@ -28,7 +28,7 @@ found = {c.kind: (c.calls, c.bytes) for c in collectives(compiled.as_text())}
 assert found["all-gather"] == (5, 5 * 64 * 64 * 4), found  # each layer whole, five times
 assert found["all-reduce"] == (1, 4), found
 assert set(found) == {"all-gather", "all-reduce"}, found
-needs = memory(compiled)
+needs = memory(compiled, planned=False)
 assert needs["arguments"] == (5 * 64 * 64 + 8 * 64) * 4 // 4, needs  # a quarter of each
 assert needs["peak"] >= needs["arguments"] + 64 * 64 * 4, needs  # and a whole layer
 """
@@ -61,6 +61,28 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %cp = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p)
 }
 """
+
+
+# And a loop whose count stands in its condition alone.
+UNSAID = """
+%body (p: f32[8]) -> f32[8] {
+  %ar = f32[8]{0} all-reduce(%p), to_apply=%add
+}
+
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(7)
+  %less = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%p), condition=%condition, body=%body, metadata={op_name="while"}
+}
+"""
+
+
+def test_a_loop_is_counted_by_its_condition():
+    assert collectives(UNSAID) == [Collective("all-reduce", 7, 7 * 32)]
 
 
 def test_started_collectives_and_nested_loops():
