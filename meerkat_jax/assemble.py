@@ -26,10 +26,9 @@ from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig
 from meerkat_jax.models.layers import LoraConfig, axis_waves, waves
-from meerkat_jax.models.llama import Llama
+from meerkat_jax.models.llama import Llama, Placement
 from meerkat_jax.models.meerkat import Meerkat
 from meerkat_jax.models.rotary import RopeScaling
-from meerkat_jax.training.sharding import Placement
 
 ALIKE = 2.0  # what names have in common, in lengths of what is their own
 

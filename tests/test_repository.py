@@ -22,11 +22,12 @@ DOORS = ("train", "evaluate", "generate", "demo", "preflight", "inspect", "api")
 MIDDLE = ("training", "evaluation", "generation")
 LOWER = {"models", "alignment", "data", "errors", "progress"}
 BELOW = {
-    **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights"}),
+    **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights", "scale"}),
     **dict.fromkeys(MIDDLE, {*MIDDLE, *LOWER, "assemble"}),
     "generation": {*MIDDLE, *LOWER, "assemble", "weights"},  # what a published model says
     "assemble": LOWER,  # a config's model, which doors build and what runs it names
     "weights": {"weights", "training", "evaluation", "assemble", *LOWER},
+    "scale": {"scale", "training", "weights", "assemble", *LOWER},
     "models": {"models", "alignment", "errors"},
     "alignment": {"alignment", "models", "errors"},  # of models the layers alone, see below
     "data": {"data", "errors"},

@@ -106,6 +106,9 @@ class Placement(Protocol):
     def layer(self, params: dict, dtype: jnp.dtype) -> dict:
         """The parameters of a `Block` as it computes with them."""
 
+    def whole(self, params: dict) -> dict:
+        """All other parameters, as they are computed with."""
+
     def rows(self, x: jax.Array) -> jax.Array:
         """An activation [B, ...] where its examples are."""
 

@@ -9,11 +9,13 @@ Google's pages on each TPU's architecture; usable memory is what the compiler al
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import re
 from typing import Any
 
 import jax
+from jax.experimental import topologies
 
 from meerkat_jax.errors import UserError
 
@@ -63,14 +65,10 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
-    from jax.experimental import topologies
-
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={name} needs the TPU's compiler: pip install 'meerkat_jax[tpu]'"
-        ) from None
+        )
     more: dict[str, Any] = {}
     if kind == "v4":
         more["chip_config_name"] = "megacore"
