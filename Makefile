@@ -42,10 +42,10 @@ demo: $(VENV)/.ready-run
 	@echo "'make demo DEMO_FLAGS=--overwrite' starts anew."
 
 test: $(VENV)/.ready-test
-	$(RUN) -m pytest -n $(TEST_JOBS) -m "not slow" --dist=loadfile -rfEs $(TEST_FLAGS)
+	$(RUN) -m pytest -n $(TEST_JOBS) -m "not slow" --dist=loadfile --no-loadscope-reorder -rfEs $(TEST_FLAGS)
 
 test-all: $(VENV)/.ready-test
-	$(RUN) -m pytest -n $(TEST_JOBS) --dist=loadfile -rfEs $(TEST_FLAGS)
+	$(RUN) -m pytest -n $(TEST_JOBS) --dist=loadfile --no-loadscope-reorder -rfEs $(TEST_FLAGS)
 
 lint: $(VENV)/.ready-lint
 	$(RUN) -m ruff check .
