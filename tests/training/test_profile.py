@@ -53,6 +53,7 @@ def test_without_the_flag_there_is_nothing(tmp_path):
     assert profile.describe() == "" and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_trace_and_tells_its_rate(train, tmp_path):
     run = tmp_path / "run"
     done = train(run, "--profile=5:2", "--stop_after=6", "--config.log_every=1")
