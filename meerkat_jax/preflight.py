@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ flags.DEFINE_string("topology", None, "v4, v5e, v5p or v6e with a shape, as v5e:
 flags.DEFINE_integer("batch", None, "Examples of a step; default: the config's.", lower_bound=1)
 flags.DEFINE_integer("phase", -1, "Which of config.phases; default: the last.")
 flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
-flags.DEFINE_bool("quick", False, "Compile unoptimised: seconds; memory up to 6 % low.")
+flags.DEFINE_bool("quick", False, "Compile unoptimised: sooner; memory comes out up to 6 % low.")
 flags.DEFINE_bool("json", False, "Print one JSON object.")
 FLAGS = flags.FLAGS
 
@@ -80,11 +81,10 @@ def main(_: list[str]) -> None:
 
 def opened(config: Mapping[str, Any]) -> tuple[Base, list[str]]:
     """The config's store; without it none, and a note that published sizes stand in."""
-    try:
+    name = config["base"]
+    if name is None or Path(name).exists():  # one that is there but not whole is an error
         return Base.open(config), []
-    except UserError:
-        name = config["base"]
-        return Base(None), [f"{name} is not here: published sizes, and about its prompt's tokens"]
+    return Base(None), [f"{name} is not here: published sizes, and about its prompt's tokens"]
 
 
 def narrow(base: Base, config: Mapping[str, Any]) -> Callable[[str], Any]:

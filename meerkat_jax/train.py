@@ -38,7 +38,7 @@ from meerkat_jax.training.checks import check
 from meerkat_jax.training.metrics import Clock, MetricsWriter
 from meerkat_jax.training.profile import Profile
 from meerkat_jax.training.quantise import quantise_tree
-from meerkat_jax.training.step import learning_rate, make_optimizer, make_step, new_state
+from meerkat_jax.training.step import learning_rate, make_optimizer, new_state, phase_step
 from meerkat_jax.weights.base import Base
 
 config_flags.DEFINE_config_file("config", None, "FILE.py:ARG; --config.key=value changes a leaf.")
@@ -57,7 +57,7 @@ FLAGS = flags.FLAGS
 SPLIT = "compositions"  # of which a few fixed batches are scored during training
 # What may change when a run is resumed: how it runs and what it shows, not what it learns.
 FREE = ("log_every", "checkpoint_every", "evaluate_every", "keep_checkpoints", "data.workers")
-FREE += ("name", "mesh.data", "mesh.fsdp", "mesh.tensor")
+FREE += ("name", "mesh.data", "mesh.fsdp", "mesh.tensor", "loss_pieces")
 
 
 def main(_: list[str]) -> None:
@@ -167,9 +167,7 @@ def main(_: list[str]) -> None:
     spread = jax.tree.map(jnp.asarray, spread)
 
     def make(phase: dict, accumulate: int):
-        how = (config["contrast"], config["box"], spread, accumulate, phase.get("still", ()))
-        weights, pieces = phase["weights"], config["loss_pieces"]
-        return make_step(laid_model, optimizer, weights, names, *how, pieces)
+        return phase_step(config, phase, laid_model, optimizer, names, spread, accumulate)
 
     outputs = (places[0], None)
     runs = [

@@ -51,6 +51,12 @@ def test_sizes_that_only_a_store_knows_are_asked_for(door):
     assert done.returncode == 2 and "only it knows the sizes" in done.stderr, done.stderr
 
 
+def test_a_store_that_is_not_whole_is_no_store_that_is_absent(door, tmp_path):
+    done = door("preflight", f"--config={TINY}:small", "--topology=cpu:1",
+                f"--config.base={tmp_path}")  # fmt: skip
+    assert done.returncode == 2 and "is no store of converted weights" in done.stderr, done.stderr
+
+
 @pytest.mark.skipif(HAS_TPU, reason="libtpu is installed")
 def test_a_tpu_without_its_compiler_is_one_line(preflight):
     done = preflight("--topology=v5e:1x1")

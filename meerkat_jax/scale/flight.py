@@ -27,7 +27,7 @@ USES = 3  # of a frozen weight in a step: forward, again for the backward pass, 
 def fly(made: Plan, mesh: Mesh, chip: Chip, quick: bool = False) -> dict[str, Any]:
     """Compile the plan's step -> what it needs; {"fits": False, "reason"} if it is too large.
 
-    quick: without the compiler's optimisations, in seconds; memory comes out up to 6 % low.
+    quick: without the compiler's optimisations, sooner; memory comes out up to 6 % low.
     """
     begun = time.monotonic()
     traced = made.trace()

@@ -18,6 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.training.flops import peak
 
 GIB = 2**30
 
@@ -36,10 +37,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9),
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip(95.73 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(31.24 * GIB, 918e12, 1638e9, 400e9),
+    "v4": Chip(30.75 * GIB, peak("TPU v4"), 1228e9, 300e9),
+    "v5e": Chip(15.75 * GIB, peak("TPU v5e"), 819e9, 200e9),
+    "v5p": Chip(95.73 * GIB, peak("TPU v5p"), 2765e9, 600e9),
+    "v6e": Chip(31.24 * GIB, peak("TPU v6e"), 1638e9, 400e9),
 }
 EXAMPLES = "v5e:4x4, v4:2x2x1, cpu:8 or gpu"
 

@@ -19,7 +19,7 @@ from meerkat_jax.data.open import name_ids
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.training import losses, params, sharding
 from meerkat_jax.training.quantise import quantise_tree
-from meerkat_jax.training.step import make_optimizer, make_step, new_state
+from meerkat_jax.training.step import make_optimizer, new_state, phase_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +72,8 @@ def plan(
     state, frozen = jax.tree.map(sharding.placed, shapes, places)
     spread = losses.spread_targets(tokenizer.token_values(), **config["spread"])
     laid = model.laid(sharding.placement(mesh, config))
-    step = make_step(
-        laid, optimizer, phase_config["weights"], name_ids(tokenizer, classes), config["contrast"],
-        config["box"], spread, config["accumulate"], phase_config.get("still", ()),
-        config["loss_pieces"],
-    )  # fmt: skip
+    names = name_ids(tokenizer, classes)
+    step = phase_step(config, phase_config, laid, optimizer, names, spread, config["accumulate"])
     rows = batch or phase_config.get("batch", config["batch"])
     inputs = jax.tree.map(
         lambda leaf: sharding.placed(leaf, sharding.batch_sharding(mesh)), inputs_of(model, rows)

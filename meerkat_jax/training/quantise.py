@@ -26,7 +26,8 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.training.params import flatten, unflatten
 
 KINDS = ("none", "int8", "nf4")
-KERNELS = re.compile(r"^llama/layers/(q|k|v|o|gate|up|down)/kernel$")
+NAMES = ("q", "k", "v", "o", "gate", "up", "down")
+KERNELS = re.compile(rf"^llama/layers/({'|'.join(NAMES)})/kernel$")
 PART = re.compile(r"/kernel/(int8|nf4|scale)$")
 TILE = 128
 FARTHEST = 0.9677083  # the outermost quantile of nf4, as its authors chose it
@@ -100,7 +101,7 @@ def quantise_tree(frozen: Mapping[str, Any], kind: str) -> dict:
         return dict(frozen)
     flat = flatten(frozen)
     kernels = [path for path in flat if KERNELS.search(path)]
-    if len(kernels) < 7:
+    if len(kernels) < len(NAMES):
         raise UserError(
             f"config.quantise is {kind!r}, but config.trainable trains kernels of the language "
             "model, which must be whole then; train adapters only, or use 'none'"

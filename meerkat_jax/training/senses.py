@@ -92,7 +92,7 @@ def keep(
             folder.mkdir(parents=True, exist_ok=True)
             paths = (folder / f"{name}.npy" for name in NAMES)
             arrays = [_created(*like, len(records)) for like in zip(paths, found, strict=True)]
-        for array, tokens in zip(arrays, found, strict=hosts.is_first()):
+        for array, tokens in zip(arrays, found, strict=hosts.is_first()):  # others write none
             array[len(rows) : len(rows) + len(ids)] = tokens
         rows |= {scene: len(rows) + i for i, scene in enumerate(ids)}
         progress.report(len(rows))

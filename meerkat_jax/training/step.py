@@ -129,6 +129,22 @@ def new_state(trainable: dict, optimizer: optax.GradientTransformation, seed: in
     }
 
 
+def phase_step(
+    config: Mapping,
+    phase: Mapping,
+    assembly: Assembly,
+    optimizer: optax.GradientTransformation,
+    names: tuple[jax.Array, jax.Array],
+    spread: losses.SoftTargets | None,
+    accumulate: int,
+) -> Callable[[State, dict, dict], tuple[State, dict]]:
+    """`make_step` of one of `config.phases`, with what the config says of all of them."""
+    return make_step(
+        assembly, optimizer, phase["weights"], names, config["contrast"], config["box"], spread,
+        accumulate, phase.get("still", ()), config["loss_pieces"],
+    )  # fmt: skip
+
+
 def make_step(
     assembly: Assembly,
     optimizer: optax.GradientTransformation,
