@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import tokenizers
@@ -17,7 +18,9 @@ from meerkat_jax.weights.pretrained import pretrained_tokenizer
 from tests.weights.vocabularies import CHATML, LLAMA2, LLAMA3, write_bytes, write_sentencepiece
 
 TEMPLATES = {"llama2": LLAMA2, "chatml": CHATML, "llama3": LLAMA3}
-SAID = st.text(" abcdehilnorstw.,?[]<>/\n0123456789éд", max_size=40)
+LETTERS = " abcdehilnorstw.,?[]<>/\n0123456789éд"
+# A typed "<s>" is text to us and a token to the template: see the test of what is typed.
+SAID = st.text(LETTERS, max_size=40).filter(lambda text: not re.search("</?s>", text))
 WORDS = SAID.map(lambda text: f"a{text}a")  # nothing to strip
 CONVERSATIONS = [
     [("user", "Where is the dog?")],
@@ -26,7 +29,7 @@ CONVERSATIONS = [
     [("user", "a"), ("assistant", " b\n"), ("user", "\n c"), ("assistant", "d"), ("user", "e")],
     [("system", " Be  brief.\n"), ("user", " a b")],
     [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c")],
-    [("user", "</s> <|im_end|> <|eot_id|> [/INST] <image>")],
+    [("user", "<s> </s> <|im_end|> <|eot_id|> [/INST] <image>")],
 ]
 
 
