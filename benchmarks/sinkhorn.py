@@ -2,13 +2,14 @@
 
     python -m benchmarks.sinkhorn --out=sinkhorn.json
 
-Ours is `alignment.sinkhorn.transport` as AVOpT calls it (entropic Sinkhorn, 50 iterations, plan
-rounded to its marginals and detached). Theirs is what the authors' release does: the inexact
-proximal point method (Xie et al. 2020, algorithm 1) of 30 iterations with beta 0.5 and one inner
-step, written in torch, the gradient taken through all iterations. Both get the same cost, 1 -
-cosine of 32 pairs of token sets, with uniform masses. How far each is from exact optimal transport
-(POT's network simplex, on --exact of the pairs) is told for two kinds of tokens: random directions,
-and tight clusters, which patches of a picture resemble and which are the harder case.
+Ours is `alignment.sinkhorn.transport` as AVOpT of `experiments/avfit.py:7b` calls it (entropic
+Sinkhorn by scaling, plan rounded to its marginals and detached). Theirs is what the authors'
+release does: the inexact proximal point method (Xie et al. 2020, algorithm 1) of 30 iterations with
+beta 0.5 and one inner step, written in torch, the gradient taken through all iterations. Both get
+the same cost, 1 - cosine of 32 pairs of token sets, with uniform masses. How far each is from exact
+optimal transport (POT's network simplex, on --exact of the pairs) is told for two kinds of tokens:
+random directions, and tight clusters, which patches of a picture resemble and which are the harder
+case.
 
 Letters: B pairs, V image tokens, A audio tokens.
 """
@@ -28,6 +29,7 @@ import torch
 from absl import app, flags
 
 from benchmarks import measure, towers
+from experiments.avfit import get_config
 from meerkat_jax.alignment.sinkhorn import round_to_marginals, transport
 
 SIZES = {"real": (32, 196, (64, 512)), "tiny": (2, 9, (4, 16))}  # B, V and each A
@@ -35,6 +37,8 @@ KINDS = ("random", "clustered")
 DIRECTIONS = 64  # features of a token
 CLUSTERS, WITHIN = 8, 0.1  # clusters of a set, and how far tokens lie from their middles
 BETA, ITERATIONS = 0.5, 30  # the release's
+AVOPT = get_config("7b").model.avopt.to_dict()
+OURS = {name: AVOPT[name] for name in ("solver", "epsilon", "iterations")}
 
 
 def costs(kind: str, pairs: int, image: int, audio: int, seed: int = 0) -> np.ndarray:
@@ -57,7 +61,7 @@ def costs(kind: str, pairs: int, image: int, audio: int, seed: int = 0) -> np.nd
 @jax.jit
 def our_distance(cost: jax.Array) -> jax.Array:
     """float32[B, V, A] -> float32[B]."""
-    return transport(cost)["distance"]
+    return transport(cost, **OURS)["distance"]
 
 
 our_gradient = jax.jit(jax.value_and_grad(lambda cost: our_distance(cost).sum()))

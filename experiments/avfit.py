@@ -231,7 +231,7 @@ def published() -> dict:
         "image": {"remat": "none", "dtype": "bfloat16"},
         "mel": {},
         "audio": {"dtype": "bfloat16"},
-        "avopt": {"width": 256, "iterations": 50},
+        "avopt": {"width": 256, "solver": "scaling", "epsilon": 0.003, "iterations": 100},
         "avace": {"width": 512, "heads": 4},
         "connector": "linear",
         "llama": {"lora": LORA, "remat": "full", "dtype": "bfloat16"},

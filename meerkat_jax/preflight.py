@@ -2,11 +2,13 @@
 
     python -m meerkat_jax.preflight --config=experiments/avfit.py:7b --topology=v5e:4x4
     python -m meerkat_jax.preflight --config=... --topology=v5e:1x1 --search
+    python -m meerkat_jax.preflight --config=... --topology=v5e:1x1 --answers
 
-Compiles the very training step for a TPU slice, on any CPU, and tells what the compiler tells:
-bytes that a device needs, collectives, and by them a bound on the time of a step and on MFU (FLOPs
-as training/flops.py defines them). Nothing is trained, and no weights are needed: where the
-config's store is not there, published sizes stand in for it. Exit code 1: it does not fit.
+Compiles the very training step (with --answers: the making of answers, on one device) for a TPU
+slice, on any CPU, and tells what the compiler tells: bytes that a device needs, collectives, and by
+them a bound on the time of a step and on MFU (FLOPs as training/flops.py defines them). Nothing is
+trained, and no weights are needed: where the config's store is not there, published sizes stand in
+for it. Exit code 1: it does not fit.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.scale.answering import fly_answers
 from meerkat_jax.scale.flight import fly, largest, told
 from meerkat_jax.scale.standin import stand_in
 from meerkat_jax.scale.topology import devices_of
@@ -36,6 +39,7 @@ config_flags.DEFINE_config_file("config", None, "FILE.py:ARG; --config.key=value
 flags.DEFINE_string("topology", None, "v4, v5e, v5p or v6e with a shape, as v5e:4x4; cpu:8; gpu.")
 flags.DEFINE_integer("batch", None, "Examples of a step; default: the config's.", lower_bound=1)
 flags.DEFINE_integer("phase", -1, "Which of config.phases; default: the last.")
+flags.DEFINE_bool("answers", False, "Answers to --batch pairs on one device, not a step.")
 flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
 flags.DEFINE_bool("quick", False, "Compile unoptimised: sooner; memory comes out up to 6 % low.")
 flags.DEFINE_bool("json", False, "Print one JSON object.")
@@ -53,6 +57,8 @@ def main(_: list[str]) -> None:
     config, tokenizer = base.resolve(config), base.tokenizer
     if tokenizer is None:
         config, tokenizer = stand_in(config)
+    if FLAGS.answers:  # by the whole weights, on one device
+        devices, config = devices[:1], config | {"mesh": {}, "quantise": "none", "accumulate": 1}
     mesh = sharding.make_mesh(config["mesh"], devices)
     rows = unit(config, mesh)
     batch = FLAGS.batch or config["phases"][FLAGS.phase].get("batch", config["batch"])
@@ -64,7 +70,10 @@ def main(_: list[str]) -> None:
 
     def flight(batch: int, quick: bool) -> dict[str, Any]:
         made = plan(config, tokenizer, mesh, batch, FLAGS.phase, narrow=narrow(base, config))
-        report = fly(made, mesh, chip, quick)
+        if FLAGS.answers:
+            report = {"mesh": dict(mesh.shape), "devices": 1} | fly_answers(made, chip, quick)
+        else:
+            report = fly(made, mesh, chip, quick)
         if FLAGS.search:
             print(f"batch {batch}: {'fits' if report['fits'] else 'too large'}", file=sys.stderr)
         return report

@@ -31,6 +31,16 @@ def test_two_devices_as_json(preflight):
     assert 0 < told["tflop"]["needed"] <= told["tflop"]["executed"]
 
 
+def test_answers_take_one_device_and_the_weights(preflight):
+    done = preflight("--topology=cpu:2", "--answers", "--batch=3", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["fits"] and told["devices"] == 1 and told["batch"] == 3
+    sizes = told["gib"]
+    assert 0 < sizes["cache"] < sizes["answer: more"]  # which the program makes itself
+    assert sizes["peak"] == sizes["weights"] + max(sizes["answer: more"], sizes["perceive: more"])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -27,7 +27,7 @@ BELOW = {
     "generation": {*MIDDLE, *LOWER, "assemble", "weights"},  # what a published model says
     "assemble": LOWER,  # a config's model, which doors build and what runs it names
     "weights": {"weights", "training", "evaluation", "assemble", *LOWER},
-    "scale": {"scale", "training", "weights", "assemble", *LOWER},
+    "scale": {"scale", "training", "generation", "weights", "assemble", *LOWER},
     "models": {"models", "alignment", "errors"},
     "alignment": {"alignment", "models", "errors"},  # of models the layers alone, see below
     "data": {"data", "errors"},

@@ -30,7 +30,7 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     model["image"] |= {"mlp_dim": 32, "projection_dim": 16}
     model["image_pool"] = 2
     model["audio"] |= {"patch_size": 16, "width": 8, "depths": (1, 1), "heads": (1, 2)}
-    model["avopt"] |= {"width": 8, "iterations": 5}
+    model["avopt"] |= {"width": 8, "iterations": 10}
     model["avace"] |= {"width": 16, "heads": 2}
     if config["base"] is None:
         model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}

@@ -109,6 +109,38 @@ class Sampler:
         said = [cut(ids, self.assembly.tokenizer.eos_id) for ids in texts[: len(questions)]]
         return [Generated(ids, bool(e)) for ids, e in zip(said, ends, strict=False)]
 
+    def trace(
+        self, media: dict[str, jax.ShapeDtypeStruct]
+    ) -> tuple[dict[str, jax.stages.Traced], Any]:
+        """Both programs for pairs known by shape alone, one greedy question each, and the cache.
+
+        media: image uint8[B, H, W, 3] and audio float[B, samples]; `params` may be shapes too.
+        Returns {"perceive", "answer"} and the decoder's cache as shapes.
+        """
+        shapes, (device,) = self.assembly.shapes, media["image"].sharding.device_set
+        place = jax.sharding.SingleDeviceSharding(device)
+        rows, room = media["image"].shape[0], shapes.length - shapes.room
+        length = -(-room // QUESTION_STEP) * QUESTION_STEP
+
+        def at(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+        perceive = self._perceive.trace(self.params, media)
+        tokens = {name: at(perceive.out_info[name]) for name in ("image", "audio")}
+        asked = {
+            "owners": np.zeros(rows, np.int32),
+            "tokens": np.zeros((rows, length), np.int32),
+            "lengths": np.ones(rows, np.int32),
+            "idle": np.zeros(rows, bool),
+            "seeds": np.zeros(rows, np.uint32),
+        }
+        asked, few = jax.tree.map(at, asked), jax.tree.map(at, (self._banned, np.zeros((), "f4")))
+        answer = self._answer.trace(False, self.params, tokens, asked, *few)
+        slots = self.assembly.model.prefix_length + length + self.max_new
+        llama = self.assembly.model.llama
+        cache = jax.tree.map(at, jax.eval_shape(lambda: init_cache(llama, rows, slots)))
+        return {"perceive": perceive, "answer": answer}, cache
+
     def _size(self, what: str, count: int) -> int:
         """The size that `count` is padded to: one that was used before, if not too much larger."""
         used = [size for size in self._sizes[what] if count <= size <= 2 * count]

@@ -44,13 +44,9 @@ def fly(made: Plan, mesh: Mesh, chip: Chip, quick: bool = False) -> dict[str, An
             "batch": program.bytes_of(made.batch) / GIB,
         },
     }
-    jax.config.update("jax_optimization_level", "O0" if quick else "UNKNOWN")
-    try:
-        compiled = traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return report | {"fits": False, "reason": _line(error)}
+    compiled, reason = compile_for(traced, quick)
+    if compiled is None:
+        return report | {"fits": False, "reason": reason}
     report["compile_seconds"] = time.monotonic() - begun
     needs = program.memory(compiled, planned=chip.flops is not None)
     report["gib"] |= {"temporaries": needs["temporaries"] / GIB, "peak": needs["peak"] / GIB}
@@ -58,6 +54,17 @@ def fly(made: Plan, mesh: Mesh, chip: Chip, quick: bool = False) -> dict[str, An
     report["collectives"] = {c.kind: {"calls": c.calls, "gb": c.bytes / 1e9} for c in found}
     report |= bounds(made, traced, sum(c.bytes for c in found), mesh.size, chip)
     return report | {"fits": chip.memory is None or needs["peak"] <= chip.memory}
+
+
+def compile_for(traced: jax.stages.Traced, quick: bool) -> tuple[jax.stages.Compiled | None, str]:
+    """(the program, ""), or (None, what the compiler says) where it finds no room for it."""
+    jax.config.update("jax_optimization_level", "O0" if quick else "UNKNOWN")
+    try:
+        return traced.lower().compile(), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None, _line(error)
 
 
 def bounds(
@@ -125,6 +132,9 @@ def told(report: Mapping[str, Any]) -> str:
     if "seconds" in report:
         each = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in report["seconds"].items())
         lines.append(f"a step takes at least, ms: {each}; MFU at most {100 * report['mfu']:.0f} %")
+    if "token_seconds" in report:
+        rate = f"{report['tokens_per_second']:.0f} in a second, all rows"
+        lines.append(f"a token takes at least {1e3 * report['token_seconds']:.1f} ms: {rate}")
     if "compile_seconds" in report:
         lines.append(f"compiled in {report['compile_seconds']:.0f} s")
     lines.append("fits" if report["fits"] else f"DOES NOT FIT: {report.get('reason', 'peak')}")

@@ -6,7 +6,7 @@ import numpy as np
 import ot
 import pytest
 
-from meerkat_jax.alignment.sinkhorn import round_to_marginals, transport
+from meerkat_jax.alignment.sinkhorn import SOLVERS, round_to_marginals, transport
 from meerkat_jax.errors import UserError
 from tests.tolerances import tolerance
 
@@ -39,7 +39,7 @@ def exact(cost, a, b):
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered"])
-@pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_distance_is_that_of_exact_emd(kind, solver):
     problem_ = problem(kind)
     out = solve(*problem_, epsilon=0.01, iterations=400, solver=solver)
@@ -54,8 +54,8 @@ def test_default_setting_is_near_and_never_below(kind):
     np.testing.assert_allclose(distance, truth, **tolerance(f"emd_default_{kind}"))
 
 
-@pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
-@pytest.mark.parametrize("iterations", [1, 3, 50])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("iterations", [10, 50])
 def test_plan_meets_its_marginals_even_when_unconverged(solver, iterations):
     cost, a, b = problem("clustered")
     plan = np.array(solve(cost, a, b, solver=solver, iterations=iterations)["plan"])
@@ -78,7 +78,7 @@ def test_masses_default_to_uniform_and_need_no_norm():
     np.testing.assert_allclose(out.sum(2), np.full((3, V), 1 / V), **tolerance("marginal"))
 
 
-@pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_zero_mass_padding_changes_nothing(solver):
     cost, a, b = problem("random")
 
@@ -101,7 +101,7 @@ def test_zero_mass_padding_changes_nothing(solver):
     assert np.all(np.array(padded_gradient[:, :, A:]) == 0)
 
 
-def directional(kind, name, gradient, epsilon=0.1, step=1e-5):
+def directional(kind, name, gradient, epsilon=0.1, step=1e-5, **settings):
     """(slope by central differences, slope by the gradient) of out[name], in float64."""
     with jax.enable_x64(True):
         cost, a, b = (jnp.array(x) for x in problem(kind))
@@ -109,8 +109,9 @@ def directional(kind, name, gradient, epsilon=0.1, step=1e-5):
 
         def total(c):
             out = transport(
-                c, a, b, epsilon=epsilon, iterations=300, gradient=gradient, scale=jnp.ones(3)
-            )
+                c, a, b, epsilon=epsilon, iterations=300, gradient=gradient, scale=jnp.ones(3),
+                **settings,
+            )  # fmt: skip
             return out[name].sum()
 
         total_ = jax.jit(total)
@@ -118,9 +119,10 @@ def directional(kind, name, gradient, epsilon=0.1, step=1e-5):
         return float(slope), float(jnp.sum(jax.jit(jax.grad(total))(cost) * along))
 
 
+@pytest.mark.parametrize("solver", ["sinkhorn", "scaling"])
 @pytest.mark.parametrize("kind", ["random", "clustered"])
-def test_plan_gradient_is_that_of_the_regularised_cost(kind):
-    measured, claimed = directional(kind, "cost", "plan")
+def test_plan_gradient_is_that_of_the_regularised_cost(kind, solver):
+    measured, claimed = directional(kind, "cost", "plan", solver=solver)
     np.testing.assert_allclose(claimed, measured, **tolerance("finite_difference"))
 
 
@@ -148,6 +150,25 @@ def test_implicit_and_plan_gradient_agree_when_converged():
     np.testing.assert_allclose(implicit[place], plan[place], **tolerance("implicit"))
 
 
+@pytest.mark.parametrize("kind", ["random", "clustered"])
+@pytest.mark.parametrize("epsilon", [0.001, 0.02])
+def test_scaling_ends_where_sinkhorn_ends(kind, epsilon):
+    """Converged, though the kernel of the small epsilon alone is 0 in float32."""
+    how = {"epsilon": epsilon, "iterations": 2000}
+    ours = solve(*problem(kind), solver="scaling", **how)
+    otts = solve(*problem(kind), solver="sinkhorn", **how)
+    for name in ("distance", "cost"):
+        np.testing.assert_allclose(ours[name], otts[name], **tolerance("solvers"))
+
+
+def test_scaling_is_finite_with_tiny_masses_and_one_token():
+    cost, a, b = problem("clustered")
+    b[:, :5] = 1e-12
+    for part in (cost, a, b), (cost[:, :1], a[:, :1], b):
+        out = solve(*part, solver="scaling", epsilon=0.001)
+        assert all(np.isfinite(x).all() for x in out.values())
+
+
 @pytest.mark.parametrize("gradient", ["plan", "implicit"])
 def test_gradient_is_finite_on_clustered_costs_at_the_default_setting(gradient):
     assert np.isfinite(cost_gradient(problem("clustered"), gradient)).all()
@@ -161,7 +182,7 @@ def test_equal_token_sets_are_at_distance_zero():
     np.testing.assert_allclose(gradient, np.full((2, 5, 7), 1 / 35), **tolerance("module"))
 
 
-@pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_the_iteration_count_is_fixed(solver):
     text = str(jax.make_jaxpr(lambda c: transport(c, solver=solver))(jnp.ones((2, V, A))))
     assert "scan[" in text and "while[" not in text
@@ -172,7 +193,9 @@ def test_the_iteration_count_is_fixed(solver):
     [
         ({"gradient": "unrolled"}, "unrolled"),
         ({"solver": "emd"}, "emd"),
-        ({"solver": "ipot", "gradient": "implicit"}, "implicit"),
+        ({"solver": "ipot", "gradient": "implicit"}, "ipot.*implicit"),
+        ({"solver": "scaling", "gradient": "implicit"}, "scaling.*implicit"),
+        ({"solver": "scaling", "iterations": 55}, "55.*multiple of 10"),
         ({"epsilon": 0.0}, "epsilon"),
         ({"iterations": 0}, "iterations"),
     ],
