@@ -26,7 +26,6 @@ import torch
 
 from benchmarks import lora
 from benchmarks.measure import Pair, seconds
-from meerkat_jax.models import llama
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.training.params import count, flatten, split, unflatten
 
@@ -43,10 +42,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Try:
-    """One setting of our side: what to save (`Llama.remat`), and the attention."""
+    """One setting of our side: `Llama.remat` and `Llama.attention`."""
 
     remat: str
-    attention: str = "ours"
+    attention: str = "plain"
 
     def __str__(self) -> str:
         return f"remat {self.remat}, attention {self.attention}"
@@ -59,35 +58,6 @@ OUR_TRIES = (
     Try("qkvo", "cudnn"),
     Try("full"),
 )
-
-
-def attention(q, k, v, valid=None, past=None, implementation: str = "xla") -> jax.Array:
-    """`llama.attend_row` of a training row through `jax.nn.dot_product_attention`."""
-    if valid is not None or past is not None:
-        return _attend_row(q, k, v, valid, past)
-    b, groups, t, each, head = q.shape
-    flat = q.transpose(0, 2, 1, 3, 4).reshape(b, t, groups * each, head)
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    y = jax.nn.dot_product_attention(
-        flat, k, v, scale=1.0, is_causal=True, implementation=implementation
-    )
-    return y.reshape(b, t, groups, each, head).transpose(0, 2, 1, 3, 4)
-
-
-_attend_row = llama.attend_row
-
-
-def compiled(model: Llama, kind: str, step, *arguments):
-    """The step compiled with attention of a `kind`: "ours", "xla" or "cudnn".
-
-    The model has no such switch, so its function is exchanged while the step is traced.
-    """
-    if kind != "ours":
-        llama.attend_row = functools.partial(attention, implementation=kind)
-    try:
-        return step.lower(*arguments).compile()
-    finally:
-        llama.attend_row = _attend_row
 
 
 def weights(model: Llama) -> dict[str, Any]:
@@ -151,11 +121,11 @@ class Large:
 
     def ours(self, sequence: int, how: Try) -> lora.OurTraining:
         """Our step, compiled."""
-        model = self.model.clone(remat=how.remat)
+        model = self.model.clone(remat=how.remat, attention=how.attention)
         start, step = lora.our_step(model)
         state = start(jax.tree.map(jnp.copy, self.params["trainable"]))
         ids = jnp.asarray(self.ids(sequence))
-        step = compiled(model, how.attention, step, state, self.params["frozen"], ids)
+        step = step.lower(state, self.params["frozen"], ids).compile()
         return lora.OurTraining(step, state, self.params["frozen"], ids)
 
     def peer(self, sequence: int, checkpointing: bool) -> lora.TheirTraining:

@@ -17,7 +17,6 @@ from benchmarks import input as feeding
 from benchmarks import large, lora, measure, pairs, sinkhorn, towers, train_step, work
 from meerkat_jax.alignment.sinkhorn import round_to_marginals, transport
 from meerkat_jax.errors import UserError
-from meerkat_jax.models import llama
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.training.config import to_json
 from tests import tiny
@@ -114,15 +113,6 @@ def test_model_flops_of_a_frozen_base():
     attention = 3 * 2 * sum(2 * 2 * 8 * (i + 1) for i in range(6))  # of one row: scores and values
     expected = 12 * (4 * base + 6 * trained) + 2 * attention
     assert large.step_flops(params, sizes, tokens=12, sequence=6) == expected
-
-
-def test_fused_attention_is_attention():
-    """The attention that the large step tries, through XLA where there is no GPU."""
-    rng = np.random.default_rng(0)
-    q = rng.standard_normal((2, 3, 7, 2, 8), np.float32)  # [B, K, T, G, Dh]
-    k, v = (rng.standard_normal((2, 3, 7, 8), np.float32) for _ in range(2))
-    ours, fused = llama.attend_row(q, k, v), large.attention(q, k, v, implementation="xla")
-    np.testing.assert_allclose(fused, ours, **tolerance("module"))
 
 
 @pytest.mark.parametrize(

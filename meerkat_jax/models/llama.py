@@ -4,12 +4,11 @@ Parameters keep the published names and values: `layers` holds q, k, v, o, gate,
 layers, stacked on a leading axis L by `nn.scan`. A checkpoint's vocabulary stays as published; what
 is added to it has rows of its own (`Llama.pretrained`).
 
-Attention is a sum over *parts* of the keys (Milakov & Gimelshein 2018): a shared prefix, cached
-slots, the new tokens. So several questions share one picture-sound prefix (`Layout`) and generation
-extends a cache, neither ever forming the S x S square of scores.
+Several questions share one picture-sound prefix, and generation extends a cache
+(models/attention.py).
 
 Letters: B batch, S sequence or cache slots, D width, H heads, K key-value heads, Dh head width,
-L layers, P prefix tokens, Q questions, T tokens per question, C vocabulary, W published pieces.
+L layers, C vocabulary, W published pieces.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.models.attention import ATTENTION, Layout, attend_fused, attend_layout, attend_row
 from meerkat_jax.models.layers import BRANCH, NEGATIVE, Dense, LoraConfig, RMSNorm, same_start
 from meerkat_jax.models.rotary import RopeScaling, rotary, rotate
 
@@ -47,48 +47,6 @@ START = {
 ROWS = 64  # a published table is filled up to a multiple of it, to be divided over devices
 
 Cache = dict[str, jax.Array]
-Part = tuple[jax.Array, jax.Array, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """A row of S = prefix + runs * length tokens: one prefix, then runs that hold the questions.
-
-    Prefix tokens attend causally to the prefix; a question's tokens attend to the whole prefix and
-    causally to themselves, never to another question. Which question of its run a token is of,
-    owners int[B, runs, length] tell, as for Layout(2, 2, 3) and two questions in the first run:
-
-        owners                [[0 0 1]  [2 2 2]]
-        positions    0 1       2 3 2     2 3 4
-    """
-
-    prefix: int
-    runs: int
-    length: int
-
-    @property
-    def size(self) -> int:
-        """Tokens in the row, S."""
-        return self.prefix + self.runs * self.length
-
-    def positions(self, owners: jax.Array) -> jax.Array:
-        """int32[B, S]: each question continues from the prefix."""
-        first = owners[..., 1:] != owners[..., :-1]
-        first = jnp.pad(first, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-        place = jnp.arange(self.length, dtype=jnp.int32)
-        start = jax.lax.cummax(jnp.where(first, place, 0), axis=2)
-        own = self.prefix + (place - start).reshape(len(owners), -1)
-        before = jnp.broadcast_to(jnp.arange(self.prefix), (len(owners), self.prefix))
-        return jnp.concatenate([before, own], axis=1)
-
-    def mask(self, owners: jax.Array) -> jax.Array:
-        """bool[B, S, S], True where the token of the row may attend to that of the column."""
-        run = jnp.repeat(jnp.arange(self.runs), self.length)
-        own = owners.reshape(len(owners), -1)
-        own = jnp.pad(own, ((0, 0), (self.prefix, 0)), constant_values=-2)
-        run = jnp.pad(run, (self.prefix, 0), constant_values=-1)
-        same = (own[:, :, None] == own[:, None]) & (run[:, None] == run)
-        return ((run == -1) | same) & jnp.tri(self.size, dtype=bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,75 +84,6 @@ def repeat_cache(cache: Cache, times: int) -> Cache:
     return {name: jnp.repeat(array, times, axis[name]) for name, array in cache.items()}
 
 
-def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
-    """Unnormalised attention to one part of the keys, to be joined by `merge`.
-
-    q float[B, K, N, T, G, Dh] (already scaled; N runs of T tokens, G queries per key-value head),
-    k and v float[B, K, S, Dh] (shared by the N) or float[B, K, N, S, Dh]; mask bool that broadcasts
-    to [B, K, N, T, G, S] -> peak, mass float32[B, K, N, T, G], total float32[B, K, N, T, G, Dh].
-    """
-    keys = "bksd" if k.ndim == 4 else "bknsd"
-    scores = jnp.einsum(f"bkntgd,{keys}->bkntgs", q, k, preferred_element_type=jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask, scores, NEGATIVE)
-    peak = jax.lax.stop_gradient(scores.max(-1))  # it cancels in `merge`
-    weights = jnp.exp(scores - peak[..., None])
-    total = jnp.einsum(
-        f"bkntgs,{keys}->bkntgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    return peak, weights.sum(-1), total
-
-
-def merge(parts: list[Part]) -> jax.Array:
-    """Join parts under one softmax -> float32[B, K, N, T, G, Dh]."""
-    highest = functools.reduce(jnp.maximum, [peak for peak, _, _ in parts])
-    scales = [jnp.exp(peak - highest) for peak, _, _ in parts]
-    mass = sum(scale * m for scale, (_, m, _) in zip(scales, parts, strict=True))
-    shares = [(scale / mass)[..., None] for scale in scales]
-    return sum(share * total for share, (_, _, total) in zip(shares, parts, strict=True))
-
-
-def causal(length: int, valid: jax.Array | None, owners: jax.Array | None = None) -> jax.Array:
-    """bool[1 or B, 1, 1 or N, T, 1, T] from valid bool[B, N, T] and owners int[B, N, T], if any."""
-    mask = jnp.tril(jnp.ones((length, length), bool))[:, None, :]
-    if valid is not None:
-        mask = mask & valid[:, None, :, None, None, :]
-    if owners is not None:
-        same = owners[:, :, :, None] == owners[:, :, None, :]
-        mask = mask & same[:, None, :, :, None, :]
-    return mask
-
-
-def attend_row(q, k, v, valid=None, past=None) -> jax.Array:
-    """Causal attention within the row, and to all of `past` = (k, v, valid bool[B, S]).
-
-    q float[B, K, T, G, Dh], k and v float[B, K, T, Dh], valid bool[B, T] -> float32 like q.
-    """
-    mask = causal(q.shape[2], None if valid is None else valid[:, None])
-    with jax.named_scope(f"causal_{q.shape[2]}"):  # half of the scores count (training/flops.py)
-        parts = [attend_part(q[:, :, None], k, v, mask)]
-    if past is not None:
-        seen = past[2][:, None, None, None, None, :]
-        parts.append(attend_part(q[:, :, None], past[0], past[1], seen))
-    return merge(parts)[:, :, 0]
-
-
-def attend_layout(q, k, v, layout: Layout, valid=None, owners=None) -> jax.Array:
-    """Attention under `layout` in two blocks, P x P and R x T x (P + T); shapes of `attend_row`."""
-    prefix, rest = slice(layout.prefix), slice(layout.prefix, None)
-    runs = (layout.runs, layout.length)
-    pq, pk, pv = (x[:, :, prefix] for x in (q, k, v))
-    qq, qk, qv = (x[:, :, rest].reshape(*x.shape[:2], *runs, *x.shape[3:]) for x in (q, k, v))
-    p_valid = q_valid = shared = None
-    if valid is not None:
-        p_valid, q_valid = valid[:, prefix], valid[:, rest].reshape(-1, *runs)
-        shared = p_valid[:, None, None, None, None, :]
-    with jax.named_scope(f"causal_{layout.length}"):
-        own = attend_part(qq, qk, qv, causal(layout.length, q_valid, owners))
-    second = merge([attend_part(qq, pk, pv, shared), own]).reshape(q[:, :, rest].shape)
-    return jnp.concatenate([attend_row(pq, pk, pv, p_valid), second], axis=2)
-
-
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)) (Shazeer 2020, eq. 6)."""
 
@@ -206,6 +95,7 @@ class Block(nn.Module):
     lora: LoraConfig | None
     dtype: jnp.dtype
     placement: Placement | None = None
+    attention: str = "plain"
 
     def dense(self, name: str, x: jax.Array, features: int, deterministic: bool) -> jax.Array:
         """The bias-free Dense `name`, adapted if LoRA targets it; its output can be saved."""
@@ -236,7 +126,9 @@ class Block(nn.Module):
         k = rotate(k, row["cosine"], row["sine"])
         q = q.reshape(b, s, self.kv_heads, -1, head).transpose(0, 2, 1, 3, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # batched products run faster
-        if mode.layout is not None:
+        if self.attention == "cudnn" and past is None:
+            y = attend_fused(q, k, v, mode.layout, row["valid"], row["owners"])
+        elif mode.layout is not None:
             y = attend_layout(q, k, v, mode.layout, row["valid"], row["owners"])
         else:
             y = attend_row(q, k, v, row["valid"], past and (*past, row["seen"]))
@@ -254,8 +146,8 @@ class Llama(nn.Module):
     """The decoder over embeddings, so that picture and sound tokens can stand among the words.
 
     `head_dim` None means width / heads, `embed_std` None width**-0.5; `remat` is "none" or a key of
-    `REMAT`; `tied` logits reuse the embedding. Parameters are float32, computation is in `dtype`,
-    logits are float32.
+    `REMAT`, `attention` one of `ATTENTION`; `tied` logits reuse the embedding. Parameters are
+    float32, computation is in `dtype`, logits are float32.
 
     `pretrained` is W, the pieces of a checkpoint's vocabulary (0: there is no checkpoint, and the
     embedding is one table of C rows). With it the tables `embedding` and of the head hold those
@@ -282,6 +174,7 @@ class Llama(nn.Module):
     pretrained: int = 0
     rope_scaling: RopeScaling | None = None
     placement: Placement | None = None
+    attention: str = "plain"
 
     def setup(self):
         """Build the scanned layers; raises UserError on sizes that do not divide."""
@@ -313,6 +206,7 @@ class Llama(nn.Module):
             self.lora,
             self.dtype,
             self.placement,
+            self.attention,
         )
         self.norm = RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:
@@ -347,6 +241,12 @@ class Llama(nn.Module):
                 f"llama: the checkpoint has {self.pretrained} pieces, the tokenizer "
                 f"{self.vocab_size}; use the checkpoint's own tokenizer"
             )
+        if self.attention not in ATTENTION:
+            raise UserError(
+                f"llama: attention {self.attention!r} is unknown; choose one of {ATTENTION}"
+            )
+        if self.attention == "cudnn" and self.dtype == jnp.float32:
+            raise UserError('llama: attention "cudnn" computes in bfloat16; set dtype to it')
         if self.remat != "none" and self.remat not in REMAT:
             known = ", ".join(["none", *REMAT])
             raise UserError(f"llama: remat {self.remat!r} is unknown; choose one of {known}")

@@ -37,7 +37,9 @@ PEAKS = {
     r"\bH200\b(?! NVL)": 989e12,
 }
 AGAIN = "rematted_computation"  # jax.checkpoint's name for what it computes a second time
-CAUSAL = re.compile(r"\bcausal_(\d+)")  # models/llama.py's name for T x T scores below a diagonal
+SCORES = re.compile(r"\bscores_(\d+)_of_(\d+)")  # models/attention.py: so many are not masked
+FUSED = re.compile(r"^dot_product_attention_(fwd|bwd)")  # cuDNN's, opaque to a jaxpr
+FUSED_PRODUCTS = {"fwd": 2, "bwd": 4}  # scores and values; the gradients of queries, keys, values
 
 
 def peak(kind: str) -> float | None:
@@ -92,12 +94,13 @@ def _equation(eqn: core.JaxprEqn, again: bool) -> float:
         found = _product(eqn)
     elif name == "conv_general_dilated":
         found = _convolution(eqn)
+    elif fused := FUSED.search(name):
+        found = _attention(eqn) * FUSED_PRODUCTS[fused[1]]
     else:
         inner = [_within(jaxpr, again) for jaxpr in core.jaxprs_in_params(eqn.params)]
         found = (max(inner, default=0.0) if name == "cond" else sum(inner)) * _times(eqn)
-    for length in map(int, [] if again else CAUSAL.findall(scope)[:1]):
-        found *= (length + 1) / (2 * max(length, 1))
-    return found
+    masked = None if again else SCORES.search(scope)
+    return found * int(masked[1]) / max(int(masked[2]), 1) if masked else found
 
 
 def _times(eqn: core.JaxprEqn) -> int:
@@ -116,6 +119,12 @@ def _product(eqn: core.JaxprEqn) -> float:
     (contracted, _), _ = eqn.params["dimension_numbers"]
     depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * depth
+
+
+def _attention(eqn: core.JaxprEqn) -> float:
+    """One product of queries [B, T, H, Dh] and keys [B, S, K, Dh] in a fused attention."""
+    query, key = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
+    return 2.0 * math.prod(query) * key[1]
 
 
 def _convolution(eqn: core.JaxprEqn) -> float:

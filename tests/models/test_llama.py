@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.models.attention import Layout, attend_fused, attend_layout, attend_row
 from meerkat_jax.models.layers import NEGATIVE, LoraConfig
 from meerkat_jax.models.llama import (
     REMAT,
-    Layout,
     Llama,
-    attend_layout,
     init_cache,
     repeat_cache,
 )
@@ -167,11 +166,38 @@ def test_layout_equals_the_masked_square(layout, padded):
     def blocks(q, k, v):
         return weight * attend_layout(q, k, v, layout, valid if padded else None, owners)
 
-    ours, back = jax.vjp(jax.jit(blocks), q, k, v)
+    def fused(q, k, v):
+        mask = valid if padded else None
+        return weight * attend_fused(q, k, v, layout, mask, owners, implementation="xla")
+
     gold, gold_back = jax.vjp(jax.jit(square), q, k, v)
-    close(ours, gold, "stack")
-    for a, b in zip(back(weight), gold_back(weight), strict=True):
-        close(a, b, "stack_gradient")
+    for form in (blocks, fused):
+        ours, back = jax.vjp(jax.jit(form), q, k, v)
+        close(ours, gold, "stack")
+        for a, b in zip(back(weight), gold_back(weight), strict=True):
+            close(a, b, "stack_gradient")
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_fused_attention_of_a_row_is_attention(padded):
+    q, k, v = (
+        tokens(2, 2, 9, 3, width=8),
+        tokens(2, 2, 9, width=8),
+        tokens(2, 2, 9, width=8, seed=6),
+    )
+    valid = np.ones((2, 9), bool)
+    valid[0, 2] = valid[1, 0] = not padded
+    fused = attend_fused(q, k, v, valid=valid if padded else None, implementation="xla")
+    ours = attend_row(q, k, v, valid if padded else None)
+    read = valid[:, None, :, None, None]  # nobody reads a padding token, which may see nothing
+    close(np.where(read, fused, 0), np.where(read, ours, 0), "module")
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
+def test_fused_attention_without_a_gpu_is_refused_by_name():
+    model = Llama(**SMALL, attention="cudnn", dtype=jnp.bfloat16)
+    with pytest.raises(UserError, match="cudnn.* needs an NVIDIA GPU, this is a cpu"):
+        run(model, random_params(Llama(**SMALL)), tokens(2, 9))
 
 
 def test_questions_do_not_see_each_other():
@@ -308,6 +334,8 @@ def test_embedding_spread(std, expected):
         ({"head_dim": 7}, {}, "head_dim 7"),
         ({"head_dim": 0}, {}, "head_dim 0"),
         ({"remat": "some"}, {}, "choose one of none, full"),
+        ({"attention": "flash"}, {}, "'flash' is unknown"),
+        ({"attention": "cudnn"}, {}, "computes in bfloat16"),
         ({"pretrained": 62}, {}, "62 pieces, the tokenizer 61"),
         ({}, {"layout": Layout(2, 2, 2)}, "6 tokens, the row has 5"),
         ({}, {"slot": 2, "cache": 6}, "5 tokens at slot 2 do not fit a cache of 6"),

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks import large, lora
+from meerkat_jax.models.attention import Layout, attend_fused, attend_layout
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.layers import Dense, LoraConfig
 from meerkat_jax.models.llama import REMAT, Llama
@@ -221,3 +222,22 @@ def test_a_tower_agrees_with_xla(trainable):
 )
 def test_peaks_by_device_kind(kind, rate):
     assert flops.peak(kind) == rate
+
+
+def test_fused_attention_counts_as_plain_does(monkeypatch):
+    """Traced as on a GPU: cuDNN's kernels are opaque, and see the whole square of scores."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 92000)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    layout = Layout(6, 2, 5)
+    q = jnp.zeros((2, 2, layout.size, 3, 64), jnp.bfloat16)
+    kv, owners = jnp.zeros((2, 2, layout.size, 64), jnp.bfloat16), jnp.zeros((2, 2, 5), int)
+
+    def counted(attend):
+        def loss(q, k, v):
+            return attend(q, k, v, layout, owners=owners).astype(jnp.float32).sum()
+
+        return flops.count(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1, 2)))(q, kv, kv))
+
+    assert counted(attend_fused) == pytest.approx(counted(attend_layout), rel=1e-6)
