@@ -62,7 +62,7 @@ FREE += ("name", "mesh.data", "mesh.fsdp", "mesh.tensor", "loss_pieces")
 
 def main(_: list[str]) -> None:
     """Everything, in order."""
-    # The config, the hosts and the work directory -----------------------------------------------
+    # The config, the hosts and the mesh ---------------------------------------------------------
     config = configs.to_json(FLAGS.config)
     check(config)
     traces = Path(FLAGS.workdir) / "profile"
@@ -71,6 +71,20 @@ def main(_: list[str]) -> None:
     config = base.resolve(config)
     hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
     notice = preemption.Notice()
+    mesh = sharding.make_mesh(config["mesh"])
+    phases = config["phases"]
+
+    def size(phase: dict) -> int:
+        return phase.get("batch", config["batch"])
+
+    for examples in {config["batch"], *map(size, phases)}:
+        if examples // config["accumulate"] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+            raise UserError(
+                f"batch={examples} in {config['accumulate']} parts does not divide over the mesh "
+                f"{dict(mesh.shape)} of {jax.process_count()} hosts"
+            )
+
+    # The work directory -------------------------------------------------------------------------
     workdir = Path(FLAGS.workdir)
 
     def prepare() -> dict:
@@ -97,19 +111,7 @@ def main(_: list[str]) -> None:
         data.tokenizer.save(workdir)
     say(f"data: {data.folder}, {len(data.classes)} classes, {data.tokenizer.vocab_size} tokens")
 
-    # Mesh, model, optimizer ---------------------------------------------------------------------
-    mesh = sharding.make_mesh(config["mesh"])
-    phases = config["phases"]
-
-    def size(phase: dict) -> int:
-        return phase.get("batch", config["batch"])
-
-    for examples in {config["batch"], *map(size, phases)}:
-        if examples // config["accumulate"] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-            raise UserError(
-                f"batch={examples} in {config['accumulate']} parts does not divide over the mesh "
-                f"{dict(mesh.shape)} of {jax.process_count()} hosts"
-            )
+    # Model, optimizer ---------------------------------------------------------------------------
     model = assemble(config, data.tokenizer)
     laid_model = model.laid(sharding.placement(mesh, config))
     optimizer = make_optimizer(config)

@@ -24,6 +24,7 @@ from meerkat_jax.training.losses import TERMS
 from meerkat_jax.training.metrics import TIMING, read_metrics
 from meerkat_jax.training.step import make_step, new_state
 from tests import tiny
+from tests.conftest import TINY
 from tests.tolerances import tolerance
 
 STEPS = 8  # of the tiny config: 1 of phase "speaks", 2 of "sees", 5 of "answers"
@@ -129,6 +130,20 @@ def test_refusals_name_the_thing_and_keep_the_run(finished, train, flags, parts)
         (finished / "metrics.jsonl").read_bytes(),
         (finished / "config.json").read_bytes(),
     )
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config.mesh.tensor=3"], "tensor=3 does not multiply to the 1 devices"),
+        (["--config.mesh.fsdp=0"], "fsdp=0, tensor=1: sizes must be positive"),
+        (["--workdir=/proc/run"], "--workdir=/proc/run cannot be used"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_is_made(door, tmp_path, flags, message):
+    given = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
+    assert message in refusal(door("train", *given, *flags))
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_flags(door):
