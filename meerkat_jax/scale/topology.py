@@ -1,6 +1,7 @@
 """Machines by name: a slice of TPU chips, simulated devices, or the GPUs that are here.
 
-"v5e:4x4" is 16 TPU v5e chips, "cpu:8" eight simulated devices, "gpu" what jax finds.
+"v5e:4x4" is 16 TPU v5e chips, "v5e:4x4:2" two such slices, "cpu:8" eight simulated devices, "gpu"
+what jax finds.
 
 The TPU's own compiler comes with the package `libtpu` and runs on any CPU, without a TPU. Sources:
 Google's pages on each TPU's architecture; usable memory is what the compiler allows.
@@ -42,7 +43,7 @@ CHIPS = {
     "v5p": Chip(95.73 * GIB, peak("TPU v5p"), 2765e9, 600e9),
     "v6e": Chip(31.24 * GIB, peak("TPU v6e"), 1638e9, 400e9),
 }
-EXAMPLES = "v5e:4x4, v4:2x2x1, cpu:8 or gpu"
+EXAMPLES = "v5e:4x4, v4:2x2x1, v5e:4x4:2 (two slices), cpu:8 or gpu"
 
 
 def devices_of(name: str) -> tuple[list[Any], Chip]:
@@ -51,8 +52,8 @@ def devices_of(name: str) -> tuple[list[Any], Chip]:
     Raises UserError for a name that is none, a slice that does not exist, and without libtpu.
     """
     kind, _, shape = name.partition(":")
-    if kind in CHIPS and re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        return _tpu(name, kind, tuple(map(int, shape.split("x")))), CHIPS[kind]
+    if kind in CHIPS and (slice_ := re.fullmatch(r"(\d+(?:x\d+){1,2})(?::([1-9]\d*))?", shape)):
+        return _tpu(kind, slice_[1], int(slice_[2] or 1)), CHIPS[kind]
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
         return _cpu(int(shape)), Chip()
     if name == "gpu":
@@ -61,7 +62,8 @@ def devices_of(name: str) -> tuple[list[Any], Chip]:
     raise UserError(f"--topology={name}: expected {known}, as {EXAMPLES}")
 
 
-def _tpu(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
+def _tpu(kind: str, shape: str, slices: int) -> list[Any]:
+    name = f"{kind}:{shape}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -70,10 +72,10 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...]) -> list[Any]:
         raise UserError(
             f"--topology={name} needs the TPU's compiler: pip install 'meerkat_jax[tpu]'"
         )
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if kind == "v4":
         more["chip_config_name"] = "megacore"
-    if shape == (1, 1):
+    if shape == "1x1":
         more["chips_per_host_bounds"] = (1, 1, 1)
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)

@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from meerkat_jax.errors import UserError
@@ -60,8 +61,12 @@ COLLECTIVES = {
 def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence | None = None) -> Mesh:
     """Mesh with the axes data, fsdp, tensor over all devices (or `devices`).
 
+    Several TPU slices, which a slow network joins, divide `data` alone: weights are collected
+    within a slice, and only gradients cross.
+
     `shape` gives sizes by axis; absent axes are 1 and one of them may be -1 (takes the rest;
-    default data=-1). Raises UserError naming the sizes if they do not multiply to the device count.
+    default data=-1). Raises UserError naming the sizes if they do not multiply to the device count,
+    or `data` is no multiple of the slices.
     """
     shape = {"data": -1} if shape is None else dict(shape)
     unknown = sorted(shape.keys() - set(AXES))
@@ -69,7 +74,19 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence | None =
         raise UserError(f"mesh axis {unknown[0]!r} is unknown; the axes are {', '.join(AXES)}")
     devices = jax.devices() if devices is None else list(devices)
     sizes = _fill([int(shape.get(axis, 1)) for axis in AXES], len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    data, *within = sizes
+    if data % slices:
+        raise UserError(
+            f"mesh data={data} does not divide over {slices} slices; weights are not divided "
+            f"between slices, so set data to a multiple of {slices}"
+        )
+    inner, outer = (data // slices, *within), (slices, 1, 1)
+    laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    return Mesh(laid, AXES, axis_types=types)
 
 
 def _fill(sizes: list[int], devices: int) -> tuple[int, ...]:

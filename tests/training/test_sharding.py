@@ -1,5 +1,6 @@
 """Meshes and layouts, on eight simulated devices in a process of their own."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -52,6 +53,33 @@ def test_sizes_that_do_not_fit_are_named(sizes):
 def test_an_unknown_axis_is_named():
     with pytest.raises(UserError, match="'model' is unknown.*data, fsdp, tensor"):
         sharding.make_mesh({"model": 2})
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU chip that need not be there."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "chip"
+    process_index: int = 0
+
+
+def chips(slices, each):
+    return [Chip(i, i // each) for i in range(slices * each)]
+
+
+def test_slices_divide_the_data_axis_alone():
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 2}, chips(2, 4))
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    for row, devices in enumerate(mesh.devices):  # one place on `data` is within one slice
+        assert {device.slice_index for device in devices.flat} == {row // 2}
+
+
+def test_weights_are_not_divided_between_slices():
+    with pytest.raises(UserError, match="data=1 does not divide over 2 slices"):
+        sharding.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4))
 
 
 def test_one_device_is_a_mesh_of_one():
