@@ -6,8 +6,8 @@
 Each part is timed alone, with the gradients that the phase asks of it (towers at rest run forwards
 only), so parts need not add up to the whole step, which is timed too. With --shares nothing is run
 and no weight is made: the work is counted in the traced programs (benchmarks/work.py), and told as
-bounds that are more than the true shares. Weights are random, or for a published config without
-its store of the published sizes.
+bounds that are more than the true shares. Weights are random; their sizes are those of the config's
+store, or without it the published ones.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from meerkat_jax.training import flops, losses, sharding
 from meerkat_jax.training.params import flatten, merge, selected, unflatten
 from meerkat_jax.training.plan import Plan, plan
 from meerkat_jax.training.step import make_optimizer
+from meerkat_jax.weights.base import Base
 
 TOWERS = ("image_tower", "audio_tower")
 BELOW = (*TOWERS, "image_connector", "audio_connector", "image_placed", "audio_placed")
@@ -53,9 +54,11 @@ class Part:
 
 def planned(config: Mapping[str, Any], batch: int | None = None) -> tuple[dict, Plan]:
     """The config with all sizes, and the plan of its last phase's step on one device."""
-    if config["base"] is not None and Path(config["base"]).is_dir():
-        raise UserError(f"{config['base']} is there; this benchmark is of random weights: move it")
-    config, tokenizer = stand_in(config)
+    stored = config["base"] is not None and Path(config["base"]).exists()
+    base = Base.open(config) if stored else Base(None)
+    config, tokenizer = base.resolve(config), base.tokenizer
+    if tokenizer is None:
+        config, tokenizer = stand_in(config)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return config, plan(config, tokenizer, mesh, batch)
 

@@ -1,6 +1,8 @@
-"""Config fields that do not fit what they are given to."""
+"""Config fields that do not fit what they are given to, and what a command does not import."""
 
 import dataclasses
+import subprocess
+import sys
 
 import flax.linen as nn
 import pytest
@@ -35,3 +37,10 @@ def test_an_unknown_field_is_named_with_the_nearest(kind, key, near):
 def test_a_missing_field_is_named():
     with pytest.raises(UserError, match="model.image.width is missing"):
         construct(Plain, {"depth": 3}, "model.image")
+
+
+def test_a_door_opens_without_what_only_some_runs_need():
+    """Seconds of every command: torch, which TensorBoard's writer takes along, and OTT-JAX."""
+    check = "import sys, meerkat_jax.train; print({'torch', 'ott'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stdout + done.stderr

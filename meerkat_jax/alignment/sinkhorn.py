@@ -24,12 +24,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import lineax
 import numpy as np
-from ott.geometry import epsilon_scheduler, geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import acceleration, implicit_differentiation
-from ott.solvers.linear import sinkhorn as ott_sinkhorn
 
 from meerkat_jax.errors import UserError
 
@@ -121,6 +116,13 @@ def round_to_marginals(plan: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array
 
 def _sinkhorn(cost, a, b, width, *, epsilon, iterations, implicit):
     """One problem: cost float[V, A], masses a and b, final epsilon `width` float[] -> plan."""
+    # Imported here: they take 1.5 s, of every door that is opened.
+    import lineax
+    from ott.geometry import epsilon_scheduler, geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import acceleration, implicit_differentiation
+    from ott.solvers.linear import sinkhorn as ott_sinkhorn
+
     if implicit:
         a, b = _floored(a), _floored(b)
     start = max(1.0 / epsilon, 1.0)

@@ -25,7 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.training.config import write_text
@@ -58,6 +57,9 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _cut(self.path, resume_step)
         purge = None if resume_step is None else resume_step + 1
+        # Imported here: it takes torch along where that is installed, 3 s of every door.
+        from tensorboardX import SummaryWriter
+
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge)
         self._file = self.path.open("a")
 

@@ -151,10 +151,10 @@ def test_implicit_and_plan_gradient_agree_when_converged():
 
 
 @pytest.mark.parametrize("kind", ["random", "clustered"])
-@pytest.mark.parametrize("epsilon", [0.001, 0.02])
+@pytest.mark.parametrize("epsilon", [0.003, 0.02])
 def test_scaling_ends_where_sinkhorn_ends(kind, epsilon):
     """Converged, though the kernel of the small epsilon alone is 0 in float32."""
-    how = {"epsilon": epsilon, "iterations": 2000}
+    how = {"epsilon": epsilon, "iterations": 1000}
     ours = solve(*problem(kind), solver="scaling", **how)
     otts = solve(*problem(kind), solver="sinkhorn", **how)
     for name in ("distance", "cost"):
