@@ -227,7 +227,7 @@ def main(_: list[str]) -> None:
                 phase.get("workers", config["data"]["workers"]), phase.get("kept"),
                 hosts.rows(on_device, size(phase)),
             )  # fmt: skip
-        with clock.waiting():
+        with clock.waiting(pending[-1:]):
             batch = next(batches)
         batch = hosts.place(batch, on_device, size(phase))
         if number not in compiled:

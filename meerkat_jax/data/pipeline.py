@@ -231,7 +231,9 @@ def train_batches(
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
         stream = stream.mp_prefetch(options, worker_init_fn=leave_with_parent)
-    return iter(stream.batch(batch if rows is None else len(rows), drop_remainder=True))
+    stream = stream.batch(batch if rows is None else len(rows), drop_remainder=True)
+    # Batches are put together in a thread too: the loop finds them made.
+    return iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
 
 
 def fixed_batches(

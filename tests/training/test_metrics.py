@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +122,20 @@ def test_clock_counts_steps_and_leaves_out_what_is_apart(monkeypatch):
     with clock.waiting():
         now[0] += 2.0
     assert clock.row(1, 1)["step_seconds"] == 2.0  # each row begins anew
+
+
+def test_a_wait_beside_a_running_step_costs_nothing():
+    work = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, y: jnp.tanh(y @ x), x))
+    x, clock = jnp.ones((700, 700)) / 700, Clock()
+    jax.block_until_ready(work(x))
+    running = {"loss": work(x)}
+    with clock.waiting([running]):
+        assert not running["loss"].is_ready()
+    assert clock.row(1, 1)["data_wait_seconds"] == 0
+    jax.block_until_ready(running)
+    with clock.waiting([running]):
+        time.sleep(0.01)
+    assert clock.row(1, 1)["data_wait_seconds"] >= 0.01
 
 
 @pytest.mark.parametrize("peak", [None, 8e12])
