@@ -74,11 +74,12 @@ def test_a_tpu_without_its_compiler_is_one_line(preflight):
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed (pip install '.[tpu]')")
-@pytest.mark.parametrize("topology", ["v5e:1x1", "v4:2x2x1"])
-def test_a_tpu_that_is_not_here(preflight, topology):
-    done = preflight(f"--topology={topology}", "--batch=4", "--quick", "--json")
+@pytest.mark.parametrize(("topology", "chips"), [("v5e:1x1", 1), ("v4:2x2x1", 4), ("v5e:2x2:2", 8)])
+def test_a_tpu_that_is_not_here(preflight, topology, chips):
+    done = preflight(f"--topology={topology}", "--batch=8", "--quick", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    assert told["devices"] == chips
     assert told["fits"] and told["memory_gib"] > 15
     assert 0 < told["mfu"] < 1 and told["step_seconds"] == max(told["seconds"].values())
 

@@ -21,6 +21,7 @@ from meerkat_jax.weights.convert import convert
 from meerkat_jax.weights.restore import read_run
 from tests.conftest import ROOT, TINY, door_environment
 from tests.tolerances import tolerance
+from tests.training.test_hosts import assert_same_rows, runs
 from tests.weights import published
 
 
@@ -51,6 +52,13 @@ def trained(store, door, folder):
     assert done.returncode == 0, done.stderr
     (workdir / "output.txt").write_text(done.stdout)
     return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_store_and_train_as_one_does(trained, store, cache, tmp_path):
+    base, config = f"--config.base={store.folder}", f"{TINY}:small"
+    runs(tmp_path / "two", cache, 2, base, config=config)
+    assert_same_rows(trained, tmp_path / "two")
 
 
 @pytest.fixture(scope="module")
