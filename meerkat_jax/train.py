@@ -196,7 +196,11 @@ def main(_: list[str]) -> None:
             return jax.tree.map(hosts.whole, sensed(both, batch))
 
         records = open_split(data.folder, phase["split"])[: phase["kept"]]
-        kept = senses.keep(workdir / "senses", records, model.shapes, sense, size(phase))
+        here, shared = workdir / "senses" / str(phases.index(phase)), cache / "senses"
+        facts = origin | {"config": [config[key] for key in ("model", "data", "seed")]}
+        facts |= {"records": [phase["split"], phase["kept"]]}
+        folder = senses.folder_of(here, shared, facts, shapes[0]["trainable"])
+        kept = senses.keep(folder, records, model.shapes, sense, size(phase))
         hosts.meet(f"senses of {phase['name']}", {}, FLAGS.host_timeout)
         return kept
 
@@ -267,6 +271,7 @@ def main(_: list[str]) -> None:
                 writer.write(step, row, progress=False)
         if save:
             with clock.apart():
+                writer.sync()
                 seen = {"pending": pending}
                 checkpoints.save(step, state, seen, meta)
         if leave:

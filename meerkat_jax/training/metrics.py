@@ -100,6 +100,11 @@ class MetricsWriter:
             parts.append(f"{int(left // 60)}:{int(left % 60):02d} left")
         return "  ".join(parts)
 
+    def sync(self) -> None:
+        """Have the rows on disk (or in the bucket that is mounted), before a checkpoint is."""
+        if self._active:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close both files."""
         if self._active:

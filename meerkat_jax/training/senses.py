@@ -2,16 +2,22 @@
 
 A phase that trains behind resting towers would see and hear each scene anew in every pass over it,
 for a third of its time. A phase with `kept: N` instead reads the first N scenes of its split: their
-tower tokens are computed when the phase begins (or is resumed: the same towers give the same
-numbers), written to the work directory and looked up by scene; pictures and sounds are not decoded
-again. All processes compute them together, process 0 writes them, and all look them up.
+tower tokens are computed when the phase begins, written to the work directory and looked up by
+scene; pictures and sounds are not decoded again. A resumed run finds those that were whole. All
+processes compute them together, process 0 writes them, and all look them up.
+
+Of published towers that no phase trains, a run in one process keeps them in the cache instead, by
+the hash of the store and whatever else they depend on: later runs find them made.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -21,10 +27,12 @@ from meerkat_jax.data.pipeline import Shapes, encode_media
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 from meerkat_jax.training import hosts
+from meerkat_jax.training.config import write_text
 from meerkat_jax.training.params import flatten, selected
 
 NAMES = ("image_tokens", "audio_tokens")
 TOWERS = ("image_tower/", "audio_tower/")
+ROWS = "rows.json"  # scenes in the order of the arrays; written last, when those are whole
 
 
 class Senses:
@@ -65,6 +73,18 @@ def check_kept(phase: Mapping, trainable: Mapping) -> None:
         )
 
 
+def folder_of(workdir: Path, cache: Path, facts: Mapping[str, Any], trainable: Mapping) -> Path:
+    """`workdir`, or a folder in the `cache` if they depend on `facts`, JSON values, alone.
+
+    They do if the towers are at rest in all of the run and come from `facts["base"]`, a store.
+    """
+    trained = any(path.startswith(TOWERS) for path in flatten(trainable))
+    if trained or not facts.get("base") or jax.process_count() > 1:
+        return workdir
+    text = json.dumps(facts, sort_keys=True)
+    return cache / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def keep(
     folder: Path,
     records: grain.MapDataset,
@@ -74,9 +94,12 @@ def keep(
 ) -> Senses:
     """Run `sense` over all Examples of `records`, in batches of `batch`, and write what it gives.
 
-    sense: {image uint8[B, H, W, 3], audio float32[B, samples]} -> image and audio tokens. Raises
-    UserError when the disk has no room for them.
+    sense: {image uint8[B, H, W, 3], audio float32[B, samples]} -> image and audio tokens. What is
+    whole in `folder` is not made again. Raises UserError when the disk has no room for them.
     """
+    if (folder / ROWS).exists():
+        scenes = json.loads((folder / ROWS).read_text())
+        return Senses(folder, {scene: i for i, scene in enumerate(scenes)})
     rows, arrays = {}, ()
     progress = Progress("what the towers see and hear: scenes", len(records))
 
@@ -98,6 +121,8 @@ def keep(
         progress.report(len(rows))
     for array in arrays:
         array.flush()
+    if hosts.is_first():
+        write_text(folder / ROWS, json.dumps(list(rows)))
     return Senses(folder, rows)
 
 

@@ -48,6 +48,27 @@ def kept(parts, sense, tmp_path_factory):
     return pickle.loads(pickle.dumps(found))
 
 
+def test_what_is_whole_is_not_made_again(parts, kept):
+    assembly, data, _ = parts
+    records = open_split(data.folder, "compositions")[:COUNT]
+    again = senses.keep(kept.folder, records, assembly.shapes, None, 4)
+    assert again.rows == kept.rows
+    for name, tokens in again.of(records[3].id).items():
+        np.testing.assert_array_equal(tokens, kept.of(records[3].id)[name])
+
+
+def test_tokens_of_published_towers_at_rest_are_shared_by_all_they_depend_on(tmp_path):
+    here, shared = tmp_path / "run" / "senses", tmp_path / "cache"
+    facts, still = {"base": "abc", "data": "mini-1"}, {"llama": {"lora_a": np.zeros(1)}}
+    folder = senses.folder_of(here, shared, facts, still)
+    assert folder.parent == shared
+    assert folder == senses.folder_of(tmp_path / "other", shared, dict(facts), still)
+    assert folder != senses.folder_of(here, shared, facts | {"base": "abd"}, still)
+    trained = still | {"image_tower": {"kernel": np.zeros(1)}}
+    assert senses.folder_of(here, shared, facts, trained) == here
+    assert senses.folder_of(here, shared, {"data": "mini-1"}, still) == here
+
+
 def batches(parts, count, **options):
     assembly, data, _ = parts
     encode = Encode(assembly.shapes, assembly.prompt, data.classes, {}, **options)
