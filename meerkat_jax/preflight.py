@@ -40,7 +40,7 @@ flags.DEFINE_string("topology", None, "v4, v5e, v5p or v6e with a shape, as v5e:
 flags.DEFINE_integer("batch", None, "Examples of a step; default: the config's.", lower_bound=1)
 flags.DEFINE_integer("phase", -1, "Which of config.phases; default: the last.")
 flags.DEFINE_bool("answers", False, "Answers to --batch pairs on one device, not a step.")
-flags.DEFINE_bool("search", False, "Find the largest batch that fits.")
+flags.DEFINE_bool("search", False, "Find the largest batch that fits; --batch is tried first.")
 flags.DEFINE_bool("quick", False, "Compile unoptimised: sooner; memory comes out up to 6 % low.")
 flags.DEFINE_bool("json", False, "Print one JSON object.")
 FLAGS = flags.FLAGS
@@ -79,7 +79,7 @@ def main(_: list[str]) -> None:
         return report
 
     if FLAGS.search:
-        report = largest(flight, rows, FLAGS.quick)
+        report = largest(flight, rows, FLAGS.quick, batch)
     else:
         report = flight(batch, FLAGS.quick)
     report = {"config": config["name"], "topology": FLAGS.topology, "notes": notes} | report

@@ -90,27 +90,46 @@ def bounds(
 
 
 def largest(
-    flight: Callable[[int, bool], dict[str, Any]], unit: int, quick: bool, most: int = 4096
+    flight: Callable[[int, bool], dict[str, Any]],
+    unit: int,
+    quick: bool,
+    first: int = 1,
+    most: int = 4096,
 ) -> dict[str, Any]:
-    """The report of the largest batch, a multiple of `unit`, that fits.
+    """The report of the largest batch, a multiple of `unit`, that fits, to about a twelfth.
 
-    flight(batch, quick) compiles. Doubled, then halved between, by quick compilations; unless
-    `quick` the full one decides, and takes a twelfth less until it fits. Raises UserError if not
-    even `unit` fits.
+    flight(batch, quick) compiles; `first` is the batch that is tried first. Memory grows with the
+    batch along a line, so two peaks say where to look; while there are none, batches are doubled
+    and halved between. Quick compilations do; unless `quick` the full one decides, and takes a
+    twelfth less until it fits. Raises UserError if not even `unit` fits.
     """
     fits, misses = 0, most // unit + 1
+    trial, peaks = min(max(1, first // unit), misses - 1), {}
     while misses - fits > max(1, fits // 12):
-        trial = min(max(1, 2 * fits), (fits + misses) // 2)
-        if flight(trial * unit, True)["fits"]:
+        report = flight(trial * unit, True)
+        if report["fits"]:
             fits = trial
         else:
             misses = trial
+        if report.get("memory_gib") and "peak" in report.get("gib", {}):
+            peaks[trial] = report["gib"]["peak"] / report["memory_gib"]
+        guess = _where_full(peaks) or min(max(1, 2 * fits), (fits + misses) // 2)
+        trial = min(max(guess, fits + max(1, fits // 12)), misses - 1)
     while fits:
         report = flight(fits * unit, quick)
         if report["fits"]:
             return report
         fits -= max(1, fits // 12)
     raise UserError(f"not even a batch of {unit} fits; use more chips, fsdp or tensor, or int8")
+
+
+def _where_full(peaks: Mapping[int, float]) -> int:
+    """Where a line through the last two {size: share of the memory} reaches 1; 0 without two."""
+    if len(peaks) < 2:
+        return 0
+    (one, low), (two, high) = list(peaks.items())[-2:]
+    slope = (high - low) / (two - one)
+    return int(two + (1 - high) / slope) if slope > 0 else 0
 
 
 def told(report: Mapping[str, Any]) -> str:
