@@ -66,6 +66,7 @@ def _tpu(kind: str, shape: str, slices: int) -> list[Any]:
     name = f"{kind}:{shape}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
     if importlib.util.find_spec("libtpu") is None:
