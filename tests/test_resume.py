@@ -153,6 +153,7 @@ def test_a_run_that_is_finished_stays_as_it_is(killed, train):
     assert read_metrics(killed[0]) == before
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_its_steps_only(finished, killed, train, tmp_path):
     """One flipped bit: the one before is taken, and the end is the same once more."""
     run = killed[0]
@@ -166,6 +167,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(finished, killed, trai
     assert without_timing(read_metrics(run)) == without_timing(read_metrics(finished))
 
 
+@pytest.mark.slow
 def test_truncated_compiled_programs_are_made_anew(finished, train, cache, tmp_path):
     """What a kill amid a write to the compilation cache may leave."""
     files = [path for path in (cache / "compiled").iterdir() if path.name.endswith("-cache")]

@@ -199,6 +199,7 @@ def test_overwrite_starts_anew(finished, train, tmp_path):
     assert Checkpoints(run / "checkpoints", read_only=True).latest() == 1
 
 
+@pytest.mark.slow
 def test_nonfinite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(train, tmp_path):
     """Of phase "sees" the first step has rate 0, the second breaks all; the next one shows it."""
     run = tmp_path / "run"
