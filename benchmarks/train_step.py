@@ -31,13 +31,12 @@ from benchmarks import input as feeding
 from benchmarks import measure, towers, work
 from meerkat_jax.data.pipeline import Encode
 from meerkat_jax.errors import UserError
-from meerkat_jax.scale.standin import stand_in
+from meerkat_jax.scale.standin import sized
 from meerkat_jax.training import config as configs
 from meerkat_jax.training import flops, losses, sharding
 from meerkat_jax.training.params import flatten, merge, selected, unflatten
 from meerkat_jax.training.plan import Plan, plan
 from meerkat_jax.training.step import make_optimizer
-from meerkat_jax.weights.base import Base
 
 TOWERS = ("image_tower", "audio_tower")
 BELOW = (*TOWERS, "image_connector", "audio_connector", "image_placed", "audio_placed")
@@ -54,11 +53,7 @@ class Part:
 
 def planned(config: Mapping[str, Any], batch: int | None = None) -> tuple[dict, Plan]:
     """The config with all sizes, and the plan of its last phase's step on one device."""
-    stored = config["base"] is not None and Path(config["base"]).exists()
-    base = Base.open(config) if stored else Base(None)
-    config, tokenizer = base.resolve(config), base.tokenizer
-    if tokenizer is None:
-        config, tokenizer = stand_in(config)
+    config, tokenizer, *_ = sized(config)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return config, plan(config, tokenizer, mesh, batch)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from ml_collections import config_flags
 from meerkat_jax.errors import UserError
 from meerkat_jax.scale.answering import fly_answers
 from meerkat_jax.scale.flight import fly, largest, told
-from meerkat_jax.scale.standin import stand_in
+from meerkat_jax.scale.standin import sized
 from meerkat_jax.scale.topology import devices_of
 from meerkat_jax.training import config as configs
 from meerkat_jax.training import sharding
@@ -53,10 +52,7 @@ def main(_: list[str]) -> None:
     config = configs.to_json(FLAGS.config)
     if not -len(config["phases"]) <= FLAGS.phase < len(config["phases"]):
         raise UserError(f"--phase={FLAGS.phase}: the config has {len(config['phases'])} phases")
-    base, notes = opened(config)
-    config, tokenizer = base.resolve(config), base.tokenizer
-    if tokenizer is None:
-        config, tokenizer = stand_in(config)
+    config, tokenizer, base, notes = sized(config)
     if FLAGS.answers:  # by the whole weights, on one device
         devices, config = devices[:1], config | {"mesh": {}, "quantise": "none", "accumulate": 1}
     mesh = sharding.make_mesh(config["mesh"], devices)
@@ -86,14 +82,6 @@ def main(_: list[str]) -> None:
     print(json.dumps(report, indent=1) if FLAGS.json else told(report), flush=True)
     if not report["fits"]:
         sys.exit(1)
-
-
-def opened(config: Mapping[str, Any]) -> tuple[Base, list[str]]:
-    """The config's store; without it none, and a note that published sizes stand in."""
-    name = config["base"]
-    if name is None or Path(name).exists():  # one that is there but not whole is an error
-        return Base.open(config), []
-    return Base(None), [f"{name} is not here: published sizes, and about its prompt's tokens"]
 
 
 def narrow(base: Base, config: Mapping[str, Any]) -> Callable[[str], Any]:

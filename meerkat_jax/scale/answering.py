@@ -1,4 +1,4 @@
-"""Answering compiled for a chip by name: what it needs, and how fast words can come at best.
+"""Answering compiled for a chip by name: what it needs, and how fast tokens can come at best.
 
 Answers are made on one device: looking and listening, and then the words, are two programs, beside
 all weights. Each token reads every weight of the decoder and the whole cache once, which bounds the

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -16,11 +17,31 @@ import tokenizers
 from meerkat_jax.data import instructions
 from meerkat_jax.data.tokenizer import BOS, EOS, Roles, Tokenizer, build_mini_tokenizer
 from meerkat_jax.errors import UserError
+from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.pretrained import ADDED
 
 PIECES = 32000  # of Llama-2
 PUBLISHED = ("7b", "release")  # configs in which what is not said is as published
 IMAGE_SIZE = 224  # of CLIP ViT-B/16
+
+
+def sized(config: Mapping[str, Any]) -> tuple[dict[str, Any], Tokenizer, Base, list[str]]:
+    """(config with all sizes, tokenizer, the config's store if it is there, notes for people).
+
+    Raises UserError for a store that is there but not whole, and where `stand_in` does.
+    """
+    name, notes = config["base"], []
+    if name is None or Path(name).exists():
+        base = Base.open(config)
+    else:
+        base, notes = (
+            Base(None),
+            [f"{name} is not here: published sizes, about its prompt's tokens"],
+        )
+    config, tokenizer = base.resolve(config), base.tokenizer
+    if tokenizer is None:
+        config, tokenizer = stand_in(config)
+    return config, tokenizer, base, notes
 
 
 def stand_in(config: Mapping[str, Any]) -> tuple[dict[str, Any], Tokenizer]:

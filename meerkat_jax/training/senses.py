@@ -12,6 +12,7 @@ the hash of the store and whatever else they depend on: later runs find them mad
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -23,6 +24,7 @@ import grain
 import jax
 import numpy as np
 
+from meerkat_jax.data.locks import alone
 from meerkat_jax.data.pipeline import Shapes, encode_media
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
@@ -32,6 +34,7 @@ from meerkat_jax.training.params import flatten, selected
 
 NAMES = ("image_tokens", "audio_tokens")
 TOWERS = ("image_tower/", "audio_tower/")
+VERSION = 1  # of what is kept; raise it when the same towers give other numbers
 ROWS = "rows.json"  # scenes in the order of the arrays; written last, when those are whole
 
 
@@ -81,7 +84,7 @@ def folder_of(workdir: Path, cache: Path, facts: Mapping[str, Any], trainable: M
     trained = any(path.startswith(TOWERS) for path in flatten(trainable))
     if trained or not facts.get("base") or jax.process_count() > 1:
         return workdir
-    text = json.dumps(facts, sort_keys=True)
+    text = json.dumps(facts | {"version": VERSION}, sort_keys=True)
     return cache / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -95,11 +98,19 @@ def keep(
     """Run `sense` over all Examples of `records`, in batches of `batch`, and write what it gives.
 
     sense: {image uint8[B, H, W, 3], audio float32[B, samples]} -> image and audio tokens. What is
-    whole in `folder` is not made again. Raises UserError when the disk has no room for them.
+    whole in `folder` is not made again; other runs that want to fill it wait. Raises UserError when
+    the disk has no room for them.
     """
-    if (folder / ROWS).exists():
-        scenes = json.loads((folder / ROWS).read_text())
-        return Senses(folder, {scene: i for i, scene in enumerate(scenes)})
+    # Several processes share a work directory that no other run fills.
+    with alone(folder) if jax.process_count() == 1 else contextlib.nullcontext():
+        if (folder / ROWS).exists():
+            scenes = json.loads((folder / ROWS).read_text())
+            return Senses(folder, {scene: i for i, scene in enumerate(scenes)})
+        return _fill(folder, records, shapes, sense, batch)
+
+
+def _fill(folder, records, shapes, sense, batch) -> Senses:
+    """`keep` where there is nothing yet, or what a killed run left."""
     rows, arrays = {}, ()
     progress = Progress("what the towers see and hear: scenes", len(records))
 

@@ -79,6 +79,8 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence | None =
     if slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
     data, *within = sizes
+    if data % slices and devices[0].platform != "tpu":  # hosts of GPUs, which may share weights
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices), AXES, axis_types=types)
     if data % slices:
         raise UserError(
             f"mesh data={data} does not divide over {slices} slices; weights are not divided "

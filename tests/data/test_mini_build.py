@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from meerkat_jax.data.locks import alone
 from meerkat_jax.data.mini import build as builder
 from meerkat_jax.data.mini import compose
 from meerkat_jax.data.mini.build import MiniConfig, build, choose_classes, instances, scene
@@ -63,11 +64,11 @@ def test_a_record_is_the_scene_of_its_index(folder, media):
 
 
 def test_one_worker_and_one_file_give_the_same(folder, tmp_path):
-    alone = build(CONFIG, tmp_path, workers=1)
-    assert alone.name == folder.name
-    assert read_manifest(alone) == read_manifest(folder)
+    single = build(CONFIG, tmp_path, workers=1)
+    assert single.name == folder.name
+    assert read_manifest(single) == read_manifest(folder)
     for split in compose.SPLITS:
-        assert list(open_split(alone, split)) == list(open_split(folder, split))
+        assert list(open_split(single, split)) == list(open_split(folder, split))
 
 
 def test_examples_are_whole(folder):
@@ -168,7 +169,7 @@ def test_a_killed_build_leaves_nothing_that_looks_whole(tmp_path):
         read_manifest(partial)
 
     begun = time.monotonic()
-    with builder._alone(partial.with_suffix("")):  # the lock went with the process
+    with alone(partial.with_suffix("")):  # the lock went with the process
         assert time.monotonic() - begun < 1
 
 
@@ -221,10 +222,10 @@ def test_two_runs_at_once_take_turns(tmp_path, capsys):
     inside = []
 
     def second() -> None:
-        with builder._alone(tmp_path / "set"):
+        with alone(tmp_path / "set"):
             inside.append("second")
 
-    with builder._alone(tmp_path / "set"):
+    with alone(tmp_path / "set"):
         other = threading.Thread(target=second)
         other.start()
         other.join(0.3)

@@ -66,8 +66,8 @@ class Chip:
     process_index: int = 0
 
 
-def chips(slices, each):
-    return [Chip(i, i // each) for i in range(slices * each)]
+def chips(slices, each, platform="cpu"):
+    return [Chip(i, i // each, platform) for i in range(slices * each)]
 
 
 def test_slices_divide_the_data_axis_alone():
@@ -79,7 +79,12 @@ def test_slices_divide_the_data_axis_alone():
 
 def test_weights_are_not_divided_between_slices():
     with pytest.raises(UserError, match="data=1 does not divide over 2 slices"):
-        sharding.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4))
+        sharding.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4, "tpu"))
+
+
+def test_weights_may_be_divided_between_hosts_of_gpus():
+    mesh = sharding.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
 
 
 def test_one_device_is_a_mesh_of_one():

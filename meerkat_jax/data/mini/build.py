@@ -9,9 +9,7 @@ a second run reuses it; of two runs at once the second waits and then reuses wha
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -19,13 +17,14 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from array_record.python import array_record_module
 
 from meerkat_jax.data.example import Example, to_bytes
+from meerkat_jax.data.locks import alone
 from meerkat_jax.data.mini import ask, compose
 from meerkat_jax.data.mini.media import Media, MediaSet, load_media
 from meerkat_jax.data.pipeline import leave_with_parent
@@ -110,7 +109,7 @@ def build(config: MiniConfig, cache: Path, workers: int | None = None) -> Path:
     media = load_media(config.media, config.sample_rate, cache)
     key = json.dumps([VERSION, dataclasses.asdict(config), media.notes])
     folder = Path(cache) / f"mini-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    with _alone(folder):
+    with alone(folder):
         if (folder / "manifest.json").exists():
             print(f"mini data: reusing {folder}", flush=True)
             return folder
@@ -134,19 +133,6 @@ def build(config: MiniConfig, cache: Path, workers: int | None = None) -> Path:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`; the system frees it when this process ends, however it ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"mini data: waiting for another run that renders {folder}", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _jobs(config: MiniConfig, media: MediaSet, folder: Path) -> list[Job]:
