@@ -56,6 +56,7 @@ REFUSED = """
 """
 
 STAY_AWAY = """
+    hosts.meet("all are there", {}, 120)  # on a busy machine one may start half a minute later
     if number != 1:
         hosts.meet("data", {}, 20)
     import os; os._exit(0)

@@ -10,9 +10,10 @@ from tests.conftest import ROOT, door_environment, free_port
 
 # A run without a model: it tells each step, and what it was at when it left.
 RUN = """
-import sys, time
+import signal, sys, time
 from meerkat_jax.training import hosts, preemption
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are given none
 port, count, number, before, after = map(int, sys.argv[1:])
 if count > 1:
     hosts.join(f"localhost:{port}", count, number, 60)
