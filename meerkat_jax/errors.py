@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
 class UserError(ValueError):
     """Bad input. The message names the thing, what was found, what was expected, and the remedy."""
+
+
+def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
+    """The `n` names most like `name`, best first (for error messages)."""
+    return difflib.get_close_matches(name, list(names), n=n, cutoff=0.0)
 
 
 def construct(kind: Callable, fields: Mapping[str, Any], where: str) -> Any:
@@ -28,7 +33,7 @@ def construct(kind: Callable, fields: Mapping[str, Any], where: str) -> Any:
             raise UserError(f"config key {where}.{key} is missing; give it a value")
     for key in fields:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            near = nearest(key, known, 1)
             raise UserError(f"config key {where}.{key} is unknown; did you mean {where}.{near[0]}?")
     return kind(**fields)
 

@@ -28,14 +28,14 @@ from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import open_folder
 from meerkat_jax.data.pipeline import open_split
-from meerkat_jax.errors import UserError
+from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.evaluation import tables
 from meerkat_jax.evaluation.benchmark import MAIN_METRIC, Answered, class_names, judge, score
 from meerkat_jax.evaluation.report import Shown, write_report
 from meerkat_jax.progress import Progress
 from meerkat_jax.training import config as configs
 from meerkat_jax.training.metrics import read_metrics
-from meerkat_jax.training.params import count, nearest
+from meerkat_jax.training.params import count
 
 SPLITS = ("compositions", "augmentations", "instances")
 SHOWN_PER_SPLIT = 12

@@ -135,14 +135,24 @@ def test_same_parameters_and_optimizer_state(finished, killed):
 
 
 def everything(folder):
-    """All arrays of the newest checkpoint, without a word about their shapes."""
+    """All arrays of the newest checkpoint, in one place however many processes wrote them."""
     import orbax.checkpoint as ocp
 
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as m:
-        args = ocp.args.Composite(
-            trainable=ocp.args.StandardRestore(), opt=ocp.args.StandardRestore()
-        )
-        return dict(m.restore(m.latest_step(), args=args).items())
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    items = {name: ocp.StandardCheckpointHandler() for name in ("trainable", "opt")}
+    with ocp.CheckpointManager(
+        folder, options=ocp.CheckpointManagerOptions(read_only=True), item_handlers=items
+    ) as m:
+        found = m.item_metadata(m.latest_step())
+        wanted = {
+            name: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                found[name],
+            )
+            for name in items
+        }
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        return dict(m.restore(m.latest_step(), args=ocp.args.Composite(**args)).items())
 
 
 def test_a_run_that_is_finished_stays_as_it_is(killed, train):

@@ -41,7 +41,7 @@ OGG_LAST = 4  # flag of a stream's last page
 class AudioInfo:
     """What doors should tell the user: of the source, and what was done to it."""
 
-    seconds: float  # of the source, before cutting or padding
+    seconds: float  # of the source from the start asked for, before cutting or padding
     sample_rate: int  # of the source, Hz
     channels: int
     truncated: bool  # longer than asked for: only the beginning is heard
@@ -54,11 +54,12 @@ def load_audio(
     seconds: float,
     pad: str = "zero",
     name: str | None = None,
+    start: float = 0.0,
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
 
-    Channels are averaged, other rates resampled (soxr, high quality). A longer sound is cut to its
-    beginning. A shorter one is padded: "zero" by silence; "repeat" as CLAP was trained, by whole
+    Channels are averaged, other rates resampled (soxr, high quality). What is before `start`, in
+    seconds, is left out, and a longer sound is cut to its beginning. A shorter one is padded: "zero" by silence; "repeat" as CLAP was trained, by whole
     repetitions and then silence, which makes the sound occur at times when it did not, hence not
     the default. `name` is what errors call it (default: the path). Raises UserError when the file
     is missing, empty, not a sound, cut off within these seconds (where its format can tell), or
@@ -69,7 +70,7 @@ def load_audio(
     if name is None:
         name = "sound" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
-        wave, rate, frames = _decode(file, seconds + MARGIN, name)
+        wave, rate, frames = _decode(file, start, seconds + MARGIN, name)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     if not _peak(mono) <= LOUDEST:  # not a number is neither
         raise UserError(
@@ -81,10 +82,10 @@ def load_audio(
     samples = round(seconds * sample_rate)
     mono = _fit(mono, samples, pad)
     info = AudioInfo(
-        seconds=frames / rate,
+        seconds=max(0.0, frames / rate - start),
         sample_rate=rate,
         channels=wave.shape[1],
-        truncated=round(frames * sample_rate / rate) > samples,
+        truncated=round((frames / rate - start) * sample_rate) > samples,
         silent=bool(_peak(mono, mono.mean()) < SILENCE),
     )
     return mono, info
@@ -116,8 +117,10 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
     return file
 
 
-def _decode(file: io.IOBase, seconds: float, name: str) -> tuple[np.ndarray, int, int]:
-    """The first `seconds`, float32[n, channels], the rate, and the frames of the whole sound."""
+def _decode(
+    file: io.IOBase, start: float, seconds: float, name: str
+) -> tuple[np.ndarray, int, int]:
+    """`seconds` from `start`, float32[n, channels], the rate, and the frames of the whole sound."""
     try:
         with soundfile.SoundFile(file) as sound:
             rate, frames, report = sound.samplerate, sound.frames, sound.extra_info
@@ -126,8 +129,15 @@ def _decode(file: io.IOBase, seconds: float, name: str) -> tuple[np.ndarray, int
                     f"{name}: the header says {rate} Hz and {frames} frames, which no sound has; "
                     "convert it to WAV at 48000 Hz"
                 )
-            wanted = math.ceil(seconds * rate)
-            wave = sound.read(min(frames, wanted), dtype="float32", always_2d=True)
+            first = round(start * rate)
+            if first and first >= frames:
+                raise UserError(
+                    f"{name}: the sound ends after {frames / rate:.2f} s, before {start:g} s"
+                )
+            if first:
+                sound.seek(first)
+            wanted, left = math.ceil(seconds * rate), frames - first
+            wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
@@ -136,9 +146,10 @@ def _decode(file: io.IOBase, seconds: float, name: str) -> tuple[np.ndarray, int
         ) from None
     if len(wave) == 0:
         raise UserError(f"{name}: the sound has no samples; get the file again")
-    if len(wave) < min(frames, wanted) or (frames < wanted and _cut_off(file, report)):
+    if len(wave) < min(left, wanted) or (left < wanted and _cut_off(file, report)):
         raise UserError(
-            f"{name}: the sound is cut off after {len(wave) / rate:.2f} s; get the file again"
+            f"{name}: the sound is cut off after {start + len(wave) / rate:.2f} s; "
+            "get the file again"
         )
     return wave, rate, frames
 

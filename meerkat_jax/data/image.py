@@ -45,13 +45,18 @@ def load_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
     an animation the first frame. `name` is what errors call it (default: the path). Raises
     UserError when the file is missing, empty, not a picture, broken, or has more than MAX_PIXELS.
     """
-    if name is None:
-        name = "picture" if isinstance(source, bytes) else os.fspath(source)
-    with _opened(source, name) as file:
-        picture = _decode(file, name)
+    picture = read_image(source, name)
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BICUBIC)
     return np.array(picture)
+
+
+def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
+    """Decode a picture as `load_image` does, at its own size: upright, RGB."""
+    if name is None:
+        name = "picture" if isinstance(source, bytes) else os.fspath(source)
+    with _opened(source, name) as file:
+        return _decode(file, name)
 
 
 @jax.jit

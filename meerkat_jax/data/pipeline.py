@@ -51,14 +51,14 @@ class Shapes:
 class Part:
     """Some records of a source, by their indices in it."""
 
-    def __init__(self, source, indices: list[int]) -> None:
+    def __init__(self, source, indices: Sequence[int]) -> None:
         self.source, self.indices = source, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> bytes:
-        return self.source[self.indices[index]]
+        return self.source[int(self.indices[index])]
 
 
 class Rows:
@@ -78,7 +78,7 @@ class Rows:
 def open_split(folder: Path, split: str) -> grain.MapDataset:
     """The records of one split by index, as Example.
 
-    "train/matched": of the split `train` those that the manifest lists as `matched`.
+    "train/matched": of the split `train` the part `matched`.
     """
     name, _, part = split.partition("/")
     paths = sorted(str(path) for path in Path(folder).glob(f"{name}-*.array_record"))
@@ -87,11 +87,30 @@ def open_split(folder: Path, split: str) -> grain.MapDataset:
         raise UserError(f"{folder}: no split {name!r}; it holds {', '.join(have) or 'no records'}")
     source = grain.sources.ArrayRecordDataSource(paths)
     if part:
-        parts = read_manifest(folder)["parts"]
-        if part not in parts:
-            raise UserError(f"{folder}: split {split!r}: parts of a split are {', '.join(parts)}")
-        source = Part(source, parts[part][name])
+        source = Part(source, read_part(folder, name, part))
     return grain.MapDataset.source(source).map(from_bytes)
+
+
+def write_part(folder: Path, split: str, part: str, rows: Sequence[int]) -> None:
+    """Keep which records of a split are in a part of it, by number, as `parts/<split>-<part>.npy`.
+
+    A phase of training can read the part alone, as "<split>/<part>".
+    """
+    (Path(folder) / "parts").mkdir(exist_ok=True)
+    np.save(Path(folder) / "parts" / f"{split}-{part}.npy", np.array(sorted(rows), np.int64))
+
+
+def read_part(folder: Path, split: str, part: str) -> np.ndarray:
+    """The numbers int64[n] of the records in a part; UserError naming the parts when it has none."""
+    path = Path(folder) / "parts" / f"{split}-{part}.npy"
+    try:
+        return np.load(path)
+    except OSError:
+        there = Path(folder).glob(f"parts/{split}-*.npy")
+        parts = sorted(path.stem.removeprefix(f"{split}-") for path in there)
+        raise UserError(
+            f"{folder}: split {split!r} has no part {part!r}; it has {', '.join(parts) or 'none'}"
+        ) from None
 
 
 def read_manifest(folder: Path) -> dict:

@@ -27,8 +27,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.params import nearest
+from meerkat_jax.errors import UserError, nearest
 
 USER_EXIT = 2  # exit code of a door when the input is to be mended by the user
 MARK = "meerkat_jax"  # the key of config.json that makes a folder recognisably ours
@@ -162,15 +161,18 @@ def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
 # Doors -------------------------------------------------------------------------------------------
 
 
-def run_door(main: Callable[[list[str]], Any], required: Iterable[str] = ()) -> None:
+def run_door(
+    main: Callable[[list[str]], Any], required: Iterable[str] = (), words: Sequence[str] = ()
+) -> None:
     """`absl.app.run(main)` in which every mistake of the user ends in one line and exit code 2.
 
-    `required` names flags that must be given. UserErrors of `main`, unknown or missing flags, wrong
+    `required` names flags that must be given, `words` the arguments without a flag, which `main`
+    gets behind the program's name. UserErrors of `main`, unknown or missing flags, wrong
     values and stray arguments print "error: ..." on stderr; other exceptions keep their traceback.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
-        rest = _guarded(_parse, list(argv), tuple(required))
+        rest = _guarded(_parse, list(argv), tuple(required), tuple(words))
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # libraries tell every file that they touch
         return rest
@@ -193,7 +195,7 @@ def _guarded(function: Callable, *args: Any) -> Any:
         sys.exit(USER_EXIT)
 
 
-def _parse(argv: list[str], required: tuple[str, ...]) -> list[str]:
+def _parse(argv: list[str], required: tuple[str, ...], words: tuple[str, ...]) -> list[str]:
     """Parse absl's flags; every complaint as a UserError."""
     if "config" in flags.FLAGS:
         check_overrides(argv[1:])
@@ -201,11 +203,12 @@ def _parse(argv: list[str], required: tuple[str, ...]) -> list[str]:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(str(error)) from None
-    missing = [f"--{name}" for name in required if flags.FLAGS[name].value is None]
+    missing = [word.upper() for word in words[len(rest) - 1 :]]
+    missing += [f"--{name}" for name in required if flags.FLAGS[name].value is None]
     if missing:
         raise UserError(f"missing {' and '.join(missing)}; see {Path(argv[0]).stem} --help")
-    if len(rest) > 1:
-        raise UserError(f"stray argument {rest[1]!r}; flags are written --name=value")
+    if len(rest) > 1 + len(words):
+        raise UserError(f"stray argument {rest[-1]!r}; flags are written --name=value")
     return rest
 
 

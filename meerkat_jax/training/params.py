@@ -10,13 +10,12 @@ nothing is an error: nothing is frozen or trained by a typing mistake.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.models.clap import STATISTICS
 
 Tree = dict[str, Any]
@@ -51,11 +50,6 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
-
-
-def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
-    """The `n` names most like `name`, best first (for error messages)."""
-    return difflib.get_close_matches(name, list(names), n=n, cutoff=0.0)
 
 
 def found(pattern: str, path: str) -> bool:

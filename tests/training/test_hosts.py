@@ -219,7 +219,7 @@ def test_two_processes_then_one_then_two_are_as_one(finished, cache, tmp_path):
 def test_four_processes_are_as_one_and_as_themselves(cache, tmp_path):
     config = f"{ROOT / 'tests' / 'soak.py'}:12"
     for name, count in (("one", 1), ("four", 4), ("again", 4)):
-        runs(tmp_path / name, cache, count, config=config)
+        runs(tmp_path / name, cache, count, "--config.batch=4", config=config)
     assert_same_rows(tmp_path / "one", tmp_path / "four")
     four, again = (without_timing(read_metrics(tmp_path / name)) for name in ("four", "again"))
     assert four == again

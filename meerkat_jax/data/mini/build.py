@@ -1,7 +1,7 @@
 """Render the mini data set once to ArrayRecord: scenes of real (or procedural) media, all tasks.
 
 The folder holds `<split>-00000-of-00024.array_record` files (scenes in order of their index) and
-`manifest.json` (seed, classes, counts, measured shares, and which scenes are in which part), which
+`parts/` (which scenes are in which part) and `manifest.json` (seed, classes, measured shares), which
 is written last: a folder without one is not a data set. The same settings give the same folder, so
 a second run reuses it; of two runs at once the second waits and then reuses what the first made.
 """
@@ -27,12 +27,12 @@ from meerkat_jax.data.example import Example, to_bytes
 from meerkat_jax.data.locks import alone
 from meerkat_jax.data.mini import ask, compose
 from meerkat_jax.data.mini.media import Media, MediaSet, load_media
-from meerkat_jax.data.pipeline import leave_with_parent
+from meerkat_jax.data.pipeline import leave_with_parent, write_part
 from meerkat_jax.errors import UserError
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 22  # raise it when scenes, questions or manifest change: old folders are then not reused
+VERSION = 23  # raise it when scenes, questions or manifest change: old folders are then not reused
 # Parts of a split that a phase can read alone, as "train/matched".
 PARTS: dict[str, Callable[[Example], bool]] = {
     "matched": lambda example: example.matched,  # something seen is heard
@@ -125,8 +125,10 @@ def build(config: MiniConfig, cache: Path, workers: int | None = None) -> Path:
                 "classes_of_instances": sorted(instances(config, media, "instances")),
                 "media": media.notes,
                 "shares": shares,
-                "parts": parts,
             }
+            for part, by_split in parts.items():
+                for split, rows in by_split.items():
+                    write_part(partial, split, part, rows)
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
@@ -181,8 +183,6 @@ def _render_all(
             pool.shutdown(cancel_futures=True)
             raise
     shares = {split: dict(sorted(counter.items())) for split, counter in shares.items()}
-    for indices in (found for by_split in parts.values() for found in by_split.values()):
-        indices.sort()  # files end in any order
     return shares, parts
 
 

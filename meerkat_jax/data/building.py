@@ -1,0 +1,393 @@
+"""From a plan to records: media found, cut and encoded by several processes, shard by shard.
+
+    OUT/
+      plan.json                           what is being built: source, options, hashes of the files
+      train-00000-of-00012.array_record   at most SHARD examples each; a shard may hold both splits
+      texts/train-00000-of-00012.array_record    the questions of the same examples alone
+      shards/00000.json                   what became of a shard: counts, keys, what was left out
+      keys/train.npy  parts/train-arig.npy       written at the end, as is
+      manifest.json                       counts, classes, everything left out by reason
+
+A shard is there when its report is: it is written last, so a killed build goes on with the shards
+that are missing and ends with the same bytes. The plan is looked through before anything is
+encoded: which media are there, and whether something would be in two splits.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+
+from meerkat_jax.data import leaks, media
+from meerkat_jax.data.example import Example, to_bytes
+from meerkat_jax.data.pipeline import leave_with_parent, write_part
+from meerkat_jax.data.sources.entry import Entry, Options, Plan
+from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.errors import UserError
+from meerkat_jax.progress import Progress
+
+SHARD = 256  # planned examples of a shard: 50 to 150 MB with sound as FLAC
+VERSION = 1  # raise it when records change: a build that was begun before is not gone on with
+ROOM = 64 << 20  # bytes that a disk must have left beside a shard
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How records are made. `sound` is a key of `media.SOUNDS`, `seconds` the longest clip."""
+
+    sound: str = "flac"
+    seconds: float = 10.0
+
+
+class Job(NamedTuple):
+    """One shard: its number, entries, and for each the (path, time) of its picture and sound."""
+
+    number: int
+    entries: list[Entry]
+    found: list[tuple[tuple[str, float], tuple[str, float]]]
+
+
+@dataclasses.dataclass
+class Survey:
+    """A plan looked through. For each entry: keep bool[n]; split uint8[n], index of `SPLITS`."""
+
+    keep: np.ndarray
+    split: np.ndarray
+    missing: list[list[str]]  # of media: [entry id, which]
+    leaking: Counter
+
+
+def survey(
+    plan: Plan, shelf: media.Shelf, exclude: Sequence[Path], limit: int | None, say: Callable
+) -> Survey:
+    """Look for all media, and for what must not be in two splits, before anything is encoded.
+
+    An example of training is left out when one of its keys is in the test split of this source or
+    of one of the built folders `exclude`. UserError when two entries have one id.
+    """
+    total = len(plan.entries)
+    keep, split = np.ones(total, bool), np.zeros(total, np.uint8)
+    ids, owners, keys, missing = np.zeros(total, np.uint64), [], [], []
+    progress = Progress("looking for media:", total, say=say)
+    for number in range(total):
+        entry = plan.entries[number]
+        split[number] = SPLITS.index(entry.split)
+        ids[number] = leaks.hashed(entry.id)
+        owners += [number] * len(entry.keys)
+        keys += map(leaks.hashed, entry.keys)
+        for what, found in (
+            ("picture", media.find_picture(shelf, entry.image)),
+            ("sound", media.find_sound(shelf, entry.audio)),
+        ):
+            if found is None:
+                keep[number] = False
+                missing.append([entry.id, what])
+                break
+        if number % 1024 == 0 or number + 1 == total:
+            progress.report(number + 1)
+    _refuse_twice(plan, ids)
+    owners, keys = np.array(owners, np.int64), np.array(keys, np.uint64)
+    leaking = leaks.leaking(owners, keys, split == SPLITS.index("test"), keep, exclude)
+    for rows in leaking.values():
+        keep[rows] = False
+    if limit is not None:
+        keep[np.flatnonzero(keep)[limit:]] = False
+    return Survey(keep, split, missing, Counter({why: len(rows) for why, rows in leaking.items()}))
+
+
+def _refuse_twice(plan: Plan, ids: np.ndarray) -> None:
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if len(same):
+        raise UserError(f"two examples have the id {plan.entries[int(order[same[0]])].id!r}")
+
+
+def build(
+    source: str,
+    plan: Plan,
+    root: Path,
+    out: Path,
+    options: Options,
+    settings: Settings,
+    workers: int,
+    max_skipped: float,
+    exclude: Sequence[Path] = (),
+    limit: int | None = None,
+    say: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+    """Build the records of a plan in `out`; gives the manifest. See the module's docstring.
+
+    Raises UserError when more than `max_skipped` of rows and examples cannot be used, when `out`
+    holds something else, or another build, and when the disk is full.
+    """
+    identity = {
+        "version": VERSION,
+        "source": source,
+        "options": dataclasses.asdict(options),
+        "settings": dataclasses.asdict(settings),
+        "limit": limit,
+        "files": {path.name: leaks.file_hash(path) for path in plan.files},
+        "exclude": {str(path): leaks.file_hash(path / "manifest.json") for path in exclude},
+    }
+    claim(out, identity)
+    rows = plan.skips.used + len(plan.skips.faults)
+    refuse_many(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults)
+    if not len(plan.entries):
+        raise UserError(f"{root}: no example can be made of its {rows} rows; is it the right one?")
+    shelf = media.Shelf(root)
+    found = survey(plan, shelf, exclude, limit, say)
+    told = lost(found)
+    refuse_many(told, len(plan.entries), "examples", max_skipped, found.missing)
+    for folder in ("shards", "texts", "keys", "parts"):
+        (out / folder).mkdir(exist_ok=True)
+    reports = _render(plan, shelf, found, out, settings, workers, max_skipped, say)
+    return _finish(out, identity, plan, found, reports, max_skipped)
+
+
+def claim(out: Path, identity: dict[str, Any]) -> None:
+    """Make `out` the folder of this build; UserError when it is that of another, or not ours."""
+    path = out / "plan.json"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            before = json.loads(path.read_text())
+            differing = [key for key in identity if before.get(key) != identity[key]]
+            if differing:
+                key = differing[0]
+                raise UserError(
+                    f"{out}: holds a build with other {', '.join(differing)} ({before.get(key)!r} "
+                    f"then, {identity[key]!r} now); --overwrite deletes it, or name another --out"
+                )
+            return
+        if any(out.iterdir()):
+            raise UserError(f"{out}: is not empty and holds no build of ours; name another --out")
+        temporary = out / ".plan.json.tmp"
+        temporary.write_text(json.dumps(identity, indent=1))
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--out={out} cannot be used: {error}") from None
+
+
+def refuse_many(
+    reasons: dict[str, int], total: int, what: str, most: float, examples: Sequence[Any]
+) -> None:
+    """UserError when more than the share `most` of `total` is left out."""
+    count = sum(reasons.values())
+    if count > most * total:
+        told = "; ".join(f"{reason}: {n}" for reason, n in Counter(reasons).most_common(5))
+        first = " ".join(map(str, examples[0])) if len(examples) else ""
+        raise UserError(
+            f"{count} of {total} {what} cannot be used ({told}), the first: {first}; more than "
+            f"--max_skipped={most:g} of all: mend them, or raise it"
+        )
+
+
+def lost(found: Survey) -> Counter[str]:
+    """Examples without media, by reason."""
+    return Counter(f"{what} is not there" for _, what in found.missing)
+
+
+def _jobs(plan: Plan, shelf: media.Shelf, found: Survey, out: Path) -> Iterator[Job]:
+    """The shards that are not there yet."""
+    kept = np.flatnonzero(found.keep)
+    for number, start in enumerate(range(0, len(kept), SHARD)):
+        if (out / "shards" / f"{number:05d}.json").exists():
+            continue
+        entries = [plan.entries[int(index)] for index in kept[start : start + SHARD]]
+        yield Job(
+            number,
+            entries,
+            [
+                (media.find_picture(shelf, entry.image), media.find_sound(shelf, entry.audio))
+                for entry in entries
+            ],
+        )
+
+
+def _render(
+    plan: Plan, shelf, found: Survey, out: Path, settings, workers, max_skipped, say
+) -> list[dict]:
+    """Make all shards; gives their reports in order. At most two jobs a worker are in memory."""
+    total = int(found.keep.sum())
+    count = -(-total // SHARD)
+    for stale in (*out.glob("*.partial"), *out.glob("*/*.partial")):
+        stale.unlink()
+    paths = [out / "shards" / f"{number:05d}.json" for number in range(count)]
+    there = {number for number, path in enumerate(paths) if path.exists()}
+    done = sum(min(SHARD, total - number * SHARD) for number in there)
+    if there and len(there) < count:
+        say(f"going on: {len(there)} of {count} shards are there")
+    progress, told = Progress("examples", total, say=say), lost(found)
+    progress.report(done)
+    jobs, running = _jobs(plan, shelf, found, out), set()
+    spawn = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
+    workers = max(1, min(workers, count - len(there)))
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, spawn, initializer=leave_with_parent
+    ) as pool:
+        try:
+            while True:
+                while len(running) < 2 * workers and (job := next(jobs, None)) is not None:
+                    running.add(pool.submit(make_shard, job, count, out, settings))
+                if not running:
+                    break
+                finished, running = concurrent.futures.wait(
+                    running, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                for one in finished:
+                    planned, left_out = one.result()
+                    done += planned
+                    told.update(reason for _, reason, _ in left_out)
+                    refuse_many(told, len(plan.entries), "examples", max_skipped, left_out)
+                    progress.report(done)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a process that makes records was ended from outside (out of memory?); "
+                "run the same command again, it goes on"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def make_shard(job: Job, count: int, out: Path, settings: Settings) -> tuple[int, list]:
+    """Make one shard and its report; gives how many were planned and what was left out."""
+    examples, left_out = [], []
+    for entry, (picture, sound) in zip(job.entries, job.found, strict=True):
+        try:
+            examples.append(
+                (
+                    entry,
+                    media.encode_picture(*picture),
+                    media.encode_sound(*sound, settings.seconds, entry.seconds, settings.sound),
+                )
+            )
+        except Bad as bad:
+            left_out.append((entry.id, bad.reason, bad.detail))
+    report = {"counts": {}, "questions": {}, "keys": {}, "skipped": left_out, "parts": {}}
+    report["classes"] = sorted({name for e, _, _ in examples for name in (*e.seen, *e.heard)})
+    for split in SPLITS:
+        rows = [row for row in examples if row[0].split == split]
+        if rows:
+            _write_split(f"{split}-{job.number:05d}-of-{count:05d}", split, rows, out, report, job)
+    path = out / "shards" / f"{job.number:05d}.json"
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(report))
+    os.replace(temporary, path)
+    return len(job.entries), left_out
+
+
+def _write_split(name: str, split: str, rows: list, out: Path, report: dict, job: Job) -> None:
+    """The records of one split of a shard, and its share of the report."""
+    records, texts, questions = [], [], Counter()
+    parts: dict[str, list[int]] = {}
+    source = json.loads((out / "plan.json").read_text())["source"]
+    for place, (entry, image, audio) in enumerate(rows):
+        records.append(to_bytes(example(entry, source, image, audio)))
+        asked = [[q.task, q.truth["kind"], q.instruction, q.response] for q in entry.questions]
+        texts.append(msgpack.packb(asked))
+        for question in entry.questions:
+            said = question.truth["answer"]
+            kind = f"{question.task}/{question.truth['kind']}"
+            questions[f"{kind}/{said}" if isinstance(said, bool) else kind] += 1
+        for task in {q.task for q in entry.questions}:
+            parts.setdefault(task, []).append(place)
+    _write(out / f"{name}.array_record", records)
+    _write(out / "texts" / f"{name}.array_record", texts)
+    report["counts"][split] = len(rows)
+    report["questions"][split] = dict(questions)
+    report["keys"][split] = sorted({key for entry, _, _ in rows for key in entry.keys})
+    report["parts"][split] = parts
+
+
+def example(entry: Entry, source: str, image: bytes, audio: bytes) -> Example:
+    """The record of an entry."""
+    return Example(
+        id=entry.id,
+        source=source,
+        split=entry.split,
+        image=image,
+        audio=audio,
+        questions=entry.questions,
+        seen=entry.seen,
+        heard=entry.heard,
+        boxes=entry.boxes,
+        matched=entry.matched,
+    )
+
+
+def _write(path: Path, records: list[bytes]) -> None:
+    """An ArrayRecord file, whole or not at all; an OSError when the disk has no room for it."""
+    size = sum(map(len, records))
+    if shutil.disk_usage(path.parent).free < size + ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    temporary = path.with_suffix(".partial")
+    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    reader = array_record_module.ArrayRecordReader(str(temporary))
+    written = reader.num_records()
+    reader.close()
+    if written != len(records) or temporary.stat().st_size < size:
+        raise OSError(errno.EIO, "the file that was written cannot be read back", str(path))
+    os.replace(temporary, path)
+
+
+def _finish(
+    out: Path, identity: dict, plan: Plan, found: Survey, reports: list[dict], max_skipped: float
+) -> dict[str, Any]:
+    """Keys, parts and the manifest of a build whose shards are all there."""
+    left_out = [skip for report in reports for skip in report["skipped"]]
+    told = lost(found) + Counter(reason for _, reason, _ in left_out)
+    examples = [*left_out, *found.missing]
+    refuse_many(told, len(plan.entries), "examples", max_skipped, examples)
+    counts, questions = Counter(), {split: Counter() for split in SPLITS}
+    parts: dict[tuple[str, str], list[int]] = {}
+    for report in reports:
+        for split, number in report["counts"].items():
+            for part, places in report["parts"][split].items():
+                rows = parts.setdefault((split, part), [])
+                rows += [counts[split] + place for place in places]
+            counts[split] += number
+            questions[split].update(report["questions"][split])
+    for (split, part), rows in parts.items():
+        write_part(out, split, part, rows)
+    for split in counts:
+        keys = [key for report in reports for key in report["keys"].get(split, ())]
+        leaks.write_keys(out, split, keys)
+    with open(out / "skipped.jsonl", "w") as file:
+        rows = [list(fault) for fault in plan.skips.faults]
+        rows += [[ident, f"{what} is not there", ""] for ident, what in found.missing]
+        for where, reason, detail in (*rows, *left_out):
+            row = {"where": where, "reason": reason, "found": detail}
+            file.write(json.dumps(row) + "\n")
+    manifest = {
+        **identity,
+        "counts": dict(counts),
+        "questions": {split: dict(sorted(asked.items())) for split, asked in questions.items()},
+        "classes": sorted({name for report in reports for name in report["classes"]}),
+        "skipped": {"rows": plan.skips.by_reason(), "examples": dict(told.most_common())},
+        "dropped": dict(plan.skips.dropped + found.leaking),
+    }
+    temporary = out / ".manifest.json.tmp"
+    temporary.write_text(json.dumps(manifest, indent=1))
+    os.replace(temporary, out / "manifest.json")
+    return manifest

@@ -1,0 +1,254 @@
+"""Data of your own: a line of JSON for each picture and sound.
+
+    my_data/
+      annotations.jsonl
+      dogs/1.jpg  dogs/1.wav  films/a.mp4  ...     media, in any folders below
+
+A line, here the least that is needed and then more of it:
+
+    {"image": "dogs/1.jpg", "audio": "dogs/1.wav",
+     "questions": [{"task": "arig", "boxes": [["dog", 0.1, 0.2, 0.5, 0.9]]}]}
+
+    {"id": "film-a-12", "split": "test", "group": "film a",
+     "image": "films/a.mp4", "image_at": 12.5, "audio": "films/a.mp4", "audio_at": 10,
+     "seen": ["dog", "cat"], "heard": ["dog"], "matched": true,
+     "boxes": [["dog", 64, 96, 320, 432]], "pixels": true, "size": [640, 480],
+     "questions": [
+       {"task": "igatl", "segments": [["dog", 0.5, 2.0]]},
+       {"task": "avfact3", "boxes": [["dog", 0.1, 0.2, 0.5, 0.9]], "segments": [["dog", 4, 5]],
+        "answer": false, "response": "The dog is silent by then: False."},
+       {"task": "avqa", "instruction": "How many dogs bark?", "answer": 1},
+       {"task": "avc", "captions": ["A dog barks at a cat.", "A barking dog."]}]}
+
+`jsonl.schema.json`, beside this file, says of each key what it may hold, and a line that is not so
+is left out and told with its number. Corners are 0 to 1 of the picture, or with `pixels` in pixels
+of a picture of that `size`; times are seconds from the beginning of the clip. An instruction that
+is missing gets one of the wordings of its task (avqa has none), a response is made of what else is
+told. What is told beside a response has to agree with it. Beyond the schema: a box has an area and
+lies in the picture, a segment ends after it begins, no id comes twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from meerkat_jax.data.example import Box, Question, Segment
+from meerkat_jax.data.sources import asking
+from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
+from meerkat_jax.data.sources.reading import corners, interval, json_lines, require, shown
+from meerkat_jax.data.sources.schema import check, load
+from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.stretches import Stretches, changed
+from meerkat_jax.data.text import check_response, parse_verdict, write_box, write_segment
+from meerkat_jax.errors import UserError
+
+FILE = "annotations.jsonl"
+SCHEMA = load(Path(__file__).with_name("jsonl.schema.json"))
+MOST_BOXES = 16
+
+
+def plan(folder: Path, options: Options) -> Plan:
+    """An entry for each good line; what is held of it is where it lies in the file."""
+    (path,) = require(folder, FILE)
+    skips = Skips()
+    starts = _line_starts(path)
+    rows, lines = Stretches([path]), array("Q")
+    ids, contents = set(), set()
+    for line, value in json_lines(path, skips):
+        with skips.row(path, line):
+            ident = entry(value, line, options).id
+            content = _digest(json.dumps(value, sort_keys=True))
+            if content in contents:
+                skips.drop("row twice")
+                continue
+            if _digest(ident) in ids:
+                raise Bad("id twice", f"id is {ident.split('-', 2)[2]!r}, expected one of its own")
+            ids.add(_digest(ident))
+            contents.add(content)
+            rows.add(0, starts[line - 1], starts[line])
+            lines.append(line)
+    return Plan(Rows(rows, lines, options), (path,), skips)
+
+
+class Rows(Sequence[Entry]):
+    """The good lines of the file, read when they are asked for."""
+
+    def __init__(self, rows: Stretches, lines: array, options: Options) -> None:
+        self.rows, self.lines, self.options = rows, lines, options
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, index: int) -> Entry:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            return entry(self.rows.read(index), self.lines[index], self.options)
+        except Bad:
+            raise changed(self.rows.paths[0]) from None
+
+
+def entry(row: Any, line: int, options: Options) -> Entry:
+    """What a line says; Bad, with key, value and what was expected, when it is no good."""
+    check(row, SCHEMA, SCHEMA)
+    _check_letters(row)
+    split = row.get("split", "train")
+    ident = f"jsonl-{split}-{row.get('id', f'line{line}')}"
+    rng = generator(options.seed, "jsonl", ident)
+    questions = tuple(
+        _question(rng, split, asked, f"questions[{number}]")
+        for number, asked in enumerate(row["questions"])
+    )
+    boxes = _boxes(row, "boxes")
+    if "boxes" not in row:
+        grounded = (box for one in questions if one.task == "arig" for box in one.boxes)
+        boxes = tuple(dict.fromkeys(grounded))
+    if len(boxes) > MOST_BOXES:
+        raise Bad("more than 16 boxes", f"questions of arig have {len(boxes)}")
+    media = dict.fromkeys((row["image"], row["audio"]))
+    groups = [f"jsonl:group:{row['group']}"] if "group" in row else []
+    return Entry(
+        ident,
+        split,
+        image=(_place(row["image"], row.get("image_at", 0)),),
+        audio=(_place(row["audio"], row.get("audio_at", 0)),),
+        questions=questions,
+        keys=(*(f"jsonl:{path}" for path in media), *groups),
+        seen=tuple(row.get("seen", ())),
+        heard=tuple(row.get("heard", ())),
+        boxes=boxes,
+        matched=row.get("matched", True),
+        seconds=_last_time(row["questions"]),
+    )
+
+
+def _question(rng, split: str, asked: dict, at: str) -> Question:
+    """One question, its defaults filled in and its answer checked."""
+    task = asked["task"]
+    boxes, segments = _boxes(asked, f"{at}.boxes"), _segments(asked, f"{at}.segments")
+    if task == "arig":
+        made = asking.arig(rng, split, boxes)
+    elif task == "igatl":
+        made = asking.igatl(rng, split, segments)
+    elif task == "avc":
+        captions = asked.get("captions") or [asked["response"]]
+        made = asking.avc(rng, split, captions)
+    elif task == "avqa":
+        answer = _word(asked.get("answer", asked.get("response")))
+        made = Question(task, "", answer, truth={"kind": "avqa", "answer": answer})
+    else:
+        made = _fact(rng, split, asked, boxes, segments)
+    instruction = asked.get("instruction", made.instruction)
+    response = asked.get("response", made.response)
+    question = Question(task, instruction, response, made.boxes, made.segments, made.truth)
+    if "response" in asked:
+        _check_response(question, at)
+    return question
+
+
+def _fact(rng, split: str, asked: dict, boxes, segments) -> Question:
+    """A fact check without its reason, and with a wording of ours if it has none."""
+    task, value = asked["task"], asked["answer"]
+    box = boxes[0] if boxes else None
+    times = (segments[0].start, segments[0].end) if segments else None
+    truth: dict[str, Any] = {"kind": task, "answer": value}
+    if box:
+        truth["objects"] = [list(vars(box).values())]
+    if times:
+        truth["interval"] = list(times)
+    text = ""
+    if "instruction" not in asked:
+        text = asking.avfact(rng, split, task, value, "", box, times).instruction
+    return Question(task, text, f"{value}.", truth=truth)
+
+
+def _check_response(question: Question, at: str) -> None:
+    """Bad when a response of the user's own does not say what is told beside it."""
+    found, expected = question.response, ""
+    if question.task in ("arig", "igatl"):
+        try:
+            check_response(question)
+        except UserError:
+            spots = (*map(write_box, question.boxes), *map(write_segment, question.segments))
+            expected = f"one that reads back as {' '.join(spots)}"
+    elif question.task.startswith("avfact"):
+        if parse_verdict(found) is not question.truth["answer"]:
+            expected = f"one with {question.truth['answer']} as its last verdict"
+    if expected:
+        reason = "response says other than what is beside it"
+        raise Bad(reason, f"{at}.response is {shown(found)}, expected {expected}")
+
+
+def _word(answer: bool | str | int | float) -> str:
+    if isinstance(answer, bool):
+        return "yes" if answer else "no"
+    return f"{answer:.12g}" if isinstance(answer, float) else str(answer)
+
+
+def _boxes(holder: dict, at: str) -> tuple[Box, ...]:
+    """The boxes of a row or a question in 0..1."""
+    size = holder.get("size", (1.0, 1.0))
+    boxes = []
+    for number, (label, *numbers) in enumerate(holder.get("boxes", ())):
+        with _placed(f"{at}[{number}]"):
+            boxes.append(Box(label, *corners(numbers, *size)))
+            write_box(boxes[-1])
+    return tuple(boxes)
+
+
+def _segments(asked: dict, at: str) -> tuple[Segment, ...]:
+    segments = []
+    for number, (label, start, end) in enumerate(asked.get("segments", ())):
+        with _placed(f"{at}[{number}]"):
+            segments.append(Segment(label, *interval(start, end)))
+            write_segment(segments[-1])
+    return tuple(segments)
+
+
+@contextlib.contextmanager
+def _placed(at: str) -> Iterator[None]:
+    """Adds to a fault where in the row it is."""
+    try:
+        yield
+    except Bad as bad:
+        raise Bad(bad.reason, f"{at}: {bad.detail}") from None
+    except UserError as error:
+        raise Bad("label cannot be written in an answer", f"{at}: {error}"[:200]) from None
+
+
+def _place(path: str, at: float) -> Place:
+    """Folder and name without suffix of a file."""
+    pure = PurePosixPath(path)
+    return Place("" if str(pure.parent) == "." else str(pure.parent), pure.stem, float(at))
+
+
+def _last_time(questions: Sequence[dict]) -> float:
+    ends = [end for asked in questions for _, _, end in asked.get("segments", ())]
+    return float(max(ends, default=0.0))
+
+
+def _check_letters(row: Any) -> None:
+    """Bad for half a character, which JSON can write and no file can hold."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Bad("half a character", shown(error.object[error.start : error.end])) from None
+
+
+def _line_starts(path: Path) -> array:
+    """Where each line begins, and the end."""
+    starts = array("Q", [0])
+    with open(path, "rb") as file:
+        for line in file:
+            starts.append(starts[-1] + len(line))
+    return starts
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,319 @@
+"""OpenImages pictures joined with AudioSet or VGGSound clips by class (paper, AVFIT).
+
+A picture that shows a class is paired with a clip in which it is heard; they come from no one
+video. Each picture is used once for a class of its own and split, in a drawn order, at most
+`Options.cap` times a class; clips are used in turn, as often as needed. From weak labels come
+grounding (ARIG) and fact checks of types 1 and 2, from strong ones localisation in time (IGATL) and
+types 3 and 4.
+
+Every true claim about a class has a false one of the same class, type and split, so a verdict
+cannot be told from the class or the type. What makes it false takes turns:
+
+    class      the clip is of another class, of another family
+    sibling    the clip is of another class of the same family (classes.csv)
+    box        types 1, 3: the clip is right, the box is of another thing that is not heard
+    interval   types 3, 4: the clip is right, but nothing that is seen (boxed) sounds at that time
+
+Where the turn's kind cannot be had, it is the first one's; where that cannot be had either, neither
+claim is made (counted). A clip that might hold something seen is never used for a false claim, and
+no pair is made whose answer would be uncertain: with a class that is perhaps both heard and seen,
+but not surely, or not in single boxes.
+
+The plan is a few numbers a pair; questions are written when an entry is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from meerkat_jax.data.sources import audioset, openimages, vggsound
+from meerkat_jax.data.sources.claims import Claims, gaps
+from meerkat_jax.data.sources.classes import TABLE, Class, read_classes
+from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
+from meerkat_jax.data.sources.openimages import Pictures
+from meerkat_jax.data.sources.reading import require
+from meerkat_jax.data.sources.skips import Skips
+from meerkat_jax.data.sources.sounds import SPLITS, Sounds
+
+ROUNDS = 20  # of drawing a clip anew where the first one does not fit
+MOST_SEGMENTS = 8  # of all that is asked for in one clip
+NEGATIVES = {  # task -> what makes claims false, in turn
+    1: ("class", "sibling", "box"),
+    2: ("class", "sibling"),
+    3: ("class", "sibling", "interval", "box"),
+    4: ("class", "sibling", "interval"),
+}
+
+
+class Row(NamedTuple):
+    """One example of the plan, or (as arrays) all of them.
+
+    picture, sound: indices. kind: the class that it is about. task: of its fact check, 1 to 4.
+    negative: place in `NEGATIVES[task]` of its false claim, -1 for none. other: for "box" the class
+    in the other box. matched: whether the clip goes with the picture.
+    """
+
+    picture: np.ndarray
+    sound: np.ndarray
+    kind: np.ndarray
+    task: np.ndarray
+    negative: np.ndarray
+    other: np.ndarray
+    matched: np.ndarray
+
+
+def plan_audioset(folder: Path, options: Options) -> Plan:
+    """OpenImages with AudioSet's weak labels."""
+    files = audioset.files(folder / "audioset", audioset.WEAK)
+    return _plan("openimages_audioset", folder, files, audioset.read_weak, (1, 2), options)
+
+
+def plan_strong(folder: Path, options: Options) -> Plan:
+    """OpenImages with AudioSet's strong labels."""
+    files = audioset.files(folder / "audioset", audioset.STRONG)
+    return _plan("openimages_strong", folder, files, audioset.read_strong, (3, 4), options)
+
+
+def plan_vggsound(folder: Path, options: Options) -> Plan:
+    """OpenImages with VGGSound."""
+    files = require(folder / "vggsound", vggsound.FILE)
+    return _plan("openimages_vggsound", folder, files, vggsound.read_weak, (1, 2), options)
+
+
+def _plan(
+    source: str,
+    folder: Path,
+    files: Sequence[Path],
+    read: Callable[[Path, tuple[Class, ...], Skips], Sounds],
+    tasks: tuple[int, int],
+    options: Options,
+) -> Plan:
+    classes, skips = read_classes(), Skips()
+    home = folder / "openimages"
+    files = [openimages.descriptions(home), *openimages.annotation_files(home).values(), *files]
+    pictures = openimages.read_pictures(home, classes, skips)
+    sounds = read(files[-1].parent, classes, skips)
+    joiner = Joiner(source, pictures, sounds, classes, tasks, options, skips)
+    rows, splits = joiner.all()
+    entries = Pairs(source, pictures, sounds, classes, options, rows, splits)
+    return Plan(entries, (*files, TABLE), skips)
+
+
+class Joiner:
+    """Draws the pairs of all classes."""
+
+    def __init__(self, source, pictures, sounds, classes, tasks, options, skips) -> None:
+        self.source, self.classes, self.tasks = source, classes, tasks
+        self.pictures: Pictures = pictures
+        self.sounds: Sounds = sounds
+        self.options, self.skips = options, skips
+        self.count = len(classes)
+        families = np.array([one.family for one in classes])
+        self.siblings = (families[:, None] == families) & ~np.eye(self.count, dtype=bool)
+        self.others = (families[:, None] != families) & ~np.eye(self.count, dtype=bool)
+        self.spans = self._spans() if tasks[0] == 3 else None
+
+    def _spans(self) -> np.ndarray:
+        """int16[S, C], how many stretches of each class a clip has."""
+        found = np.zeros(self.sounds.heard.shape, np.int16)
+        for clip, events in enumerate(self.sounds.events):
+            for kind in {event.kind for event in events}:
+                found[clip, kind] = len(self.sounds.spans(clip, kind, ""))
+        return found
+
+    def all(self) -> tuple[Row, np.ndarray]:
+        """Every row in a drawn order, and the split of each, as an index of `SPLITS`."""
+        rows, splits = [], []
+        for number, split in enumerate(SPLITS):
+            shown = self.pictures.split(split)
+            clips = [self._clips(split, kind) for kind in range(self.count)]
+            for kind in range(self.count):
+                found = self._of_class(split, kind, np.flatnonzero(shown), clips)
+                rows.append(found)
+                splits.append(np.full(len(found.picture), number, np.uint8))
+        whole = Row(*(np.concatenate(column) for column in zip(*rows, strict=True)))
+        order = generator(self.options.seed, self.source, "order").permutation(len(whole.picture))
+        return Row(*(column[order] for column in whole)), np.concatenate(splits)[order]
+
+    def _clips(self, split: str, kind: int) -> np.ndarray:
+        """Clips of a class, in a drawn order."""
+        usable = self.sounds.split(split) & self.sounds.heard[:, kind]
+        if self.spans is not None:
+            usable &= (self.spans[:, kind] > 0) & (self.spans[:, kind] <= MOST_SEGMENTS)
+        rng = generator(self.options.seed, self.source, split, "clips", self.classes[kind].label)
+        return rng.permutation(np.flatnonzero(usable))
+
+    def _of_class(self, split: str, kind: int, shown: np.ndarray, clips: list) -> Row:
+        """The rows of one class: true claims, and as many false ones."""
+        rng = generator(self.options.seed, self.source, split, "pairs", self.classes[kind].label)
+        pictures = rng.permutation(shown[self.pictures.usable[shown, kind]])
+        if not len(clips[kind]):
+            self.skips.drop("picture of a class without clips", len(pictures))
+            pictures = pictures[:0]
+        if self.options.cap and len(pictures) > self.options.cap:
+            self.skips.drop("class over its cap", len(pictures) - self.options.cap)
+            pictures = pictures[: self.options.cap]
+        sounds = np.resize(clips[kind], len(pictures))  # in turn
+        sounds = self._redrawn(rng, pictures, sounds, clips[kind], self._uncertain)
+        fits = sounds >= 0
+        self.skips.drop("pair with an uncertain answer", int((~fits).sum()))
+        return self._with_claims(rng, kind, pictures[fits], sounds[fits], clips)
+
+    def _redrawn(self, rng, pictures, sounds, pool, bad: Callable) -> np.ndarray:
+        """`sounds`, those that are bad for their picture drawn anew from `pool`; -1: none fits."""
+        for _ in range(ROUNDS):
+            wrong = np.flatnonzero(bad(pictures, sounds))
+            if not len(wrong) or not len(pool):
+                break
+            sounds[wrong] = pool[rng.integers(len(pool), size=len(wrong))]
+        return np.where(bad(pictures, sounds), -1, sounds)
+
+    def _uncertain(self, pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
+        """bool[n], pairs of which it is not certain what is both seen and heard, and where."""
+        heard, maybe = self.sounds.heard[sounds], self.sounds.maybe[sounds]
+        certain = self.pictures.usable[pictures] & heard
+        unclear = (self.pictures.maybe[pictures] & maybe & ~certain).any(axis=1)
+        boxes = self.pictures.first[pictures + 1] - self.pictures.first[pictures]
+        unclear |= (boxes > openimages.MOST_BOXES) & (certain.sum(axis=1) > 1)
+        if self.spans is not None:
+            unclear |= (self.spans[sounds] * certain).sum(axis=1) > MOST_SEGMENTS
+        return unclear
+
+    def _matches(self, pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
+        """bool[n], whether the clip may hold anything that the picture may show."""
+        return (self.pictures.maybe[pictures] & self.sounds.maybe[sounds]).any(axis=1)
+
+    def _with_claims(self, rng, kind: int, pictures, sounds, clips: list) -> Row:
+        """Matched pairs with their claims, then the mismatched ones."""
+        turn = np.arange(len(pictures))
+        task = np.array(self.tasks)[turn % 2]
+        wanted = np.zeros(len(pictures), np.int64)
+        for one in self.tasks:
+            wanted[task == one] = turn[task == one] // 2 % len(NEGATIVES[one])
+        other = self._other_boxes(rng, pictures, sounds)
+        names = [NEGATIVES[t][w] for t, w in zip(task, wanted, strict=True)]
+        for row, name in enumerate(names):
+            possible = name != "box" or other[row] >= 0
+            if name == "interval":
+                possible = bool(self._quiet(kind, task[row], pictures[row], sounds[row]))
+            if not possible:
+                names[row], wanted[row] = "class", 0
+        names = np.array(names, dtype=object)
+        within = np.isin(names, ("box", "interval"))
+        wrong = np.full(len(pictures), -1)
+        for name, kinds in (("sibling", self.siblings), ("class", self.others)):
+            rows = np.flatnonzero(names == name)
+            wrong[rows] = self._wrong_clips(rng, pictures[rows], kinds[kind], clips)
+            none = rows[wrong[rows] < 0]
+            if name == "sibling":  # those that have none get another class
+                names[none], wanted[none] = "class", 0
+        kept = within | (wrong >= 0)
+        self.skips.drop("claim without a counterpart", int((~kept).sum()))
+        matched = Row(
+            pictures, sounds, np.full(len(pictures), kind), task,
+            np.where(within, wanted, -1), np.where(names == "box", other, -1),
+            np.ones(len(pictures), bool),
+        )  # fmt: skip
+        mismatched = matched._replace(
+            sound=wrong, negative=wanted, other=np.full(len(pictures), -1),
+            matched=np.zeros(len(pictures), bool),
+        )  # fmt: skip
+        picks = np.flatnonzero(kept), np.flatnonzero(kept & ~within)
+        return Row(
+            *(
+                np.concatenate([a[picks[0]], b[picks[1]]]).astype(_TYPES[name])
+                for name, a, b in zip(Row._fields, matched, mismatched, strict=True)
+            )
+        )
+
+    def _other_boxes(self, rng, pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
+        """int[n], a drawn class that the picture shows in single boxes and that is not heard."""
+        there = self.pictures.usable[pictures] & ~self.sounds.maybe[sounds]
+        drawn = np.where(there, rng.random(there.shape), -1.0)
+        return np.where(there.any(axis=1), drawn.argmax(axis=1) if drawn.size else -1, -1)
+
+    def _quiet(self, kind: int, task: int, picture: int, sound: int) -> list:
+        """Times at which nothing sounds that the claim is about."""
+        both = self.pictures.seen[picture] & self.sounds.heard[sound]
+        kinds = [kind] if task == 3 else np.flatnonzero(both)
+        return gaps([s for one in kinds for s in self.sounds.spans(sound, one, "")])
+
+    def _wrong_clips(self, rng, pictures: np.ndarray, kinds: np.ndarray, clips: list) -> np.ndarray:
+        """int[n], a clip of one of `kinds` (bool[C]) for each picture, all kinds as often; or -1."""
+        pools = [clips[kind] for kind in np.flatnonzero(kinds) if len(clips[kind])]
+        sounds = np.full(len(pictures), -1)
+        if not pools:
+            return sounds
+        pool, sizes = np.concatenate(pools), np.array([len(one) for one in pools])
+        begins = np.cumsum(sizes) - sizes
+        for _ in range(ROUNDS):
+            rows = np.flatnonzero(sounds < 0)
+            picks = rng.integers(len(pools), size=len(rows))
+            drawn = pool[begins[picks] + (rng.random(len(rows)) * sizes[picks]).astype(np.int64)]
+            good = ~self._matches(pictures[rows], drawn)
+            sounds[rows[good]] = drawn[good]
+        return sounds
+
+
+_TYPES = {
+    "picture": np.int32,
+    "sound": np.int32,
+    "kind": np.int16,
+    "task": np.int8,
+    "negative": np.int8,
+    "other": np.int16,
+    "matched": bool,
+}
+
+
+class Pairs(Sequence[Entry]):
+    """The planned pairs as entries."""
+
+    def __init__(self, source, pictures, sounds, classes, options, rows, splits) -> None:
+        self.source, self.options, self.rows, self.splits = source, options, rows, splits
+        self.pictures: Pictures = pictures
+        self.sounds: Sounds = sounds
+        self.labels = [one.label for one in classes]
+
+    def __len__(self) -> int:
+        return len(self.splits)
+
+    def __getitem__(self, index: int) -> Entry:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = Row(*(column[index] for column in self.rows))
+        split = SPLITS[self.splits[index]]
+        folder, picture = self.pictures.place(row.picture)
+        video, start = self.sounds.ids[row.sound].decode(), float(self.sounds.starts[row.sound])
+        ident = f"{self.source}-{split}-{picture}-{video}-{start:g}-{self.labels[row.kind]}"
+        claims = Claims(
+            generator(self.options.seed, "ask", ident), split, self.labels,
+            self.pictures, self.sounds, row.picture, row.sound,
+        )  # fmt: skip
+        negative = NEGATIVES[int(row.task)][row.negative] if row.negative >= 0 else None
+        both = claims.both if row.matched else ()
+        return Entry(
+            id=ident,
+            split=split,
+            image=(Place(f"openimages/{folder}", picture),),
+            audio=self._clip(video, start),
+            questions=claims.questions(int(row.kind), int(row.task), negative, int(row.other)),
+            keys=(f"picture:{picture}", f"video:{video}"),
+            seen=tuple(self.labels[kind] for kind in claims.seen),
+            heard=tuple(self.labels[kind] for kind in claims.heard),
+            boxes=tuple(box for kind in both for box in claims.boxes(kind)),
+            matched=bool(row.matched),
+        )
+
+    def _clip(self, video: str, start: float) -> tuple[Place, ...]:
+        """Where the sound may lie: cut out already, or within the whole video."""
+        if self.source.endswith("vggsound"):
+            names, home = [f"{video}_{round(start):06d}"], "vggsound"
+        else:
+            names, home = [video, f"{video}_{round(start * 1000)}"], "audioset"
+        cut = [Place(f"{home}/clips", name) for name in names]
+        return (*cut, Place(f"{home}/videos", video, start))

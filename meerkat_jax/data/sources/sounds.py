@@ -1,0 +1,123 @@
+"""Clips of sound with what is heard in them, as compact tables for joining with pictures."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meerkat_jax.data.example import Segment
+from meerkat_jax.data.sources.skips import Bad, Skips
+
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A class that is heard at a time: its number, and seconds from the clip's beginning."""
+
+    kind: int
+    start: float
+    end: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sounds:
+    """S clips, C classes.
+
+    ids bytes[S], YouTube ids; starts float64[S], seconds into the video; splits uint8[S], indices
+    of `SPLITS`; heard bool[S, C]; maybe bool[S, C], heard or not to be ruled out; events, of strong
+    labels alone: for each clip what is heard when.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    splits: np.ndarray
+    heard: np.ndarray
+    maybe: np.ndarray
+    events: Sequence[tuple[Event, ...]] = ()
+
+    def split(self, name: str) -> np.ndarray:
+        """bool[S], which clips are of our split `name`."""
+        return self.splits == SPLITS.index(name)
+
+    def spans(self, sound: int, kind: int, label: str) -> list[Segment]:
+        """When a class is heard in a clip, in order; what overlaps or touches is one stretch."""
+        return merged(
+            [Segment(label, e.start, e.end) for e in self.events[sound] if e.kind == kind]
+        )
+
+
+def merged(segments: Sequence[Segment]) -> list[Segment]:
+    """In order of time, those that overlap or touch as one."""
+    found: list[Segment] = []
+    for one in sorted(segments, key=lambda segment: (segment.start, segment.end)):
+        if found and one.start <= found[-1].end:
+            found[-1] = dataclasses.replace(found[-1], end=max(found[-1].end, one.end))
+        else:
+            found.append(one)
+    return found
+
+
+class SoundRows:
+    """Clips as they are read. Classes heard are given as bits of a plain integer."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, float], tuple[int, Any]] = {}  # clip -> its split and labels
+        self.ids: list[bytes] = []
+        self.starts, self.splits = array.array("d"), array.array("B")
+        self.heard: list[int] = []
+        self.maybe: list[int] = []
+
+    def add(
+        self, ident: str, start: float, split: str, said: Any, heard: int, maybe: int, skips: Skips
+    ) -> None:
+        """Take one clip, `said` being its labels as the file has them.
+
+        Clips in which none of our classes may be heard are left out. Bad when the file has said
+        something else of the clip before.
+        """
+        number = SPLITS.index(split)
+        before = self.known.setdefault((ident, start), (number, said))
+        if before[0] != number:
+            raise Bad("clip in two splits", ident)
+        if before[1] is not said:
+            if before[1] != said:
+                raise Bad("clip twice with other labels", ident)
+            skips.drop("row twice")
+            return
+        if not maybe:
+            return
+        self.ids.append(ident.encode())
+        self.starts.append(start)
+        self.splits.append(number)
+        self.heard.append(heard)
+        self.maybe.append(maybe)
+
+    def gathered(self, count: int, events: Sequence[tuple[Event, ...]] = ()) -> Sounds:
+        """The table, for `count` classes."""
+        return Sounds(
+            ids=np.array(self.ids),
+            starts=np.array(self.starts),
+            splits=np.array(self.splits, np.uint8),
+            heard=_bits(self.heard, count),
+            maybe=_bits(self.maybe, count),
+            events=events,
+        )
+
+
+def _bits(values: Sequence[int], count: int) -> np.ndarray:
+    """Integers -> bool[len(values), count]."""
+    width = -(-count // 8)
+    raw = b"".join(value.to_bytes(width, "little") for value in values)
+    rows = np.frombuffer(raw, np.uint8).reshape(len(values), width)
+    return np.unpackbits(rows, axis=1, count=count, bitorder="little").astype(bool)
+
+
+def first_of(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of these files that is there."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)

@@ -1,0 +1,43 @@
+"""VGGSound: sounds of one class each, for joining with pictures (`pairs.py`).
+
+    vggsound/
+      vggsound.csv                      www.robots.ox.ac.uk/~vgg/data/vggsound
+      clips/<YouTube id>_<start, six digits>.*    ten seconds each, sound or video, in any folders
+                                                  below
+      videos/<YouTube id>.*             whole videos, from which the ten seconds are cut
+
+A row without header: YouTube id, start in seconds, label, split (train or test), as in
+`---g-f_I2yQ,1,people marching,test`; labels with a comma are quoted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from meerkat_jax.data.sources.classes import Class
+from meerkat_jax.data.sources.reading import name, number, require, table, words
+from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.sounds import SPLITS, SoundRows, Sounds
+
+FILE = "vggsound.csv"
+COLUMNS = ("YouTube id", "start", "label", "split")
+
+
+def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sounds:
+    """All clips in which one of `classes` is heard."""
+    (path,) = require(folder, FILE)
+    holds: dict[str, int] = {}
+    for bit, one in enumerate(classes):
+        for label in one.vggsound:
+            holds[label.lower()] = holds.get(label.lower(), 0) | 1 << bit
+    rows = SoundRows()
+    for line, row in table(path, skips, COLUMNS, header=False):
+        with skips.row(path, line):
+            ident, start, label, split = (field.strip() for field in row)
+            if split not in SPLITS:
+                raise Bad("split is not train or test", f"{split[:40]!r}")
+            label = words(label, "label").lower()
+            start = number(start, "start", 0)
+            heard = holds.get(label, 0)
+            rows.add(name(ident, "YouTube id"), start, split, label, heard, heard, skips)
+    return rows.gathered(len(classes))
