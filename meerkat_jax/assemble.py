@@ -205,6 +205,8 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
         length=data["length"],
         room=data["room"],
         answer=data["answer"],
+        boxes=data.get("boxes", 4),
+        names=data.get("names", 4),
     )
     logmel = construct(LogMel, {"sample_rate": data["sample_rate"], **parts["mel"]}, "model.mel")
     return Assembly(model, tokenizer, prompt, logmel, shapes)

@@ -27,7 +27,7 @@ from meerkat_jax.data.example import TASKS
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import open_folder
-from meerkat_jax.data.pipeline import open_split
+from meerkat_jax.data.pipeline import has_split, open_split
 from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.evaluation import tables
 from meerkat_jax.evaluation.benchmark import MAIN_METRIC, Answered, class_names, judge, score
@@ -37,7 +37,7 @@ from meerkat_jax.training import config as configs
 from meerkat_jax.training.metrics import read_metrics
 from meerkat_jax.training.params import count
 
-SPLITS = ("compositions", "augmentations", "instances")
+SPLITS = ("compositions", "augmentations", "instances", "test")
 SHOWN_PER_SPLIT = 12
 SHOWN_SIZE = 256  # pixels
 HELD_OUT = {
@@ -262,8 +262,7 @@ def _data_folder(model: Meerkat, cache: Path) -> Path:
 
 def _splits(folder: Path, benchmarks: Sequence[str]) -> list[str]:
     """Those asked for, or all that there are."""
-    there = {path.name.split("-")[0] for path in folder.glob("*.array_record")}
-    known = [split for split in SPLITS if split in there]
+    known = [split for split in SPLITS if has_split(folder, split)]
     for split in benchmarks:
         if split not in known:
             near = nearest(split, known, 1)[0] if known else "none"

@@ -28,7 +28,7 @@ from ml_collections import config_flags
 
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data.mini.packages import default_cache
-from meerkat_jax.data.open import open_data
+from meerkat_jax.data.open import HELD_OUT, open_data
 from meerkat_jax.data.pipeline import Encode, fixed_batches, open_split, train_batches
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
@@ -54,7 +54,6 @@ flags.DEFINE_integer("process", None, "The number of this one, from 0.")
 flags.DEFINE_integer("host_timeout", 300, "Seconds that hosts wait for each other.", lower_bound=1)
 FLAGS = flags.FLAGS
 
-SPLIT = "compositions"  # of which a few fixed batches are scored during training
 # What may change when a run is resumed: how it runs and what it shows, not what it learns.
 FREE = ("log_every", "checkpoint_every", "evaluate_every", "keep_checkpoints", "data.workers")
 FREE += ("name", "mesh.data", "mesh.fsdp", "mesh.tensor", "loss_pieces")
@@ -206,10 +205,11 @@ def main(_: list[str]) -> None:
 
     sensed = jax.jit(lambda params, batch: laid_model.sense(laid_model.used(params), batch))
     on_device = sharding.batch_sharding(mesh)
+    scored_split = HELD_OUT[config["data"]["kind"]]  # of which a few fixed batches are scored
     held_out = fixed_batches(
-        data.folder, SPLIT, encode(phases[-1], *phases), config["batch"],
+        data.folder, scored_split, encode(phases[-1], *phases), config["batch"],
         config["evaluate_batches"], hosts.rows(on_device, config["batch"]),
-    )  # fmt: skip
+    ) if config["evaluate_batches"] else []  # fmt: skip
 
     text = model.shapes.runs * model.shapes.length
 
@@ -267,7 +267,7 @@ def main(_: list[str]) -> None:
                 examples = (hosts.place(one, on_device, config["batch"]) for one in held_out)
                 found = [scores[number](state, frozen, one) for one in examples]
                 row = {"eval": mean(jax.tree.map(float, jax.device_get(found)))}
-                refuse_nonfinite([row["eval"]], step, writer, checkpoints, f"{SPLIT} scores")
+                refuse_nonfinite([row["eval"]], step, writer, checkpoints, f"{scored_split} scores")
                 writer.write(step, row, progress=False)
         if save:
             with clock.apart():

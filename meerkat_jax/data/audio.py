@@ -59,11 +59,11 @@ def load_audio(
     """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
 
     Channels are averaged, other rates resampled (soxr, high quality). What is before `start`, in
-    seconds, is left out, and a longer sound is cut to its beginning. A shorter one is padded: "zero" by silence; "repeat" as CLAP was trained, by whole
-    repetitions and then silence, which makes the sound occur at times when it did not, hence not
-    the default. `name` is what errors call it (default: the path). Raises UserError when the file
-    is missing, empty, not a sound, cut off within these seconds (where its format can tell), or
-    holds numbers that are not finite.
+    seconds, is left out, and a longer sound is cut to its beginning. A shorter one is padded:
+    "zero" by silence; "repeat" as CLAP was trained, by whole repetitions and then silence, which
+    makes the sound occur at times when it did not, hence not the default. `name` is what errors
+    call it (default: the path). Raises UserError when the file is missing, empty, not a sound, cut
+    off within these seconds (where its format can tell), or holds numbers that are not finite.
     """
     if pad not in ("zero", "repeat"):
         raise UserError(f"pad is {pad!r}; use 'zero' or 'repeat'")

@@ -39,7 +39,9 @@ from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 
-SHARD = 256  # planned examples of a shard: 50 to 150 MB with sound as FLAC
+SHARD = int(
+    os.environ.get("MEERKAT_SHARD", 256)
+)  # planned examples of a shard: 50 to 150 MB with sound as FLAC
 VERSION = 1  # raise it when records change: a build that was begun before is not gone on with
 ROOM = 64 << 20  # bytes that a disk must have left beside a shard
 SPLITS = ("train", "test")

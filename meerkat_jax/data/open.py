@@ -1,7 +1,7 @@
 """From the words of a config to a data set that can be read: folder, classes and tokenizer.
 
-`data.kind` names the source; the embedded mini data set is rendered into the cache folder when it
-is not there yet.
+`data.kind` is "mini", the embedded data set, which is rendered into the cache folder when it is not
+there yet, or "avfit", a mixture of folders that data/build.py has built.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import numpy as np
 
 from meerkat_jax.data import instructions
 from meerkat_jax.data.mini.build import MiniConfig, build
+from meerkat_jax.data.mixture import mix
 from meerkat_jax.data.pipeline import open_split, read_manifest
 from meerkat_jax.data.tokenizer import Tokenizer, build_mini_tokenizer
 from meerkat_jax.errors import UserError, construct
 
-KINDS = ("mini",)
+HELD_OUT = {"mini": "compositions", "avfit": "test"}  # the split that is scored during training
+KINDS = tuple(HELD_OUT)
 TEXT_RECORDS = 1000  # records whose words the tokenizer learns; each has about ten questions
 
 
@@ -61,9 +63,11 @@ def open_data(data: Mapping, cache: Path, tokenizer: Tokenizer | None = None) ->
 
 
 def open_folder(data: Mapping, cache: Path) -> Path:
-    """The folder alone, rendered now if it is not there."""
+    """The folder alone, rendered now if it is not there; that of a mixture names its sources."""
     if data["kind"] not in KINDS:
         raise UserError(f"data.kind {data['kind']!r} is unknown; there is: {', '.join(KINDS)}")
+    if data["kind"] == "avfit":
+        return mix(Path(data["root"]).expanduser(), data["sources"], cache)
     settings = {"sample_rate": data["sample_rate"], **data["mini"]}
     try:
         return build(construct(MiniConfig, settings, "data.mini"), cache)

@@ -76,10 +76,39 @@ class Rows:
 
 
 def open_split(folder: Path, split: str) -> grain.MapDataset:
-    """The records of one split by index, as Example.
+    """The records of one split by index, as Example; of a mixture those of all its sources.
 
     "train/matched": of the split `train` the part `matched`.
     """
+    parts = [one for one, _ in _sources(folder, split)]
+    return parts[0] if len(parts) == 1 else grain.MapDataset.concatenate(parts)
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether the folder, or any source of a mixture, has records of a split."""
+    try:
+        return bool(_sources(folder, split))
+    except UserError:
+        return False
+
+
+def _sources(folder: Path, split: str) -> list[tuple[grain.MapDataset, float]]:
+    """The records of a split and how often they come, of each source of a folder that has it."""
+    folder, found, refused = Path(folder), [], []
+    named = read_manifest(folder).get("sources") if (folder / "manifest.json").is_file() else None
+    for place, repeats in named or [(folder, 1.0)]:
+        try:
+            if repeats:
+                found.append((_open_one(Path(place), split), repeats))
+        except UserError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0] if refused else UserError(f"{folder}: all of its sources have 0 repeats")
+    return found
+
+
+def _open_one(folder: Path, split: str) -> grain.MapDataset:
+    """The records of one split of a built folder."""
     name, _, part = split.partition("/")
     paths = sorted(str(path) for path in Path(folder).glob(f"{name}-*.array_record"))
     if not paths:
@@ -101,7 +130,7 @@ def write_part(folder: Path, split: str, part: str, rows: Sequence[int]) -> None
 
 
 def read_part(folder: Path, split: str, part: str) -> np.ndarray:
-    """The numbers int64[n] of the records in a part; UserError naming the parts when it has none."""
+    """The numbers int64[n] of the records in a part; UserError naming the parts for another."""
     path = Path(folder) / "parts" / f"{split}-{part}.npy"
     try:
         return np.load(path)
@@ -241,7 +270,7 @@ def train_batches(
     `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
     With `scenes` only the first ones of the split are read, with `rows` only these of each batch.
     """
-    records = open_split(folder, split)[:scenes].seed(seed).shuffle().repeat().random_map(encode)
+    records = endless(folder, split, seed, scenes).random_map(encode)
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
     records = records[start:]
     if rows is not None:
@@ -253,6 +282,16 @@ def train_batches(
     stream = stream.batch(batch if rows is None else len(rows), drop_remainder=True)
     # Batches are put together in a thread too: the loop finds them made.
     return iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
+
+
+def endless(folder: Path, split: str, seed: int, scenes: int | None = None) -> grain.MapDataset:
+    """Shuffled records without end; of a mixture in proportion to sizes and repeats."""
+    sources = _sources(folder, split)
+    if len(sources) == 1 or scenes is not None:
+        return open_split(folder, split)[:scenes].seed(seed).shuffle().repeat()
+    streams = [one.seed(seed + i).shuffle().repeat() for i, (one, _) in enumerate(sources)]
+    shares = [len(one) * repeats for one, repeats in sources]
+    return grain.MapDataset.mix(streams, weights=shares).seed(seed)
 
 
 def fixed_batches(

@@ -35,12 +35,12 @@ def load_frame(path: str | os.PathLike, at: float) -> Image.Image:
                 container.seek(max(0, int((first + at) / base)), stream=stream, backward=True)
             else:
                 container.seek(0)
-            found = _frame_before(container, stream, first + at)
+            found, last = _frame_before(container, stream, first + at)
             if found is not None:
                 break
         if found is None:
             raise UserError(f"{path}: no frame at {at:g} s; the video is damaged, or ends before")
-        if first + at - found.time > LATE:
+        if last and first + at - found.time > LATE:
             raise UserError(
                 f"{path}: the last frame is at {found.time - first:.2f} s, not {at:g} s"
             )
@@ -49,16 +49,17 @@ def load_frame(path: str | os.PathLike, at: float) -> Image.Image:
         return picture.rotate(turn, expand=True) if turn else picture
 
 
-def _frame_before(container: Any, stream: Any, time: float) -> Any:
-    """The last frame that begins at or before `time`."""
+def _frame_before(container: Any, stream: Any, time: float) -> tuple[Any, bool]:
+    """The last frame that begins at or before `time`, and whether no other follows."""
     found = None
     for frame in container.decode(stream):
         if frame.time is None:
             continue
         if frame.time > time + 1e-6:
-            return found if found is not None or frame.time > time + LATE else frame
+            early = found is None and frame.time <= time + LATE  # the first one may be late
+            return (frame if early else found), False
         found = frame
-    return found
+    return found, True
 
 
 def load_sound(path: str | os.PathLike, start: float, seconds: float, rate: int) -> np.ndarray:
@@ -113,7 +114,7 @@ class _opened:
             ) from None
         try:
             self.container = av.open(os.fspath(self.path))
-        except OSError as error:  # FFmpeg's errors are OSErrors, damaged files among them
+        except (OSError, ValueError) as error:  # FFmpeg's errors are one or the other
             raise UserError(f"{self.path}: cannot be opened ({_said(error)})") from None
         streams = getattr(self.container.streams, self.kind)
         if not streams:
@@ -124,7 +125,7 @@ class _opened:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.container.close()
-        if isinstance(error, OSError) or type(error).__module__.startswith("av"):
+        if isinstance(error, OSError) or (kind and kind.__module__.startswith("av")):
             raise UserError(f"{self.path}: damaged ({_said(error)}); get it again") from None
 
 

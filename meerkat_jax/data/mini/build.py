@@ -1,9 +1,9 @@
 """Render the mini data set once to ArrayRecord: scenes of real (or procedural) media, all tasks.
 
 The folder holds `<split>-00000-of-00024.array_record` files (scenes in order of their index) and
-`parts/` (which scenes are in which part) and `manifest.json` (seed, classes, measured shares), which
-is written last: a folder without one is not a data set. The same settings give the same folder, so
-a second run reuses it; of two runs at once the second waits and then reuses what the first made.
+`parts/` (which scenes are in which part) and `manifest.json` (seed, classes, measured shares),
+which is written last: a folder without one is not a data set. The same settings give the same
+folder, so a second run reuses it; of two at once the second waits and reuses what the first made.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Public data sets as they are published, and a user's own: annotation files to planned examples."""
+"""Public data sets as they are published, and a user's own: annotations to planned examples."""

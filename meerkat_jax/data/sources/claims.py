@@ -121,7 +121,7 @@ class Claims:
         return f"I hear {asking.listed(self._label(kind) for kind in heard)} in that time"
 
     def _during(self, kinds: Sequence[int]) -> tuple[float, float]:
-        """A time in which one of `kinds` sounds for at least half of it, or for all that it does."""
+        """A time for at least half of which one of `kinds` sounds, or for as long as it does."""
         spans = self.spans(kinds)
         span = spans[int(self.rng.integers(len(spans)))]
         length = self.rng.uniform(SHORTEST, LONGEST)

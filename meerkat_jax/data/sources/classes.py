@@ -61,7 +61,7 @@ def read_classes(path: Path = TABLE) -> tuple[Class, ...]:
 
 
 def _named(cell: str) -> dict[str, str]:
-    """ "/m/0bt9lr Dog;/m/01yrx Cat" -> {"/m/0bt9lr": "Dog", "/m/01yrx": "Cat"}."""
+    """Read "/m/0bt9lr Dog;/m/01yrx Cat" as {"/m/0bt9lr": "Dog", "/m/01yrx": "Cat"}."""
     pairs = (entry.strip().partition(" ") for entry in cell.split(";") if entry.strip())
     return {mid: display for mid, _, display in pairs}
 

@@ -243,7 +243,7 @@ class Joiner:
         return gaps([s for one in kinds for s in self.sounds.spans(sound, one, "")])
 
     def _wrong_clips(self, rng, pictures: np.ndarray, kinds: np.ndarray, clips: list) -> np.ndarray:
-        """int[n], a clip of one of `kinds` (bool[C]) for each picture, all kinds as often; or -1."""
+        """int[n], a clip of one of `kinds` (bool[C]), drawn evenly, for each picture; or -1."""
         pools = [clips[kind] for kind in np.flatnonzero(kinds) if len(clips[kind])]
         sounds = np.full(len(pictures), -1)
         if not pools:

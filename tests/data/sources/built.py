@@ -1,0 +1,32 @@
+"""All sources built from their trees, once for a test session."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from meerkat_jax.data import building
+from meerkat_jax.data.sources.entry import Options
+from meerkat_jax.data.sources.registry import SOURCES, find
+from tests.data.sources.fill import fill
+
+PAIRS = [name for name in SOURCES if name.startswith("openimages")]
+SPOILED = 0.6  # share of rows: the trees hold every bad row there is
+
+
+def write_tree(source: str, folder: Path) -> Path:
+    """The tree of a source with its media."""
+    name = "pairs" if source in PAIRS else source
+    home = folder / name
+    if not home.exists():
+        home.mkdir(parents=True)
+        fill(home, importlib.import_module(f"tests.data.sources.tree_{name}").write(home))
+    return home
+
+
+def build(source: str, tree: Path, out: Path, workers: int = 1, **settings) -> dict:
+    """Build one; `settings` beside those of the trees."""
+    options = settings.pop("options", Options())
+    given = {"max_skipped": SPOILED, "say": lambda line: None} | settings
+    plan = find(source)(tree, options)
+    return building.build(source, plan, tree, out, options, building.Settings(), workers, **given)

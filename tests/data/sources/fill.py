@@ -1,0 +1,92 @@
+"""Pictures, sounds and videos for the trees of annotation files, made of real media.
+
+The media are those of the mini data set: photographs and recordings where their package can be had,
+shapes and timbres otherwise. What is told of a medium is its path and how long it must be.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from meerkat_jax.data.mini.media import load_media
+
+RATE = 48_000
+FRAMES = 8  # a second
+
+
+@functools.cache
+def real():
+    """Things of the mini data set, with sound at `RATE`."""
+    return tuple(load_media("auto", RATE, say=lambda line: None).media.values())
+
+
+def thing(path):
+    """One of them, always the same for one path."""
+    number = int(hashlib.sha256(str(path).encode()).hexdigest(), 16)
+    return real()[number % len(real())]
+
+
+def picture(path, size=(320, 240)):
+    """A scene of one thing, uint8[H, W, 3]."""
+    scene = Image.new("RGB", size, (90, 140, 110))
+    cut = Image.fromarray(thing(path).picture)
+    scene.paste(cut, (size[0] // 4, size[1] // 5), cut)
+    return scene
+
+
+def sound(path, seconds):
+    """Its sound over and over, float32[n]."""
+    wave = thing(path).sound
+    return np.resize(wave, round(seconds * RATE))
+
+
+def fill(folder: Path, wanted) -> None:
+    """Write the media that a tree's `write` tells of."""
+    for one in wanted:
+        seconds = one.get("seconds") or 10.0
+        if one.get("image"):
+            path = folder / one["image"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(path.name).save(path)
+        if one.get("audio"):
+            path = folder / one["audio"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, sound(path.name, seconds), RATE)
+        if one.get("video"):
+            path = folder / one["video"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            video(path, seconds)
+
+
+def video(path, seconds, sounds=True, frames=None):
+    """MPEG-4 and AAC. `frames`, times in seconds: a variable rate; frame i has a red of 20 i."""
+    import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        spoken = file.add_stream("aac", rate=RATE, layout="mono") if sounds else None
+        times = frames if frames is not None else np.arange(0, seconds, 1 / FRAMES)
+        still = picture(Path(path).name, (160, 120))
+        for number, time in enumerate(times):
+            flat = Image.new("RGB", (160, 120), (20 * number % 256, 60, 60))
+            frame = av.VideoFrame.from_image(flat if frames is not None else still)
+            frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+        if spoken:
+            wave = sound(Path(path).name, seconds).astype(np.float32)
+            for start in range(0, len(wave), 1024):
+                piece = wave[None, start : start + 1024]
+                heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), "fltp", "mono")
+                heard.sample_rate, heard.pts = RATE, start
+                file.mux(spoken.encode(heard))
+            file.mux(spoken.encode())
