@@ -87,7 +87,7 @@ def test_the_parts_of_a_split(folder):
         assert list(open_split(folder, f"{split}/matched")) == matched
         crowded = [example for example in examples if len(example.seen) in (2, 3)]
         assert list(open_split(folder, f"{split}/crowded")) == crowded
-    with pytest.raises(UserError, match="'train/odd': parts of a split are matched, crowded"):
+    with pytest.raises(UserError, match="split 'train' has no part 'odd'; it has crowded, matched"):
         open_split(folder, "train/odd")
 
 
