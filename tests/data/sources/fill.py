@@ -1,7 +1,8 @@
 """Pictures, sounds and videos for the trees of annotation files, made of real media.
 
-The media are those of the mini data set: photographs and recordings where their package can be had,
-shapes and timbres otherwise. What is told of a medium is its path and how long it must be.
+The media are those of the mini data set: photographs and recordings where their packages are in the
+cache already (`make demo` puts them there), shapes and timbres otherwise: a test downloads nothing.
+What is told of a medium is its path and how long it must be.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from meerkat_jax.data.mini import classes
 from meerkat_jax.data.mini.media import load_media
+from meerkat_jax.data.mini.packages import default_cache
 
 RATE = 48_000
 FRAMES = 8  # a second
@@ -24,7 +27,8 @@ FRAMES = 8  # a second
 @functools.cache
 def real():
     """Things of the mini data set, with sound at `RATE`."""
-    return tuple(load_media("auto", RATE, say=lambda line: None).media.values())
+    there = all((default_cache() / name).is_dir() for name in (classes.STAMPS, classes.GCOMPRIS))
+    return tuple(load_media("real" if there else "procedural", RATE).media.values())
 
 
 def thing(path):
