@@ -309,7 +309,7 @@ def _write_split(name: str, split: str, rows: list, out: Path, report: dict, job
             said = question.truth["answer"]
             kind = f"{question.task}/{question.truth['kind']}"
             questions[f"{kind}/{said}" if isinstance(said, bool) else kind] += 1
-        for task in {q.task for q in entry.questions}:
+        for task in sorted({q.task for q in entry.questions}):
             parts.setdefault(task, []).append(place)
     _write(out / f"{name}.array_record", records)
     _write(out / "texts" / f"{name}.array_record", texts)
