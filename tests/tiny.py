@@ -16,7 +16,8 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     """`experiments/avfit.py` with little of nearly everything; "small" takes `--config.base`."""
     config = load_config(f"{AVFIT}:{arg}").to_dict()
     config["name"] = "tiny"
-    config["data"]["mini"] |= {
+    config["data"]["kind"] = "mini"
+    config["data"]["mini"] = config["data"].get("mini", {}) | {
         "media": "procedural",
         "classes": 5,
         "train": 24,
