@@ -46,6 +46,8 @@ HELD_OUT = {
     "and whose sounds are faster, slower or echoing, as training never showed them.",
     "instances": "New instances: other pictures and other sounds of the same classes, none of "
     "which training used.",
+    "test": "Test: the test splits of the data sets that the config names; no picture and no video "
+    "of theirs was trained on.",
 }
 
 Say = Callable[[str], Any]
@@ -235,7 +237,7 @@ def notes(
     device = jax.devices()[0]
     lines = [HELD_OUT[split] for split in splits if split in HELD_OUT]
     lines += [
-        "Each task was asked in words that training did not use.",
+        "Instructions of our own wording were put in words that training did not use.",
         f"Model {model.config.get('name', '')}: {count(model.params):,} parameters, seed "
         f"{model.config['seed']}, after step {model.step} of training.",
         f"Command: python -m meerkat_jax.evaluate --workdir={workdir}"

@@ -33,6 +33,7 @@ flags.DEFINE_integer("workers", None, "Processes; default one for each core.", l
 flags.DEFINE_float("max_skipped", 0.01, "Share of rows, and of examples, that may be unusable.")
 flags.DEFINE_list("exclude", [], "Built folders whose test splits must not be trained on.")
 flags.DEFINE_enum("sound", "flac", list(SOUNDS), "How sounds are stored.")
+flags.DEFINE_integer("shard", 256, "Most examples of a file.", lower_bound=1)
 flags.DEFINE_float("seconds", 10.0, "The longest clip.", lower_bound=0.1)
 flags.DEFINE_integer("seed", 0, "Of every draw: pairs, wordings, claims.")
 flags.DEFINE_integer("cap", 10_000, "Joined pairs: most examples of a class; 0: all.", 0)
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
         root,
         out,
         options,
-        building.Settings(FLAGS.sound, FLAGS.seconds),
+        building.Settings(FLAGS.sound, FLAGS.shard),
         FLAGS.workers or os.cpu_count() or 1,
         FLAGS.max_skipped,
         [Path(folder).expanduser() for folder in FLAGS.exclude],

@@ -2,7 +2,7 @@
 
     OUT/
       plan.json                           what is being built: source, options, hashes of the files
-      train-00000-of-00012.array_record   at most SHARD examples each; a shard may hold both splits
+      train-00000-of-00012.array_record   the records of a shard of one split
       texts/train-00000-of-00012.array_record    the questions of the same examples alone
       shards/00000.json                   what became of a shard: counts, keys, what was left out
       keys/train.npy  parts/train-arig.npy       written at the end, as is
@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -39,9 +40,6 @@ from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 
-SHARD = int(
-    os.environ.get("MEERKAT_SHARD", 256)
-)  # planned examples of a shard: 50 to 150 MB with sound as FLAC
 VERSION = 1  # raise it when records change: a build that was begun before is not gone on with
 ROOM = 64 << 20  # bytes that a disk must have left beside a shard
 SPLITS = ("train", "test")
@@ -49,16 +47,23 @@ SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How records are made. `sound` is a key of `media.SOUNDS`, `seconds` the longest clip."""
+    """How records are made.
+
+    sound: a key of `media.SOUNDS`. shard: most planned examples of a file; 256 are 50 to 150 MB
+    with sound as FLAC. The longest clip is `Options.seconds`.
+    """
 
     sound: str = "flac"
-    seconds: float = 10.0
+    shard: int = 256
 
 
 class Job(NamedTuple):
-    """One shard: its number, entries, and for each the (path, time) of its picture and sound."""
+    """One shard: its name, entries, and for each the (path, time) of its picture and sound."""
 
     number: int
+    count: int  # of all shards
+    source: str
+    seconds: float  # the longest clip
     entries: list[Entry]
     found: list[tuple[tuple[str, float], tuple[str, float]]]
 
@@ -83,14 +88,15 @@ def survey(
     """
     total = len(plan.entries)
     keep, split = np.ones(total, bool), np.zeros(total, np.uint8)
-    ids, owners, keys, missing = np.zeros(total, np.uint64), [], [], []
+    ids, missing = np.zeros(total, np.uint64), []
+    owners, keys = array("q"), array("Q")
     progress = Progress("looking for media:", total, say=say)
     for number in range(total):
         entry = plan.entries[number]
         split[number] = SPLITS.index(entry.split)
         ids[number] = leaks.hashed(entry.id)
-        owners += [number] * len(entry.keys)
-        keys += map(leaks.hashed, entry.keys)
+        owners.extend([number] * len(entry.keys))
+        keys.extend(map(leaks.hashed, entry.keys))
         for what, found in (
             ("picture", media.find_picture(shelf, entry.image)),
             ("sound", media.find_sound(shelf, entry.audio)),
@@ -142,7 +148,7 @@ def build(
         "options": dataclasses.asdict(options),
         "settings": dataclasses.asdict(settings),
         "limit": limit,
-        "files": {path.name: leaks.file_hash(path) for path in plan.files},
+        "files": {_below(root, path): leaks.file_hash(path) for path in plan.files},
         "exclude": {str(path): leaks.file_hash(path / "manifest.json") for path in exclude},
     }
     claim(out, identity)
@@ -156,8 +162,14 @@ def build(
     refuse_many(told, len(plan.entries), "examples", max_skipped, found.missing)
     for folder in ("shards", "texts", "keys", "parts"):
         (out / folder).mkdir(exist_ok=True)
-    reports = _render(plan, shelf, found, out, settings, workers, max_skipped, say)
+    shards = Shards(plan, shelf, found, out, source, options.seconds, settings)
+    reports = shards.make(workers, max_skipped, say)
     return _finish(out, identity, plan, found, reports, max_skipped)
+
+
+def _below(root: Path, path: Path) -> str:
+    """A file by its place below the source folder; by its name when it is ours."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def claim(out: Path, identity: dict[str, Any]) -> None:
@@ -205,72 +217,90 @@ def lost(found: Survey) -> Counter[str]:
     return Counter(f"{what} is not there" for _, what in found.missing)
 
 
-def _jobs(plan: Plan, shelf: media.Shelf, found: Survey, out: Path) -> Iterator[Job]:
-    """The shards that are not there yet."""
-    kept = np.flatnonzero(found.keep)
-    for number, start in enumerate(range(0, len(kept), SHARD)):
-        if (out / "shards" / f"{number:05d}.json").exists():
-            continue
-        entries = [plan.entries[int(index)] for index in kept[start : start + SHARD]]
-        yield Job(
-            number,
-            entries,
-            [
-                (media.find_picture(shelf, entry.image), media.find_sound(shelf, entry.audio))
-                for entry in entries
-            ],
-        )
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """All shards of a build: which are there, and making the others."""
+
+    plan: Plan
+    shelf: media.Shelf
+    found: Survey
+    out: Path
+    source: str
+    seconds: float
+    settings: Settings
+
+    def report(self, number: int) -> Path:
+        """The report of a shard, which is there when the shard is."""
+        return self.out / "shards" / f"{number:05d}.json"
+
+    def jobs(self) -> Iterator[Job]:
+        """Those that are not there yet."""
+        kept, size = np.flatnonzero(self.found.keep), self.settings.shard
+        count = -(-len(kept) // size)
+        for number in range(count):
+            if not self.report(number).exists():
+                rows = kept[number * size : (number + 1) * size]
+                entries = [self.plan.entries[int(row)] for row in rows]
+                places = [
+                    (media.find_picture(self.shelf, e.image), media.find_sound(self.shelf, e.audio))
+                    for e in entries
+                ]
+                yield Job(number, count, self.source, self.seconds, entries, places)
+
+    def make(self, workers: int, max_skipped: float, say: Callable) -> list[dict]:
+        """Make what is missing; gives all reports in order. At most two jobs a worker are held."""
+        total, size = int(self.found.keep.sum()), self.settings.shard
+        numbers = range(-(-total // size))
+        for stale in (*self.out.glob("*.partial"), *self.out.glob("*/*.partial")):
+            stale.unlink()
+        there = [number for number in numbers if self.report(number).exists()]
+        done = sum(min(size, total - number * size) for number in there)
+        if there and len(there) < len(numbers):
+            say(f"going on: {len(there)} of {len(numbers)} shards are there")
+        progress, told = Progress("examples", total, say=say), lost(self.found)
+        progress.report(done)
+        workers = max(1, min(workers, len(numbers) - len(there)))
+        for planned, left_out in self._made(workers):
+            done += planned
+            told.update(reason for _, reason, _ in left_out)
+            refuse_many(told, len(self.plan.entries), "examples", max_skipped, left_out)
+            progress.report(done)
+        return [json.loads(self.report(number).read_text()) for number in numbers]
+
+    def _made(self, workers: int) -> Iterator[tuple[int, list]]:
+        """What `make_shard` gives for each job, as they end; one worker is this process."""
+        jobs, running = self.jobs(), set()
+        if workers == 1:
+            yield from (make_shard(job, self.out, self.settings.sound) for job in jobs)
+            return
+        spawn = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
+        with concurrent.futures.ProcessPoolExecutor(
+            workers, spawn, initializer=leave_with_parent
+        ) as pool:
+            try:
+                while True:
+                    while len(running) < 2 * workers and (job := next(jobs, None)) is not None:
+                        running.add(pool.submit(make_shard, job, self.out, self.settings.sound))
+                    if not running:
+                        return
+                    ended, running = concurrent.futures.wait(
+                        running, return_when=concurrent.futures.FIRST_COMPLETED
+                    )
+                    yield from (one.result() for one in ended)
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise UserError(
+                    "a process that makes records was ended from outside (out of memory?); "
+                    "run the same command again, it goes on"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
-def _render(
-    plan: Plan, shelf, found: Survey, out: Path, settings, workers, max_skipped, say
-) -> list[dict]:
-    """Make all shards; gives their reports in order. At most two jobs a worker are in memory."""
-    total = int(found.keep.sum())
-    count = -(-total // SHARD)
-    for stale in (*out.glob("*.partial"), *out.glob("*/*.partial")):
-        stale.unlink()
-    paths = [out / "shards" / f"{number:05d}.json" for number in range(count)]
-    there = {number for number, path in enumerate(paths) if path.exists()}
-    done = sum(min(SHARD, total - number * SHARD) for number in there)
-    if there and len(there) < count:
-        say(f"going on: {len(there)} of {count} shards are there")
-    progress, told = Progress("examples", total, say=say), lost(found)
-    progress.report(done)
-    jobs, running = _jobs(plan, shelf, found, out), set()
-    spawn = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
-    workers = max(1, min(workers, count - len(there)))
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, spawn, initializer=leave_with_parent
-    ) as pool:
-        try:
-            while True:
-                while len(running) < 2 * workers and (job := next(jobs, None)) is not None:
-                    running.add(pool.submit(make_shard, job, count, out, settings))
-                if not running:
-                    break
-                finished, running = concurrent.futures.wait(
-                    running, return_when=concurrent.futures.FIRST_COMPLETED
-                )
-                for one in finished:
-                    planned, left_out = one.result()
-                    done += planned
-                    told.update(reason for _, reason, _ in left_out)
-                    refuse_many(told, len(plan.entries), "examples", max_skipped, left_out)
-                    progress.report(done)
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(
-                "a process that makes records was ended from outside (out of memory?); "
-                "run the same command again, it goes on"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [json.loads(path.read_text()) for path in paths]
+def make_shard(job: Job, out: Path, kind: str) -> tuple[int, list]:
+    """Make one shard, its sounds stored as `kind`, and its report.
 
-
-def make_shard(job: Job, count: int, out: Path, settings: Settings) -> tuple[int, list]:
-    """Make one shard and its report; gives how many were planned and what was left out."""
+    Gives how many examples were planned and what was left out.
+    """
     examples, left_out = [], []
     for entry, (picture, sound) in zip(job.entries, job.found, strict=True):
         try:
@@ -278,7 +308,7 @@ def make_shard(job: Job, count: int, out: Path, settings: Settings) -> tuple[int
                 (
                     entry,
                     media.encode_picture(*picture),
-                    media.encode_sound(*sound, settings.seconds, entry.seconds, settings.sound),
+                    media.encode_sound(*sound, job.seconds, entry.seconds, kind),
                 )
             )
         except Bad as bad:
@@ -288,7 +318,7 @@ def make_shard(job: Job, count: int, out: Path, settings: Settings) -> tuple[int
     for split in SPLITS:
         rows = [row for row in examples if row[0].split == split]
         if rows:
-            _write_split(f"{split}-{job.number:05d}-of-{count:05d}", split, rows, out, report, job)
+            _write_split(job, split, rows, out, report)
     path = out / "shards" / f"{job.number:05d}.json"
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(report))
@@ -296,13 +326,13 @@ def make_shard(job: Job, count: int, out: Path, settings: Settings) -> tuple[int
     return len(job.entries), left_out
 
 
-def _write_split(name: str, split: str, rows: list, out: Path, report: dict, job: Job) -> None:
+def _write_split(job: Job, split: str, rows: list, out: Path, report: dict) -> None:
     """The records of one split of a shard, and its share of the report."""
+    name = f"{split}-{job.number:05d}-of-{job.count:05d}"
     records, texts, questions = [], [], Counter()
     parts: dict[str, list[int]] = {}
-    source = json.loads((out / "plan.json").read_text())["source"]
     for place, (entry, image, audio) in enumerate(rows):
-        records.append(to_bytes(example(entry, source, image, audio)))
+        records.append(to_bytes(example(entry, job.source, image, audio)))
         asked = [[q.task, q.truth["kind"], q.instruction, q.response] for q in entry.questions]
         texts.append(msgpack.packb(asked))
         for question in entry.questions:

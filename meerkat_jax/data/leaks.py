@@ -17,9 +17,10 @@ import numpy as np
 from meerkat_jax.errors import UserError
 
 
-def hashed(key: str) -> int:
-    """64 bits of a key."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+def hashed(key: str | bytes) -> int:
+    """64 bits of a hash, as a number."""
+    content = key.encode() if isinstance(key, str) else key
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def file_hash(path: Path) -> str:

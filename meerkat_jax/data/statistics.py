@@ -6,7 +6,6 @@ hundred megabytes.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from array import array
 from collections import Counter
@@ -16,6 +15,7 @@ import numpy as np
 import soundfile
 
 from meerkat_jax.data.example import Box, Example, Question, Segment
+from meerkat_jax.data.leaks import hashed
 from meerkat_jax.data.text import parse_boxes, parse_segments
 
 GRID = 16  # cells of the map of boxes, each way
@@ -116,7 +116,7 @@ class Statistics:
             self.unread += 1
         hashes = [hashed(example.image), hashed(example.audio)]
         both = b"".join(value.to_bytes(8, "little") for value in hashes)
-        hashes += [hashed(both), hashed(example.id.encode())]
+        hashes += [hashed(both), hashed(example.id)]
         for what, value in zip(TWICE, hashes, strict=True):
             self._twice[what].append(value)
 
@@ -142,7 +142,7 @@ class Statistics:
             ("instruction", question.instruction),
             ("response", question.response),
         ):
-            self._wordings[what].append(hashed(text.encode()))
+            self._wordings[what].append(hashed(text))
 
     def _add_boxes(self, example: Example) -> None:
         found = {corners(box) for box in example.boxes}
@@ -171,11 +171,6 @@ class Statistics:
 def kind_of(question: Question) -> str:
     """A question's task and kind, "task/kind"."""
     return f"{question.task}/{question.truth.get('kind', question.task)}"
-
-
-def hashed(content: bytes) -> int:
-    """Eight bytes of a hash, as a number."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def _covered(low: float, high: float) -> np.ndarray:

@@ -132,7 +132,7 @@ def built(tmp_path_factory):
         root,
         out,
         Options(),
-        building.Settings(seconds=2.0),
+        building.Settings(),
         1,
         0.5,
         say=lambda line: None,

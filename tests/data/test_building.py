@@ -103,22 +103,21 @@ def test_a_part_that_is_not_there_is_named(whole):
 # ---- kills, and the same again ----
 
 
-def test_any_number_of_workers_gives_the_same_bytes(whole, trees, tmp_path, monkeypatch):
+def test_any_number_of_workers_gives_the_same_bytes(whole, trees, tmp_path):
     build("openimages_audioset", write_tree("openimages_audioset", trees), tmp_path / "two", 2)
     assert content(tmp_path / "two") == content(whole)
 
 
-def test_what_was_lost_is_made_again(trees, tmp_path, monkeypatch):
-    monkeypatch.setattr(building, "SHARD", 8)
+def test_what_was_lost_is_made_again(trees, tmp_path):
     tree, out = write_tree("openimages_audioset", trees), tmp_path / "out"
-    build("openimages_audioset", tree, out)
+    build("openimages_audioset", tree, out, shard=8)
     before = content(out)
     assert len(list((out / "shards").iterdir())) > 5
     (out / "manifest.json").unlink()
     (out / "shards" / "00003.json").unlink()  # killed before its report was there
     (out / "train-00009-of-00012.partial").write_bytes(b"half")
     said = []
-    build("openimages_audioset", tree, out, say=said.append)
+    build("openimages_audioset", tree, out, shard=8, say=said.append)
     assert content(out) == before
     assert any(line.startswith("going on: 11 of 12") for line in said)
 
@@ -128,16 +127,16 @@ def test_a_build_that_is_killed_ends_with_the_same_bytes(trees, tmp_path):
     tree = write_tree("openimages_vggsound", trees)
     command = [
         sys.executable, "-m", "meerkat_jax.data.build", "openimages_vggsound",
-        f"--source_dir={tree}", "--workers=2",
+        f"--source_dir={tree}", "--workers=2", "--shard=4",
     ]  # fmt: skip
-    small = door_environment("unused") | {"MEERKAT_SHARD": "4"}
-    subprocess.run([*command, f"--out={tmp_path / 'whole'}"], cwd=ROOT, env=small, check=True)
+    env = door_environment("unused")
+    subprocess.run([*command, f"--out={tmp_path / 'whole'}"], cwd=ROOT, env=env, check=True)
     for wait in (4.0, 5.0, 5.5, 6.0):
-        run = subprocess.Popen([*command, f"--out={tmp_path / 'killed'}"], cwd=ROOT, env=small)
+        run = subprocess.Popen([*command, f"--out={tmp_path / 'killed'}"], cwd=ROOT, env=env)
         time.sleep(wait)
         run.kill()
         run.wait()
-    subprocess.run([*command, f"--out={tmp_path / 'killed'}"], cwd=ROOT, env=small, check=True)
+    subprocess.run([*command, f"--out={tmp_path / 'killed'}"], cwd=ROOT, env=env, check=True)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
@@ -213,6 +212,16 @@ def test_a_sound_that_ends_before_its_annotation_is_skipped(tmp_path):
         build("jsonl", tmp_path / "tree", tmp_path / "out")
 
 
+def test_a_clip_that_ends_before_the_times_of_its_questions_is_skipped(trees, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(write_tree("openimages_strong", trees), tree)
+    for path in (tree / "audioset" / "clips").glob("*.wav"):
+        wave, rate = soundfile.read(path)
+        soundfile.write(path, wave[: 2 * rate], rate)
+    with pytest.raises(UserError, match="sound is shorter than its annotation: "):
+        build("openimages_strong", tree, tmp_path / "out")
+
+
 def test_a_full_disk_is_named_and_what_was_made_stays(trees, tmp_path, monkeypatch):
     tree, out = write_tree("valor", trees), tmp_path / "out"
     monkeypatch.setattr(building, "ROOM", 1 << 60)
@@ -221,10 +230,10 @@ def test_a_full_disk_is_named_and_what_was_made_stays(trees, tmp_path, monkeypat
     found = building.survey(plan, shelf, [], None, lambda line: None)
     for folder in ("shards", "texts"):
         (out / folder).mkdir(parents=True)
-    (out / "plan.json").write_text('{"source": "valor"}')
-    (job,) = building._jobs(plan, shelf, found, out)
+    shards = building.Shards(plan, shelf, found, out, "valor", 10.0, building.Settings())
+    (job,) = shards.jobs()
     with pytest.raises(OSError, match="No space left on device.*array_record"):
-        building.make_shard(job, 1, out, building.Settings())
+        building.make_shard(job, out, "flac")
     assert not list(out.glob("*.array_record"))
 
 

@@ -127,15 +127,6 @@ def test_a_second_build_reuses_the_folder_and_other_settings_do_not(folder, caps
     assert splits == {"train", "compositions"}
 
 
-def test_it_says_how_far_it_is(monkeypatch, capsys):
-    clock = iter([0.0, 1.0, 10.0, 10.5])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    progress = builder._Progress(400)
-    for _ in range(3):
-        progress.add(100)
-    assert capsys.readouterr().out == "mini data: 200 of 400 scenes, 20 a second, 10 s left\n"
-
-
 @pytest.mark.parametrize("count", [3, 49])
 def test_a_number_of_classes_that_there_is_not(media, count):
     with pytest.raises(UserError, match=rf"classes={count}: expected 4 to 48"):

@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from meerkat_jax.data.mini import ask, compose
 from meerkat_jax.data.mini.media import Media, MediaSet, load_media
 from meerkat_jax.data.pipeline import leave_with_parent, write_part
 from meerkat_jax.errors import UserError
+from meerkat_jax.progress import Progress
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
@@ -158,7 +158,9 @@ def _render_all(
     Gives by split what its scenes hold, and by part and split the indices of its scenes.
     """
     jobs = _jobs(config, media, folder)
-    progress = _Progress(sum(job.stop - job.start for job in jobs))
+    total = sum(job.stop - job.start for job in jobs)
+    progress, done = Progress("mini data: scenes", total, REPORT_SECONDS), 0
+    progress.report(done)
     shares = {job.split: Counter() for job in jobs}
     parts = {part: {job.split: [] for job in jobs} for part in PARTS}
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
@@ -173,7 +175,8 @@ def _render_all(
                 shares[split].update(counts)
                 for part, indices in found.items():
                     parts[part][split] += indices
-                progress.add(counts["scenes"])
+                done += counts["scenes"]
+                progress.report(done)
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
                 "a process that renders the mini data was ended from outside (out of memory?); "
@@ -184,27 +187,6 @@ def _render_all(
             raise
     shares = {split: dict(sorted(counter.items())) for split, counter in shares.items()}
     return shares, parts
-
-
-class _Progress:
-    """Says every few seconds how far the rendering is, how fast it goes and how long it takes."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self.begun = self.said = time.monotonic()
-
-    def add(self, scenes: int) -> None:
-        """Count `scenes` as rendered."""
-        self.done += scenes
-        now = time.monotonic()
-        if now - self.said < REPORT_SECONDS and self.done < self.total:
-            return
-        self.said, rate = now, self.done / (now - self.begun)
-        print(
-            f"mini data: {self.done} of {self.total} scenes, {rate:.0f} a second, "
-            f"{(self.total - self.done) / rate:.0f} s left",
-            flush=True,
-        )
 
 
 _media: dict[str, dict[str, Media]] = {}  # by split and class, of this worker process

@@ -21,9 +21,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from meerkat_jax.data.sources.classes import Class, Ontology
+from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import fields, interval, lines, name, number, table
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.data.sources.sounds import Event, SoundRows, Sounds
+from meerkat_jax.data.sources.sounds import CLIP_SECONDS, Event, SoundRows, Sounds
 from meerkat_jax.errors import UserError
 
 WEAK = {
@@ -33,7 +34,6 @@ WEAK = {
 }
 STRONG = {"audioset_train_strong.tsv": "train", "audioset_eval_strong.tsv": "test"}
 COLUMNS = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
-CLIP = 10.0  # seconds; some annotations end a little later
 SHORTEST = 0.1  # seconds of an event, the finest that an answer can tell
 # Labels of the strong set that the ontology has not (issues 6 and 9 of its repository), and the
 # node that each belongs to; "" is none of ours.
@@ -63,6 +63,12 @@ def files(folder: Path, names: dict[str, str]) -> list[Path]:
     if lacking:
         raise UserError(f"{folder}: no {', no '.join(lacking)}; see docs/data.md for the layout")
     return [folder / "ontology.json", *there]
+
+
+def places(video: str, start: float) -> tuple[Place, ...]:
+    """Where a clip may lie: cut out already, or within the whole video."""
+    cut = [Place("audioset/clips", name) for name in (video, f"{video}_{round(start * 1000)}")]
+    return (*cut, Place("audioset/videos", video, start))
 
 
 def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sounds:
@@ -110,12 +116,12 @@ def read_strong(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sound
                 clip, start, end, label = row
                 _split_id(clip)
                 start, end = interval(start, end)
-                number(start, "time start", 0, CLIP)
+                number(start, "time start", 0, CLIP_SECONDS)
                 if end - start < SHORTEST:
                     skips.drop(f"event under {SHORTEST:g} s")
                     continue
                 for node in _known([label], ontology):
-                    said = (node, start, min(end, CLIP))
+                    said = (node, start, min(end, CLIP_SECONDS))
                     if said in clips.setdefault(clip, {}):
                         skips.drop("row twice")
                     clips[clip][said] = None

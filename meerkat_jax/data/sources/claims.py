@@ -9,9 +9,8 @@ import numpy as np
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.data.sources import asking
 from meerkat_jax.data.sources.openimages import Pictures
-from meerkat_jax.data.sources.sounds import Sounds, merged
+from meerkat_jax.data.sources.sounds import CLIP_SECONDS, Sounds, merged
 
-CLIP_SECONDS = 10.0
 MARGIN = 0.3  # seconds between a claimed time and a sound that it must not hold
 SHORTEST, LONGEST = 1.0, 3.0  # seconds of a claimed time
 
@@ -42,12 +41,9 @@ class Claims:
     def spans(self, kinds: Iterable[int]) -> list[Segment]:
         """When these classes are heard, by time."""
         found = [
-            s for kind in kinds for s in self.sounds.spans(self.sound, kind, self._label(kind))
+            s for kind in kinds for s in self.sounds.spans(self.sound, kind, self.labels[kind])
         ]
         return sorted(found, key=lambda segment: (segment.start, segment.end))
-
-    def _label(self, kind: int) -> str:
-        return self.labels[kind]
 
     def questions(
         self, kind: int, task: int, negative: str | None, other: int
@@ -111,14 +107,14 @@ class Claims:
     def _hearing(self, interval: tuple[float, float] | None) -> str:
         """What is heard, in the time of the claim if it has one."""
         if interval is None:
-            return f"I hear {asking.listed(self._label(kind) for kind in self.heard)}"
+            return f"I hear {asking.listed(self.labels[kind] for kind in self.heard)}"
         start, end = interval
         heard = [
             kind
             for kind in self.heard
             if any(s.start < end and s.end > start for s in self.spans([kind]))
         ]
-        return f"I hear {asking.listed(self._label(kind) for kind in heard)} in that time"
+        return f"I hear {asking.listed(self.labels[kind] for kind in heard)} in that time"
 
     def _during(self, kinds: Sequence[int]) -> tuple[float, float]:
         """A time for at least half of which one of `kinds` sounds, or for as long as it does."""

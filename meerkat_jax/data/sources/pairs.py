@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from meerkat_jax.data.example import Question
 from meerkat_jax.data.sources import audioset, openimages, vggsound
 from meerkat_jax.data.sources.claims import Claims, gaps
 from meerkat_jax.data.sources.classes import TABLE, Class, read_classes
@@ -69,19 +70,25 @@ class Row(NamedTuple):
 def plan_audioset(folder: Path, options: Options) -> Plan:
     """OpenImages with AudioSet's weak labels."""
     files = audioset.files(folder / "audioset", audioset.WEAK)
-    return _plan("openimages_audioset", folder, files, audioset.read_weak, (1, 2), options)
+    return _plan(
+        "openimages_audioset", folder, files, audioset.read_weak, audioset.places, (1, 2), options
+    )
 
 
 def plan_strong(folder: Path, options: Options) -> Plan:
     """OpenImages with AudioSet's strong labels."""
     files = audioset.files(folder / "audioset", audioset.STRONG)
-    return _plan("openimages_strong", folder, files, audioset.read_strong, (3, 4), options)
+    return _plan(
+        "openimages_strong", folder, files, audioset.read_strong, audioset.places, (3, 4), options
+    )
 
 
 def plan_vggsound(folder: Path, options: Options) -> Plan:
     """OpenImages with VGGSound."""
     files = require(folder / "vggsound", vggsound.FILE)
-    return _plan("openimages_vggsound", folder, files, vggsound.read_weak, (1, 2), options)
+    return _plan(
+        "openimages_vggsound", folder, files, vggsound.read_weak, vggsound.places, (1, 2), options
+    )
 
 
 def _plan(
@@ -89,6 +96,7 @@ def _plan(
     folder: Path,
     files: Sequence[Path],
     read: Callable[[Path, tuple[Class, ...], Skips], Sounds],
+    places: Callable[[str, float], tuple[Place, ...]],
     tasks: tuple[int, int],
     options: Options,
 ) -> Plan:
@@ -99,7 +107,7 @@ def _plan(
     sounds = read(files[-1].parent, classes, skips)
     joiner = Joiner(source, pictures, sounds, classes, tasks, options, skips)
     rows, splits = joiner.all()
-    entries = Pairs(source, pictures, sounds, classes, options, rows, splits)
+    entries = Pairs(source, pictures, sounds, classes, places, options, rows, splits)
     return Plan(entries, (*files, TABLE), skips)
 
 
@@ -115,7 +123,7 @@ class Joiner:
         families = np.array([one.family for one in classes])
         self.siblings = (families[:, None] == families) & ~np.eye(self.count, dtype=bool)
         self.others = (families[:, None] != families) & ~np.eye(self.count, dtype=bool)
-        self.spans = self._spans() if tasks[0] == 3 else None
+        self.spans = self._spans() if len(sounds.events) else None
 
     def _spans(self) -> np.ndarray:
         """int16[S, C], how many stretches of each class a clip has."""
@@ -273,8 +281,9 @@ _TYPES = {
 class Pairs(Sequence[Entry]):
     """The planned pairs as entries."""
 
-    def __init__(self, source, pictures, sounds, classes, options, rows, splits) -> None:
+    def __init__(self, source, pictures, sounds, classes, places, options, rows, splits) -> None:
         self.source, self.options, self.rows, self.splits = source, options, rows, splits
+        self.places: Callable[[str, float], tuple[Place, ...]] = places
         self.pictures: Pictures = pictures
         self.sounds: Sounds = sounds
         self.labels = [one.label for one in classes]
@@ -296,24 +305,23 @@ class Pairs(Sequence[Entry]):
         )  # fmt: skip
         negative = NEGATIVES[int(row.task)][row.negative] if row.negative >= 0 else None
         both = claims.both if row.matched else ()
+        questions = claims.questions(int(row.kind), int(row.task), negative, int(row.other))
         return Entry(
             id=ident,
             split=split,
             image=(Place(f"openimages/{folder}", picture),),
-            audio=self._clip(video, start),
-            questions=claims.questions(int(row.kind), int(row.task), negative, int(row.other)),
+            audio=self.places(video, start),
+            questions=questions,
             keys=(f"picture:{picture}", f"video:{video}"),
             seen=tuple(self.labels[kind] for kind in claims.seen),
             heard=tuple(self.labels[kind] for kind in claims.heard),
             boxes=tuple(box for kind in both for box in claims.boxes(kind)),
             matched=bool(row.matched),
+            seconds=max(map(_last_time, questions)),
         )
 
-    def _clip(self, video: str, start: float) -> tuple[Place, ...]:
-        """Where the sound may lie: cut out already, or within the whole video."""
-        if self.source.endswith("vggsound"):
-            names, home = [f"{video}_{round(start):06d}"], "vggsound"
-        else:
-            names, home = [video, f"{video}_{round(start * 1000)}"], "audioset"
-        cut = [Place(f"{home}/clips", name) for name in names]
-        return (*cut, Place(f"{home}/videos", video, start))
+
+def _last_time(question: Question) -> float:
+    """The last time that a question or its answer tells, in seconds; 0 for none."""
+    told = [segment.end for segment in question.segments]
+    return max([*told, *question.truth.get("interval", ())], default=0.0)

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.stretches import json_stretches, refuse_constant
 from meerkat_jax.errors import UserError
-
-_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def require(folder: Path, *names: str) -> list[Path]:
@@ -118,92 +117,19 @@ def json_lines(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each line of a JSON-lines file; broken lines are faults."""
     for number, line in lines(path):
         try:
-            yield number, _loads(line)
+            yield number, json.loads(line, parse_constant=refuse_constant)
         except (ValueError, RecursionError) as error:
             skips.add(f"{path.name}:{number}", "not JSON", f"{line[:80]!r} ({error})")
 
 
-def json_items(path: Path, *keys: str) -> Iterator[tuple[int, str, Any]]:
+def json_items(path: Path) -> Iterator[tuple[int, str, Any]]:
     """(line number, key or "", value) of each item of the JSON array or object that a file is.
 
-    With `keys` the items of that value within: `json_items(path, "data")` of `{"data": [...]}`.
     Items are decoded one after another, and an object's keys may come twice. UserError naming the
     line where the text stops being JSON or goes on behind its end, and for another kind of value.
     """
-    text = "\n".join(line for _, line in _all_lines(path))
-    start = _SPACE.match(text).end()
-    for depth, key in enumerate(keys):
-        places = [at for at, name, _ in _walk(path, text, start, depth == 0) if name == key]
-        if not places:
-            raise UserError(f"{path}:1: no key {key!r}; another file, or version?")
-        start = places[0]
-    newlines, counted = 1, 0
-    for at, key, value in _walk(path, text, start, not keys):
-        newlines += text.count("\n", counted, at)
-        counted = at
-        yield newlines, key, value
-
-
-def _all_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Every line, blank ones too: line numbers are counted from what is joined."""
-    last = 0
-    for number, line in lines(path):
-        yield from ((between, "") for between in range(last + 1, number))
-        last = number
-        yield number, line
-
-
-def _walk(path: Path, text: str, start: int, outermost: bool) -> Iterator[tuple[int, str, Any]]:
-    """(position, key or "", value) of the items of the array or object at `start`.
-
-    Behind the outermost one nothing may follow.
-    """
-
-    def refuse(at: int, why: str) -> UserError:
-        line = text.count("\n", 0, at) + 1
-        return UserError(f"{path}:{line}: {why}; get the file again")
-
-    opening = text[start : start + 1]
-    if opening not in ("[", "{"):
-        raise refuse(start, f"expected a JSON array or object, found {text[start : start + 40]!r}")
-    closing = "]" if opening == "[" else "}"
-    at = _SPACE.match(text, start + 1).end()
-    first = True
-    while text[at : at + 1] != closing:
-        if not first:
-            if text[at : at + 1] != ",":
-                raise refuse(at, f"expected ',' or {closing!r}, found {text[at : at + 40]!r}")
-            at = _SPACE.match(text, at + 1).end()
-        first, key, place = False, "", at
-        try:
-            if opening == "{":
-                key, at = _DECODER.raw_decode(text, at)
-                if not isinstance(key, str):
-                    raise refuse(place, f"expected a key in quotes, found {key!r}")
-                at = _SPACE.match(text, at).end()
-                if text[at : at + 1] != ":":
-                    raise refuse(at, f"expected ':' after {key!r}")
-                at = place = _SPACE.match(text, at + 1).end()
-            value, at = _DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise refuse(error.pos, f"not JSON ({error.msg})") from None
-        except (ValueError, RecursionError) as error:
-            raise refuse(place, f"not JSON ({error})") from None
-        yield place, key, value
-        at = _SPACE.match(text, at).end()
-    if outermost and _SPACE.match(text, at + 1).end() < len(text):
-        raise refuse(at + 1, f"text after the last {closing!r}")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_refuse_constant)
+    for item in json_stretches(path):
+        yield item.line, item.key, item.value
 
 
 # Values ------------------------------------------------------------------------------------------

@@ -31,9 +31,10 @@ class Skip(NamedTuple):
 class Skips:
     """Collects what is left out.
 
-    `used` counts what was not. A *fault* is what should have been there; it counts against the
-    limit of the build. What was left out on purpose (a caught leak, a class over its cap, a row
-    twice) is counted in `dropped` by reason and told nowhere else.
+    `used` counts rows that could be read, those dropped afterwards too. A *fault* is what should
+    have been there; it counts against the limit of the build. What was left out on purpose (a
+    caught leak, a class over its cap, a row twice) is counted in `dropped` by reason and told
+    nowhere else.
     """
 
     def __init__(self) -> None:

@@ -14,6 +14,7 @@ from meerkat_jax.data.example import Segment
 from meerkat_jax.data.sources.skips import Bad, Skips
 
 SPLITS = ("train", "test")
+CLIP_SECONDS = 10.0  # of AudioSet and VGGSound; some annotations end a little later
 
 
 @dataclasses.dataclass(frozen=True)

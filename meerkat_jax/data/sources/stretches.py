@@ -133,11 +133,12 @@ def _value_of(path: Path, text: str, start: int, wanted: str) -> int:
     return _key(path, text, places[0])[1]
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """For NaN and Infinity, which Python's decoder would take."""
     raise ValueError(f"{name} is no JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def _decoded(path: Path, text: str, at: int) -> tuple[Any, int]:

@@ -15,12 +15,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from meerkat_jax.data.sources.classes import Class
+from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import name, number, require, table, words
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.data.sources.sounds import SPLITS, SoundRows, Sounds
 
 FILE = "vggsound.csv"
 COLUMNS = ("YouTube id", "start", "label", "split")
+
+
+def places(video: str, start: float) -> tuple[Place, ...]:
+    """Where a clip may lie: cut out already, or within the whole video."""
+    cut = Place("vggsound/clips", f"{video}_{round(start):06d}")
+    return cut, Place("vggsound/videos", video, start)
 
 
 def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sounds:

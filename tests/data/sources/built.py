@@ -27,6 +27,7 @@ def write_tree(source: str, folder: Path) -> Path:
 def build(source: str, tree: Path, out: Path, workers: int = 1, **settings) -> dict:
     """Build one; `settings` beside those of the trees."""
     options = settings.pop("options", Options())
+    made = building.Settings(shard=settings.pop("shard", 256))
     given = {"max_skipped": SPOILED, "say": lambda line: None} | settings
     plan = find(source)(tree, options)
-    return building.build(source, plan, tree, out, options, building.Settings(), workers, **given)
+    return building.build(source, plan, tree, out, options, made, workers, **given)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from meerkat_jax.data.sources.entry import Entry, Options
-from meerkat_jax.errors import UserError
+from tests.data.sources.mutations import planned
 
 
 def check_table(
@@ -46,16 +46,3 @@ def spoiled_tree(source, folder: Path, write, name: str, spoil) -> tuple[bytes, 
     after = spoil(before)
     (folder / name).write_bytes(after)
     return before, after, entries
-
-
-def planned(source, folder: Path, name: str) -> dict[str, Entry] | None:
-    """The entries by id; None after a UserError, which has to name file and line."""
-    try:
-        plan = source.plan(folder, Options())
-    except UserError as error:
-        assert f"{name}:" in str(error), error
-        return None
-    assert all(fault.where.rpartition(":")[2].isdigit() for fault in plan.skips.faults)
-    found = {entry.id: entry for entry in plan.entries}
-    assert len(found) == len(plan.entries)
-    return found

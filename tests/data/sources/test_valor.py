@@ -98,7 +98,7 @@ def test_missing_files_are_named(tmp_path):
         plan(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "line"), [("", 1), ("true", 1), ("[\n{},\n", 2), ('{"a" 1}', 1)])
+@pytest.mark.parametrize(("text", "line"), [("", 1), ("true", 1), ("[\n{},\n", 3), ('{"a" 1}', 1)])
 def test_another_file_is_refused(folder, text, line):
     (folder / "desc_test.json").write_text(text)
     with pytest.raises(UserError, match=rf"desc_test\.json:{line}: "):
