@@ -40,10 +40,10 @@ class Shelf:
 
     def find(self, places: Sequence[Place], kinds: Sequence[str]) -> tuple[str, float] | None:
         """(path, time in it) of the first place with a file whose suffix is one of `kinds`."""
-        for folder, name, at in places:
-            files = self._listed(folder).get(name)
-            for path in files or ():
-                if os.path.splitext(path)[1].lower() in kinds:
+        for folder, name, at, wanted in places:
+            for path in self._listed(folder).get(name, ()):
+                suffix = os.path.splitext(path)[1]
+                if suffix.lower() in kinds and wanted in ("", suffix):
                     return path, at
         return None
 

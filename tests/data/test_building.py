@@ -340,6 +340,12 @@ def test_ready_stills_come_before_videos_and_folders_below_are_searched(tmp_path
     assert media.find_picture(shelf, places("1")) == (f"{tmp_path}/frames/x/1.jpg", 0.0)
     assert media.find_picture(shelf, places("2")) == (f"{tmp_path}/videos/2.mp4", 5.0)
     assert media.find_picture(shelf, places("3")) is None
+    for name in ("own/1.jpg", "own/1.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"-")
+    named = [media.Place("own", "1", 2.0, ".mp4")]  # beside a still of the same name
+    assert media.find_picture(shelf, named) == (f"{tmp_path}/own/1.mp4", 2.0)
+    assert media.find_picture(shelf, [media.Place("own", "1", 2.0, ".png")]) is None
     assert media.find_sound(shelf, places("1")) == (f"{tmp_path}/videos/1.mp4", 5.0)
 
 

@@ -23,12 +23,13 @@ class Place(NamedTuple):
     """A file below the source folder, named without its suffix, and a moment in it.
 
     `at`, in seconds: the frame of a video that is shown, or where a clip of sound begins. A picture
-    file has no moments.
+    file has no moments. `suffix` where only one will do; else any of the right kind.
     """
 
     folder: str
     name: str
     at: float = 0.0
+    suffix: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

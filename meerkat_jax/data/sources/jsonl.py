@@ -31,7 +31,6 @@ lies in the picture, a segment ends after it begins, no id comes twice.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -39,6 +38,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from meerkat_jax.data.example import Box, Question, Segment
+from meerkat_jax.data.leaks import hashed
 from meerkat_jax.data.sources import asking
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
 from meerkat_jax.data.sources.reading import corners, interval, json_lines, require, shown
@@ -63,13 +63,13 @@ def plan(folder: Path, options: Options) -> Plan:
     for line, value in json_lines(path, skips):
         with skips.row(path, line):
             ident = entry(value, line, options).id
-            content = _digest(json.dumps(value, sort_keys=True))
+            content = hashed(json.dumps(value, sort_keys=True))
             if content in contents:
                 skips.drop("row twice")
                 continue
-            if _digest(ident) in ids:
+            if hashed(ident) in ids:
                 raise Bad("id twice", f"id is {ident.split('-', 2)[2]!r}, expected one of its own")
-            ids.add(_digest(ident))
+            ids.add(hashed(ident))
             contents.add(content)
             rows.add(0, starts[line - 1], starts[line])
             lines.append(line)
@@ -223,9 +223,10 @@ def _placed(at: str) -> Iterator[None]:
 
 
 def _place(path: str, at: float) -> Place:
-    """Folder and name without suffix of a file."""
+    """The file that is named, and no other of its stem."""
     pure = PurePosixPath(path)
-    return Place("" if str(pure.parent) == "." else str(pure.parent), pure.stem, float(at))
+    folder = "" if str(pure.parent) == "." else str(pure.parent)
+    return Place(folder, pure.stem, float(at), pure.suffix)
 
 
 def _last_time(questions: Sequence[dict]) -> float:
@@ -248,7 +249,3 @@ def _line_starts(path: Path) -> array:
         for line in file:
             starts.append(starts[-1] + len(line))
     return starts
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

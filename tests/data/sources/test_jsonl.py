@@ -50,19 +50,20 @@ def test_the_tree(tmp_path):
     assert plan.files == (tmp_path / "annotations.jsonl",)
     least, full, plain = plan.entries
     assert least.id == "jsonl-train-line1" and least.split == "train" and least.matched
-    assert least.image == (Place("dogs", "1"),) and least.audio == (Place("dogs", "1"),)
+    assert least.image == (Place("dogs", "1", 0, ".jpg"),)
+    assert least.audio == (Place("dogs", "1", 0, ".wav"),)
     assert least.keys == ("jsonl:dogs/1.jpg", "jsonl:dogs/1.wav") and least.boxes == (BOX,)
     (question,) = least.questions
     assert question.boxes == (BOX,) and question.response == "[dog, 0.100, 0.250, 0.500, 1.000]"
     assert question.truth == {"kind": "arig", "answer": None, "objects": [DOG]}
     assert question.instruction.endswith("Give [object, x_left, y_top, x_right, y_bottom].")
     assert full.id == "jsonl-test--film a/12" and full.split == "test" and not full.matched
-    assert full.image == (Place("films", "-a b.x", 2.5),)
-    assert full.audio == (Place("films", "-a b.x", 1.0),)
+    assert full.image == (Place("films", "-a b.x", 2.5, ".mp4"),)
+    assert full.audio == (Place("films", "-a b.x", 1.0, ".mp4"),)
     assert full.keys == ("jsonl:films/-a b.x.mp4", "jsonl:group:film a")
     assert full.seen == ("dog", "cat, black") and full.heard == ("dog",) and full.seconds == 5.0
     assert full.boxes == (Box("cat, black", 0.1, 0.0, 1.0, 1.0),)
-    assert plain.id == "jsonl-train-line4" and plain.image == (Place("", "2"),)
+    assert plain.id == "jsonl-train-line4" and plain.image == (Place("", "2", 0, ".png"),)
 
 
 def test_every_default_of_a_question(tmp_path):
@@ -287,6 +288,7 @@ def test_planned_rows_take_little_memory(tmp_path):
     with open(tmp_path / "annotations.jsonl", "w") as file:
         for number in range(1000):
             file.write(json.dumps(LEAST | {"id": f"row {number}"}) + "\n")
+    planned(tmp_path)  # what is read once, patterns and wordings, is not of the rows
     tracemalloc.start()
     plan = planned(tmp_path)
     held = tracemalloc.get_traced_memory()[0]
