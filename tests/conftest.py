@@ -12,6 +12,14 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.py"
 
 
+# Files of minutes go first: begun last, one of them keeps one worker busy while the others wait.
+LONG = ("test_resume.py", "test_train.py", "test_training.py", "test_placement.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)  # stable: else the order that it was
+
+
 def door_environment(cache):
     """Variables of a door's process: its cache, one device, and compilation in seconds."""
     # Without optimisation a program is compiled in a third of the time, and runs slower.

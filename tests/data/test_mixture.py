@@ -124,10 +124,11 @@ def test_a_run_streams_all_sources(root, train, tmp_path):
         "def get_config():\n"
         f"    config = load_config({str(ROOT / 'tests' / 'tiny.py')!r}).to_dict()\n"
         f"    config['data'] |= dict(kind='avfit', root={str(root)!r}, sources={chosen!r},\n"
-        "        boxes=16, names=16, length=700, room=600, answer=600, task_weights={})\n"
+        "        boxes=16, names=16, runs=1, length=260, room=200, answer=200, task_weights={})\n"
         "    phase = config['phases'][-1]\n"
         "    phase.pop('kept', None)\n"
-        "    config['phases'] = [phase | dict(split='train', steps=4, task_weights={})]\n"
+        "    config['phases'] = [phase | dict(split='train', steps=4, task_weights={}"
+        ", weights={'answer': 1.0})]\n"
         "    return ml_collections.ConfigDict(config)\n"
     )
     done = train(tmp_path / "run", f"--config={config}")

@@ -58,7 +58,7 @@ REFUSED = """
 STAY_AWAY = """
     hosts.meet("all are there", {}, 120)  # on a busy machine one may start half a minute later
     if number != 1:
-        hosts.meet("data", {}, 20)
+        hosts.meet("data", {}, 8)
     import os; os._exit(0)
 """
 
@@ -137,7 +137,7 @@ def test_what_process_0_refuses_ends_all():
 
 def test_a_process_that_stays_away_from_a_barrier_is_named():
     said = together(STAY_AWAY, range(3), 3)
-    assert "process 1 of 3 has not come within 20 s" in said[0][0]
+    assert "process 1 of 3 has not come within 8 s" in said[0][0]
 
 
 @pytest.mark.parametrize(
