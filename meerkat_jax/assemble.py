@@ -207,6 +207,7 @@ def assemble(config: Mapping, tokenizer: Tokenizer) -> Assembly:
         answer=data["answer"],
         boxes=data.get("boxes", 4),
         names=data.get("names", 4),
+        lengths=tuple(data.get("lengths", ())),
     )
     logmel = construct(LogMel, {"sample_rate": data["sample_rate"], **parts["mel"]}, "model.mel")
     return Assembly(model, tokenizer, prompt, logmel, shapes)

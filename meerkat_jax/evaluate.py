@@ -27,7 +27,7 @@ from meerkat_jax.data.example import TASKS
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import open_folder
-from meerkat_jax.data.pipeline import has_split, open_split
+from meerkat_jax.data.split import has_split, open_split
 from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.evaluation import tables
 from meerkat_jax.evaluation.benchmark import MAIN_METRIC, Answered, class_names, judge, score

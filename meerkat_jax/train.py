@@ -29,7 +29,8 @@ from ml_collections import config_flags
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import HELD_OUT, open_data
-from meerkat_jax.data.pipeline import Encode, fixed_batches, open_split, train_batches
+from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
+from meerkat_jax.data.split import Split
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
 from meerkat_jax.training import flops, hosts, losses, params, preemption, senses, sharding
@@ -157,9 +158,17 @@ def main(_: list[str]) -> None:
     frozen = base.fill(frozen, shapes[1], places[1])
 
     # Phases: the same step with other loss weights ----------------------------------------------
-    for phase in phases:
-        open_split(data.folder, phase["split"])  # a wrong name is found now, not after an hour
+    def odds(phase: dict) -> dict:
+        return phase.get("task_weights", config["data"]["task_weights"])
+
+    splits = [Split(data.folder, phase["split"], phase.get("sources")) for phase in phases]
+    needed = []  # by each record's texts, where batches differ in length
+    for phase, split in zip(phases, splits, strict=True):
+        split.open()  # a wrong name is found now, not after an hour
         senses.check_kept(phase, shapes[0]["trainable"])
+        asks = losses.needs(phase["weights"])["ask"]
+        found = data.needed(split, model.prompt, model.shapes, odds(phase)) if asks else None
+        needed.append(found)
     ends = list(itertools.accumulate(phase["steps"] for phase in phases))
     total, rate = ends[-1], learning_rate(config)
     stop = min(total, FLAGS.stop_after or total)
@@ -181,8 +190,7 @@ def main(_: list[str]) -> None:
     def encode(phase: dict, *others: dict, kept: senses.Senses | None = None) -> Encode:
         """What a phase asks of its scenes, with what the losses of the others need too."""
         needs = losses.needs({term for one in (phase, *others) for term in one["weights"]})
-        odds = phase.get("task_weights", config["data"]["task_weights"])
-        return Encode(model.shapes, model.prompt, data.classes, odds, **needs, kept=kept)
+        return Encode(model.shapes, model.prompt, data.classes, odds(phase), **needs, kept=kept)
 
     def keep(phase: dict) -> senses.Senses | None:
         """What the towers, at rest from now on, make of the phase's scenes, if it says so."""
@@ -194,7 +202,7 @@ def main(_: list[str]) -> None:
             batch = {key: hosts.put(value, on_device) for key, value in batch.items()}
             return jax.tree.map(hosts.whole, sensed(both, batch))
 
-        records = open_split(data.folder, phase["split"])[: phase["kept"]]
+        records = splits[phases.index(phase)].open()[: phase["kept"]]
         here, shared = workdir / "senses" / str(phases.index(phase)), cache / "senses"
         facts = origin | {"config": [config[key] for key in ("model", "data", "seed")]}
         facts |= {"records": [phase["split"], phase["kept"]]}
@@ -207,15 +215,14 @@ def main(_: list[str]) -> None:
     on_device = sharding.batch_sharding(mesh)
     scored_split = HELD_OUT[config["data"]["kind"]]  # of which a few fixed batches are scored
     held_out = fixed_batches(
-        data.folder, scored_split, encode(phases[-1], *phases), config["batch"],
+        Split(data.folder, scored_split), encode(phases[-1], *phases), config["batch"],
         config["evaluate_batches"], hosts.rows(on_device, config["batch"]),
+        data.fitting(scored_split, model.prompt, model.shapes, odds(phases[-1]), say),
     ) if config["evaluate_batches"] else []  # fmt: skip
-
-    text = model.shapes.runs * model.shapes.length
 
     # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
     writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
-    compiled, batches, leave = {}, None, False
+    batches, leave = None, False
     while step < stop:
         number = bisect.bisect_right(ends, step)
         phase = phases[number]
@@ -226,25 +233,30 @@ def main(_: list[str]) -> None:
             with clock.apart():
                 kept = keep(phase)
             batches = train_batches(
-                data.folder, phase["split"], encode(phase, kept=kept), size(phase),
-                config["seed"] + number, done,
-                phase.get("workers", config["data"]["workers"]), phase.get("kept"),
-                hosts.rows(on_device, size(phase)),
+                splits[number], encode(phase, kept=kept), size(phase), config["seed"] + number,
+                done, phase.get("workers", config["data"]["workers"]), phase.get("kept"),
+                hosts.rows(on_device, size(phase)), needed[number],
             )  # fmt: skip
+            compiled, needs = {}, losses.needs(phase["weights"])  # a program for each length
         with clock.waiting(pending[-1:]):
             batch = next(batches)
         batch = hosts.place(batch, on_device, size(phase))
-        if number not in compiled:
+        length = batch["tokens"].shape[-1]
+        if length not in compiled:
             with clock.apart():
                 begun = time.monotonic()
-                say(f"phase {phase['name']!r}: compiling, a minute at most; the result is cached")
+                what = f"phase {phase['name']!r}, runs of {length} tokens"
+                say(f"{what}: compiling, a minute at most; the result is cached")
                 traced = runs[number].trace(state, frozen, batch)
-                needed = flops.step_flops(traced)
-                compiled = {number: traced.lower().compile()}
+                compiled[length] = traced.lower().compile(), flops.step_flops(traced)
                 took = f"{time.monotonic() - begun:.1f} s"
-                say(f"phase {phase['name']!r}: compiled in {took}, {needed:.3g} FLOPs a step")
+                say(f"{what}: compiled in {took}, {compiled[length][1]:.3g} FLOPs a step")
+        program, work = compiled[length]
+        text = model.shapes.runs * length
+        tokens = model.model.prefix_length * needs["look"] + text * needs["ask"]
+        clock.count(size(phase), tokens, work)
         profile.before(step + 1, state)
-        state, found = compiled[number](state, frozen, batch)
+        state, found = program(state, frozen, batch)
         profile.after(step + 1, state)
         pending.append(found)
         step += 1
@@ -257,10 +269,8 @@ def main(_: list[str]) -> None:
             pending = jax.tree.map(float, jax.device_get(pending))
             refuse_nonfinite(pending, step, writer, checkpoints, f"phase {phase['name']!r}")
         if log:
-            needs = losses.needs(phase["weights"])
-            length = model.model.prefix_length * needs["look"] + text * needs["ask"]
             row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
-            writer.write(step, row | clock.row(size(phase), length, needed))
+            writer.write(step, row | clock.row())
             pending = []
         if evaluate and held_out:
             with clock.apart():

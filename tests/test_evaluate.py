@@ -10,7 +10,7 @@ import pytest
 
 from meerkat_jax.data.example import TASKS, Question
 from meerkat_jax.data.mini import compose
-from meerkat_jax.data.pipeline import open_split
+from meerkat_jax.data.split import open_split
 from meerkat_jax.errors import UserError
 from meerkat_jax.evaluate import answer_split, choose, evaluate, table
 from meerkat_jax.evaluation.benchmark import MAIN_METRIC, Answered, class_names, judge

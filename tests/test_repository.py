@@ -129,12 +129,13 @@ def test_what_is_imported_is_required():
     runtime = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
     extras = project["optional-dependencies"]
     converting = runtime | requirement_names(extras["convert"])
-    reading = runtime | requirement_names(extras["data"])
+    reading = runtime | requirement_names([*extras["data"], *extras["tfds"]])
     testing = converting | reading | requirement_names(extras["test"])
     # where the name of the package is not that of the distribution
     called = {"absl": "absl-py", "PIL": "pillow", "ott": "ott-jax", "orbax": "orbax-checkpoint"}
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
     called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf"}
+    called |= {"tensorflow_datasets": "tensorflow-datasets"}
     ours = {"meerkat_jax", *OTHERS}
     rooms = {"tests": testing, "benchmarks": testing, "weights": converting}
     rooms["data"] = reading
@@ -151,9 +152,9 @@ def test_every_requirement_has_a_tested_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
     extras = project["optional-dependencies"]
-    wanted |= requirement_names([*extras["convert"], *extras["data"], *extras["test"]]) - {
-        "meerkat-jax"
-    }
+    wanted |= requirement_names(
+        [line for extra in ("convert", "data", "tfds", "test") for line in extras[extra]]
+    ) - {"meerkat-jax"}
     assert not wanted - requirement_names(pinned)
 
 

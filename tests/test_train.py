@@ -15,6 +15,7 @@ import pytest
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data.open import open_data
 from meerkat_jax.data.pipeline import Encode, fixed_batches
+from meerkat_jax.data.split import Split
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.models.clap import STATISTICS
 from meerkat_jax.training import params
@@ -225,7 +226,7 @@ def parts(cache):
     data = open_data(config["data"], cache)
     assembly = assemble(config, data.tokenizer)
     encode = Encode(assembly.shapes, assembly.prompt, data.classes, {})
-    (batch,) = fixed_batches(data.folder, "compositions", encode, 4, 1)
+    (batch,) = fixed_batches(Split(data.folder, "compositions"), encode, 4, 1)
     fresh = assembly.init(jax.random.key(0))
     return assembly, fresh, jax.tree.map(jnp.asarray, data.name_ids()), batch
 

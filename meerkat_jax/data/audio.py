@@ -55,6 +55,7 @@ def load_audio(
     pad: str = "zero",
     name: str | None = None,
     start: float = 0.0,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
 
@@ -62,7 +63,8 @@ def load_audio(
     seconds, is left out, and a longer sound is cut to its beginning. A shorter one is padded:
     "zero" by silence; "repeat" as CLAP was trained, by whole repetitions and then silence, which
     makes the sound occur at times when it did not, hence not the default. `name` is what errors
-    call it (default: the path). Raises UserError when the file is missing, empty, not a sound, cut
+    call it (default: the path). `out`, an array of that form, is filled and given instead of a new
+    one. Raises UserError when the file is missing, empty, not a sound, cut
     off within these seconds (where its format can tell), or holds numbers that are not finite.
     """
     if pad not in ("zero", "repeat"):
@@ -70,37 +72,45 @@ def load_audio(
     if name is None:
         name = "sound" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
-        wave, rate, frames = _decode(file, start, seconds + MARGIN, name)
+        wave, rate, frames = _decode(file, start, seconds + MARGIN, name, sample_rate, out)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
-    if not _peak(mono) <= LOUDEST:  # not a number is neither
+    samples = round(seconds * sample_rate)
+    low, high = mono.min(), mono.max()
+    if not max(high, -low) <= LOUDEST:  # not a number is neither
         raise UserError(
             f"{name}: samples are not finite or beyond {LOUDEST:g}; expected about -1 to 1: "
             "export the sound anew"
         )
+    # All of it is heard, and half of its range, the least that its peak can be, is no silence.
+    loud = rate == sample_rate and len(mono) <= samples and high - low > 4 * SILENCE
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate)
-    samples = round(seconds * sample_rate)
-    mono = _fit(mono, samples, pad)
+    mono = _fit(mono, samples, pad, out)
     info = AudioInfo(
         seconds=max(0.0, frames / rate - start),
         sample_rate=rate,
         channels=wave.shape[1],
         truncated=round((frames / rate - start) * sample_rate) > samples,
-        silent=bool(_peak(mono, mono.mean()) < SILENCE),
+        silent=not loud and bool(_peak(mono, mono.mean()) < SILENCE),
     )
     return mono, info
 
 
-def _fit(mono: np.ndarray, samples: int, pad: str) -> np.ndarray:
+def _fit(mono: np.ndarray, samples: int, pad: str, out: np.ndarray | None) -> np.ndarray:
     mono = mono[:samples]
     if pad == "repeat" and 0 < len(mono) < samples:
         mono = np.tile(mono, samples // len(mono))
-    if len(mono) < samples:
-        mono = np.pad(mono, (0, samples - len(mono)))
-    return mono.astype(np.float32, copy=False)
+    if out is None:
+        if len(mono) < samples:
+            mono = np.pad(mono, (0, samples - len(mono)))
+        return mono.astype(np.float32, copy=False)
+    if not np.may_share_memory(mono, out):
+        out[: len(mono)] = mono
+    out[len(mono) :] = 0
+    return out
 
 
-def _peak(mono: np.ndarray, mean: float = 0.0) -> float:
+def _peak(mono: np.ndarray, mean: float) -> float:
     """The largest distance from `mean`, without a copy; NaN if a sample is."""
     return max(mono.max() - mean, mean - mono.min())
 
@@ -118,9 +128,17 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
 
 
 def _decode(
-    file: io.IOBase, start: float, seconds: float, name: str
+    file: io.IOBase,
+    start: float,
+    seconds: float,
+    name: str,
+    sample_rate: int,
+    out: np.ndarray | None,
 ) -> tuple[np.ndarray, int, int]:
-    """`seconds` from `start`, float32[n, channels], the rate, and the frames of the whole sound."""
+    """`seconds` from `start`, float32[n, channels], the rate, and the frames of the whole sound.
+
+    They lie in `out` where they can stay as they are: one channel at `sample_rate` that fits in.
+    """
     try:
         with soundfile.SoundFile(file) as sound:
             rate, frames, report = sound.samplerate, sound.frames, sound.extra_info
@@ -137,7 +155,10 @@ def _decode(
             if first:
                 sound.seek(first)
             wanted, left = math.ceil(seconds * rate), frames - first
-            wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
+            if out is not None and (sound.channels, rate) == (1, sample_rate) and left <= len(out):
+                wave = sound.read(out=out[:left])[:, None]
+            else:
+                wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(

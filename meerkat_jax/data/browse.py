@@ -23,7 +23,7 @@ from absl import flags
 from meerkat_jax.data.audio import LogMel, load_audio
 from meerkat_jax.data.example import TASKS, Box, Example, Question, Segment
 from meerkat_jax.data.image import read_image
-from meerkat_jax.data.pipeline import open_split, read_manifest
+from meerkat_jax.data.split import open_split, read_manifest
 from meerkat_jax.data.statistics import (
     TWICE,
     Statistics,

@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import os
 import shutil
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,15 +33,24 @@ from array_record.python import array_record_module
 
 from meerkat_jax.data import leaks, media
 from meerkat_jax.data.example import Example, to_bytes
-from meerkat_jax.data.pipeline import leave_with_parent, write_part
+from meerkat_jax.data.pipeline import leave_with_parent
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
 from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.split import write_part
+from meerkat_jax.data.surveying import (
+    SPLITS,
+    Survey,
+    look_through,
+    lost,
+    places_of,
+    refuse_many,
+    write_skipped,
+)
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 
 VERSION = 1  # raise it when records change: a build that was begun before is not gone on with
 ROOM = 64 << 20  # bytes that a disk must have left beside a shard
-SPLITS = ("train", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,62 +76,6 @@ class Job(NamedTuple):
     found: list[tuple[tuple[str, float], tuple[str, float]]]
 
 
-@dataclasses.dataclass
-class Survey:
-    """A plan looked through. For each entry: keep bool[n]; split uint8[n], index of `SPLITS`."""
-
-    keep: np.ndarray
-    split: np.ndarray
-    missing: list[list[str]]  # of media: [entry id, which]
-    leaking: Counter
-
-
-def survey(
-    plan: Plan, shelf: media.Shelf, exclude: Sequence[Path], limit: int | None, say: Callable
-) -> Survey:
-    """Look for all media, and for what must not be in two splits, before anything is encoded.
-
-    An example of training is left out when one of its keys is in the test split of this source or
-    of one of the built folders `exclude`. UserError when two entries have one id.
-    """
-    total = len(plan.entries)
-    keep, split = np.ones(total, bool), np.zeros(total, np.uint8)
-    ids, missing = np.zeros(total, np.uint64), []
-    owners, keys = array("q"), array("Q")
-    progress = Progress("looking for media:", total, say=say)
-    for number in range(total):
-        entry = plan.entries[number]
-        split[number] = SPLITS.index(entry.split)
-        ids[number] = leaks.hashed(entry.id)
-        owners.extend([number] * len(entry.keys))
-        keys.extend(map(leaks.hashed, entry.keys))
-        for what, found in (
-            ("picture", media.find_picture(shelf, entry.image)),
-            ("sound", media.find_sound(shelf, entry.audio)),
-        ):
-            if found is None:
-                keep[number] = False
-                missing.append([entry.id, what])
-                break
-        if number % 1024 == 0 or number + 1 == total:
-            progress.report(number + 1)
-    _refuse_twice(plan, ids)
-    owners, keys = np.array(owners, np.int64), np.array(keys, np.uint64)
-    leaking = leaks.leaking(owners, keys, split == SPLITS.index("test"), keep, exclude)
-    for rows in leaking.values():
-        keep[rows] = False
-    if limit is not None:
-        keep[np.flatnonzero(keep)[limit:]] = False
-    return Survey(keep, split, missing, Counter({why: len(rows) for why, rows in leaking.items()}))
-
-
-def _refuse_twice(plan: Plan, ids: np.ndarray) -> None:
-    order = np.argsort(ids, kind="stable")
-    same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-    if len(same):
-        raise UserError(f"two examples have the id {plan.entries[int(order[same[0]])].id!r}")
-
-
 def build(
     source: str,
     plan: Plan,
@@ -142,7 +94,28 @@ def build(
     Raises UserError when more than `max_skipped` of rows and examples cannot be used, when `out`
     holds something else, or another build, and when the disk is full.
     """
-    identity = {
+    identity = identify(source, plan, root, options, settings, exclude, limit)
+    claim(out, identity)
+    shelf = media.Shelf(root)
+    found = look_through(plan, shelf, max_skipped, exclude, limit, say)
+    for folder in ("shards", "texts", "keys", "parts"):
+        (out / folder).mkdir(exist_ok=True)
+    shards = Shards(plan, shelf, found, out, source, options.seconds, settings)
+    reports = shards.make(workers, max_skipped, say)
+    return _finish(out, identity, plan, found, reports, max_skipped)
+
+
+def identify(
+    source: str,
+    plan: Plan,
+    root: Path,
+    options: Options,
+    settings: Settings,
+    exclude: Sequence[Path],
+    limit: int | None,
+) -> dict[str, Any]:
+    """All that records depend on, with hashes of the files that were read."""
+    return {
         "version": VERSION,
         "source": source,
         "options": dataclasses.asdict(options),
@@ -151,20 +124,6 @@ def build(
         "files": {_below(root, path): leaks.file_hash(path) for path in plan.files},
         "exclude": {str(path): leaks.file_hash(path / "manifest.json") for path in exclude},
     }
-    claim(out, identity)
-    rows = plan.skips.used + len(plan.skips.faults)
-    refuse_many(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults)
-    if not len(plan.entries):
-        raise UserError(f"{root}: no example can be made of its {rows} rows; is it the right one?")
-    shelf = media.Shelf(root)
-    found = survey(plan, shelf, exclude, limit, say)
-    told = lost(found)
-    refuse_many(told, len(plan.entries), "examples", max_skipped, found.missing)
-    for folder in ("shards", "texts", "keys", "parts"):
-        (out / folder).mkdir(exist_ok=True)
-    shards = Shards(plan, shelf, found, out, source, options.seconds, settings)
-    reports = shards.make(workers, max_skipped, say)
-    return _finish(out, identity, plan, found, reports, max_skipped)
 
 
 def _below(root: Path, path: Path) -> str:
@@ -198,25 +157,6 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
         raise UserError(f"--out={out} cannot be used: {error}") from None
 
 
-def refuse_many(
-    reasons: dict[str, int], total: int, what: str, most: float, examples: Sequence[Any]
-) -> None:
-    """UserError when more than the share `most` of `total` is left out."""
-    count = sum(reasons.values())
-    if count > most * total:
-        told = "; ".join(f"{reason}: {n}" for reason, n in Counter(reasons).most_common(5))
-        first = " ".join(map(str, examples[0])) if len(examples) else ""
-        raise UserError(
-            f"{count} of {total} {what} cannot be used ({told}), the first: {first}; more than "
-            f"--max_skipped={most:g} of all: mend them, or raise it"
-        )
-
-
-def lost(found: Survey) -> Counter[str]:
-    """Examples without media, by reason."""
-    return Counter(f"{what} is not there" for _, what in found.missing)
-
-
 @dataclasses.dataclass(frozen=True)
 class Shards:
     """All shards of a build: which are there, and making the others."""
@@ -241,10 +181,7 @@ class Shards:
             if not self.report(number).exists():
                 rows = kept[number * size : (number + 1) * size]
                 entries = [self.plan.entries[int(row)] for row in rows]
-                places = [
-                    (media.find_picture(self.shelf, e.image), media.find_sound(self.shelf, e.audio))
-                    for e in entries
-                ]
+                places = [places_of(self.shelf, entry) for entry in entries]
                 yield Job(number, count, self.source, self.seconds, entries, places)
 
     def make(self, workers: int, max_skipped: float, say: Callable) -> list[dict]:
@@ -296,21 +233,24 @@ class Shards:
                 pool.shutdown(cancel_futures=True)
 
 
+def encode(entry: Entry, places: tuple, seconds: float, kind: str) -> tuple[bytes, bytes]:
+    """Picture and sound of an entry at the `places_of` it; Bad when one cannot be used."""
+    picture, sound = places
+    return (
+        media.encode_picture(*picture),
+        media.encode_sound(*sound, seconds, entry.seconds, kind),
+    )
+
+
 def make_shard(job: Job, out: Path, kind: str) -> tuple[int, list]:
     """Make one shard, its sounds stored as `kind`, and its report.
 
     Gives how many examples were planned and what was left out.
     """
     examples, left_out = [], []
-    for entry, (picture, sound) in zip(job.entries, job.found, strict=True):
+    for entry, places in zip(job.entries, job.found, strict=True):
         try:
-            examples.append(
-                (
-                    entry,
-                    media.encode_picture(*picture),
-                    media.encode_sound(*sound, job.seconds, entry.seconds, kind),
-                )
-            )
+            examples.append((entry, *encode(entry, places, job.seconds, kind)))
         except Bad as bad:
             left_out.append((entry.id, bad.reason, bad.detail))
     report = {"counts": {}, "questions": {}, "keys": {}, "skipped": left_out, "parts": {}}
@@ -405,12 +345,7 @@ def _finish(
     for split in counts:
         keys = [key for report in reports for key in report["keys"].get(split, ())]
         leaks.write_keys(out, split, keys)
-    with open(out / "skipped.jsonl", "w") as file:
-        rows = [list(fault) for fault in plan.skips.faults]
-        rows += [[ident, f"{what} is not there", ""] for ident, what in found.missing]
-        for where, reason, detail in (*rows, *left_out):
-            row = {"where": where, "reason": reason, "found": detail}
-            file.write(json.dumps(row) + "\n")
+    write_skipped(out, plan, found, left_out)
     manifest = {
         **identity,
         "counts": dict(counts),

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meerkat_jax.data import leaks
-from meerkat_jax.data.pipeline import read_manifest
+from meerkat_jax.data.split import read_manifest
 from meerkat_jax.errors import UserError, nearest
 
 

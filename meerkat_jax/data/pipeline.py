@@ -11,22 +11,22 @@ Decoding and resizing happen here on the host; pixel normalisation and log-mel o
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import grain
 import numpy as np
 
 from meerkat_jax.data.audio import load_audio
-from meerkat_jax.data.example import Example, Question, from_bytes
+from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.image import load_image
+from meerkat_jax.data.order import Fitted, endless
 from meerkat_jax.data.prompt import Prompt, pack
+from meerkat_jax.data.split import Part, Split, open_one
 from meerkat_jax.errors import UserError
 
 
@@ -34,7 +34,8 @@ from meerkat_jax.errors import UserError
 class Shapes:
     """Static shapes of a batch: `runs` of `length` tokens, `room` of them for answers.
 
-    `answer` is the most tokens of one answer.
+    `answer` is the most tokens of one answer; `lengths` are shorter ones than `length`, rising, for
+    batches whose texts fit (data/order.py).
     """
 
     image_size: int
@@ -46,19 +47,7 @@ class Shapes:
     answer: int
     boxes: int = 4
     names: int = 4
-
-
-class Part:
-    """Some records of a source, by their indices in it."""
-
-    def __init__(self, source, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> bytes:
-        return self.source[int(self.indices[index])]
+    lengths: tuple[int, ...] = ()
 
 
 class Rows:
@@ -73,82 +62,6 @@ class Rows:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         number, row = divmod(index, len(self.rows))
         return self.records[number * self.batch + self.rows[row]]
-
-
-def open_split(folder: Path, split: str) -> grain.MapDataset:
-    """The records of one split by index, as Example; of a mixture those of all its sources.
-
-    "train/matched": of the split `train` the part `matched`.
-    """
-    parts = [one for one, _ in _sources(folder, split)]
-    return parts[0] if len(parts) == 1 else grain.MapDataset.concatenate(parts)
-
-
-def has_split(folder: Path, split: str) -> bool:
-    """Whether the folder, or any source of a mixture, has records of a split."""
-    try:
-        return bool(_sources(folder, split))
-    except UserError:
-        return False
-
-
-def _sources(folder: Path, split: str) -> list[tuple[grain.MapDataset, float]]:
-    """The records of a split and how often they come, of each source of a folder that has it."""
-    folder, found, refused = Path(folder), [], []
-    named = read_manifest(folder).get("sources") if (folder / "manifest.json").is_file() else None
-    for place, repeats in named or [(folder, 1.0)]:
-        try:
-            if repeats:
-                found.append((_open_one(Path(place), split), repeats))
-        except UserError as error:
-            refused.append(error)
-    if not found:
-        raise refused[0] if refused else UserError(f"{folder}: all of its sources have 0 repeats")
-    return found
-
-
-def _open_one(folder: Path, split: str) -> grain.MapDataset:
-    """The records of one split of a built folder."""
-    name, _, part = split.partition("/")
-    paths = sorted(str(path) for path in Path(folder).glob(f"{name}-*.array_record"))
-    if not paths:
-        have = sorted({p.name.split("-")[0] for p in Path(folder).glob("*.array_record")})
-        raise UserError(f"{folder}: no split {name!r}; it holds {', '.join(have) or 'no records'}")
-    source = grain.sources.ArrayRecordDataSource(paths)
-    if part:
-        source = Part(source, read_part(folder, name, part))
-    return grain.MapDataset.source(source).map(from_bytes)
-
-
-def write_part(folder: Path, split: str, part: str, rows: Sequence[int]) -> None:
-    """Keep which records of a split are in a part of it, by number, as `parts/<split>-<part>.npy`.
-
-    A phase of training can read the part alone, as "<split>/<part>".
-    """
-    (Path(folder) / "parts").mkdir(exist_ok=True)
-    np.save(Path(folder) / "parts" / f"{split}-{part}.npy", np.array(sorted(rows), np.int64))
-
-
-def read_part(folder: Path, split: str, part: str) -> np.ndarray:
-    """The numbers int64[n] of the records in a part; UserError naming the parts for another."""
-    path = Path(folder) / "parts" / f"{split}-{part}.npy"
-    try:
-        return np.load(path)
-    except OSError:
-        there = Path(folder).glob(f"parts/{split}-*.npy")
-        parts = sorted(path.stem.removeprefix(f"{split}-") for path in there)
-        raise UserError(
-            f"{folder}: split {split!r} has no part {part!r}; it has {', '.join(parts) or 'none'}"
-        ) from None
-
-
-def read_manifest(folder: Path) -> dict:
-    """manifest.json of a built data set; UserError when the folder is not one."""
-    path = Path(folder) / "manifest.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a built data set ({error}); build it first") from error
 
 
 class Kept(Protocol):
@@ -183,6 +96,10 @@ class Encode(grain.transforms.RandomMap):
 
     def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See the contract in the module docstring of `training/step.py` for shapes."""
+        return self.fit(example, rng, self.shapes.length)
+
+    def fit(self, example: Example, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
+        """The same with runs of `length` tokens."""
         shapes = self.shapes
         drawn = self.draw(example, rng) if self.ask else []
         pairs = [(question.instruction, question.response) for question in drawn]
@@ -193,7 +110,7 @@ class Encode(grain.transforms.RandomMap):
                     f"{example.id}: the answer {response!r} has {longest} tokens, data.answer is"
                     f" {shapes.answer}; raise it"
                 )
-        packed = pack(self.prompt, pairs, shapes.runs, shapes.length, shapes.room)
+        packed = pack(self.prompt, pairs, shapes.runs, length, min(shapes.room, length))
         if self.kept is not None:
             media = self.kept.of(example.id)
         else:
@@ -254,9 +171,23 @@ def encode_media(
     return {"image": image, "audio": audio}
 
 
+class Fetch(grain.transforms.RandomMap):
+    """The number of a record, or (number, length), to what `encode` makes of it."""
+
+    def __init__(self, records: grain.MapDataset, encode: Encode) -> None:
+        self.records, self.encode = records, encode
+
+    def random_map(
+        self, place: int | tuple[int, int], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Read the record, encode it in runs of that length, or of the longest."""
+        whole = self.encode.shapes.length
+        number, length = place if isinstance(place, tuple) else (place, whole)
+        return self.encode.fit(self.records[number], rng, length)
+
+
 def train_batches(
-    folder: Path,
-    split: str,
+    split: Split,
     encode: Encode,
     batch: int,
     seed: int,
@@ -264,13 +195,20 @@ def train_batches(
     workers: int = 0,
     scenes: int | None = None,
     rows: Sequence[int] | None = None,
+    needed: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, beginning at example number `start` of the endless order.
 
     `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
     With `scenes` only the first ones of the split are read, with `rows` only these of each batch.
+    With `needed`, the length int[n] that each record's texts need, batches have one of `lengths`
+    of the shapes where their texts fit.
     """
-    records = endless(folder, split, seed, scenes).random_map(encode)
+    order = numbers(split, seed, scenes)
+    if needed is not None:
+        lengths = (*encode.shapes.lengths, encode.shapes.length)
+        order = grain.MapDataset.source(Fitted(order, needed, lengths, batch, seed)).seed(seed)
+    records = order.random_map(Fetch(split.open(), encode))
     reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
     records = records[start:]
     if rows is not None:
@@ -284,29 +222,30 @@ def train_batches(
     return iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
 
 
-def endless(folder: Path, split: str, seed: int, scenes: int | None = None) -> grain.MapDataset:
-    """Shuffled records without end; of a mixture in proportion to sizes and repeats."""
-    sources = _sources(folder, split)
-    if len(sources) == 1 or scenes is not None:
-        return open_split(folder, split)[:scenes].seed(seed).shuffle().repeat()
-    streams = [one.seed(seed + i).shuffle().repeat() for i, (one, _) in enumerate(sources)]
-    shares = [len(one) * repeats for one, repeats in sources]
-    return grain.MapDataset.mix(streams, weights=shares).seed(seed)
+def numbers(split: Split, seed: int, scenes: int | None = None) -> grain.MapDataset:
+    """Numbers of the records of `split.open()`, shuffled without end (data/order.py)."""
+    counts = [len(open_one(place, split.name)) for place, _ in split.sources()]
+    repeats = [repeats for _, repeats in split.sources()]
+    shares = [count * each for count, each in zip(counts, repeats, strict=True)]
+    return endless(counts, shares, seed, scenes)
 
 
 def fixed_batches(
-    folder: Path,
-    split: str,
+    split: Split,
     encode: Encode,
     batch: int,
     count: int,
     rows: Sequence[int] | None = None,
+    among: Sequence[int] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """The first `count` batches of a split (fewer if it is small), the same questions each time.
 
-    With `rows` only these of each batch.
+    With `rows` only these of each batch, with `among` only of records with these numbers.
     """
-    records = open_split(folder, split).seed(0).random_map(encode)
+    records = split.open()
+    if among is not None:
+        records = grain.MapDataset.source(Part(records, among))
+    records = records.seed(0).random_map(encode)
     usable = len(records) // batch * batch
     records = records[: min(usable, count * batch)]
     if rows is not None:

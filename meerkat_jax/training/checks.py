@@ -19,6 +19,19 @@ def check(config: dict) -> None:
     for batch in (config["batch"], *(p["batch"] for p in config["phases"] if "batch" in p)):
         if not isinstance(batch, int) or batch < 1 or batch % config["accumulate"]:
             raise UserError(f"batch={batch!r} is no multiple of accumulate={config['accumulate']}")
+    data = config["data"]
+    lengths = [*data.get("lengths", ()), data["length"]]
+    if any(not isinstance(n, int) or n < 1 for n in lengths) or sorted({*lengths}) != lengths:
+        raise UserError(
+            f"config.data.lengths is {data['lengths']!r}; expected rising whole numbers below "
+            f"data.length={data['length']}"
+        )
+    for room in (min(data["room"], length) for length in lengths):
+        if room % config["loss_pieces"]:
+            raise UserError(
+                f"config.loss_pieces is {config['loss_pieces']}, which does not divide {room}, the "
+                "answer tokens of a run (data.room, data.lengths)"
+            )
     if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
         raise UserError("config.phases: expected at least one phase, each of at least one step")
     for phase in config["phases"]:

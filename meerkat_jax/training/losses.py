@@ -94,12 +94,13 @@ def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def answer_places(targets: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
     """Where the answers are predicted, so that logits are made there only.
 
-    targets float[B, R, T], 1 on the at most `room` answer tokens of a run -> places
+    targets float[B, R, T], 1 on the at most `room` <= T answer tokens of a run -> places
     int[B, R, room], of the token before each, in order, and float[B, R, room], 1 for such a place.
     """
-    follows = targets[..., 1:]
+    follows = jnp.pad(targets[..., 1:], [(0, 0)] * (targets.ndim - 1) + [(0, 1)])
     places = jnp.argsort(-follows, axis=-1, stable=True)[..., :room]
-    return places, jnp.take_along_axis(follows, places, axis=-1)
+    counted = jnp.take_along_axis(follows, places, axis=-1)
+    return jnp.minimum(places, targets.shape[-1] - 2), counted  # after the last there is no token
 
 
 def answer_loss(

@@ -126,6 +126,7 @@ class Clock:
     def __init__(self):
         """Begin now."""
         self._start, self._waited, self._steps = time.monotonic(), 0.0, 0
+        self._examples, self._tokens, self._flops = 0, 0, 0.0
 
     @contextlib.contextmanager
     def waiting(self, running: Any = ()) -> Iterator[None]:
@@ -148,23 +149,31 @@ class Clock:
         yield
         self._start += time.monotonic() - begun
 
-    def row(self, examples: int, length: int, flops: float | None = None) -> dict[str, float]:
-        """Fields of `TIMING` since the last call, of steps with `examples` of `length` tokens each.
+    def count(self, examples: int, length: int, flops: float = 0.0) -> None:
+        """A step has been asked for, with `examples` of `length` tokens each.
 
-        `flops` of a step by flops.py: with them the row has tflops (10^12 FLOP/s of each device, on
-        the mean), and where the peak of such devices is known, mfu (0 to 1). Call it when the
-        steps' results are here, else it tells how fast they were asked for.
+        `flops` of it by flops.py: with them the row has tflops (10^12 FLOP/s of each device, on
+        the mean), and where the peak of such devices is known, mfu (0 to 1).
+        """
+        self._examples += examples
+        self._tokens += examples * length
+        self._flops += flops
+
+    def row(self) -> dict[str, float]:
+        """Fields of `TIMING` since the last call.
+
+        Call it when the steps' results are here, else it tells how fast they were asked for.
         """
         spent, steps = max(time.monotonic() - self._start, 1e-9), max(self._steps, 1)
         row = {
-            "examples_per_second": examples * steps / spent,
-            "tokens_per_second": examples * length * steps / spent,
+            "examples_per_second": self._examples / spent,
+            "tokens_per_second": self._tokens / spent,
             "step_seconds": spent / steps,
             "data_wait_seconds": self._waited / steps,
             "peak_memory_mib": peak_memory_mib(),
         }
-        if flops is not None:
-            rate, most = flops * steps / spent / jax.device_count(), device_peak()
+        if self._flops:
+            rate, most = self._flops / spent / jax.device_count(), device_peak()
             row |= {"tflops": rate / 1e12} | ({"mfu": rate / most} if most else {})
         self.__init__()
         return row

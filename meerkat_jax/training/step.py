@@ -171,7 +171,8 @@ def make_step(
         """The terms' sums over a microbatch, and what is logged beside them."""
         params = assembly.used(params)
         apply = functools.partial(model.apply, {"params": params})
-        places, targets = losses.answer_places(batch["targets"], assembly.shapes.room)
+        room = min(assembly.shapes.room, batch["targets"].shape[-1])
+        places, targets = losses.answer_places(batch["targets"], room)
         text = (batch["tokens"], batch["owners"], places)
         chance = {"deterministic": False, "rngs": {"dropout": key}}
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from meerkat_jax.data import browse, building
 from meerkat_jax.data.example import TASKS, Box, Example, Question, Segment, to_bytes
-from meerkat_jax.data.pipeline import open_split
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan
 from meerkat_jax.data.sources.skips import Skips
+from meerkat_jax.data.split import open_split
 from meerkat_jax.data.statistics import GRID, Statistics, asked_boxes, asked_interval
 from meerkat_jax.data.statistics_html import histogram, statistics_html
 from meerkat_jax.errors import UserError

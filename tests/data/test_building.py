@@ -16,10 +16,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from meerkat_jax.data import building, leaks, media, video
-from meerkat_jax.data.pipeline import open_split, read_manifest
+from meerkat_jax.data import building, leaks, media, surveying, video
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import SOURCES, find
+from meerkat_jax.data.split import open_split, read_manifest
 from meerkat_jax.errors import UserError
 from tests.conftest import ROOT, door_environment
 from tests.data.sources.built import build, write_tree
@@ -227,7 +227,7 @@ def test_a_full_disk_is_named_and_what_was_made_stays(trees, tmp_path, monkeypat
     monkeypatch.setattr(building, "ROOM", 1 << 60)
     plan = find("valor")(tree, Options())
     shelf = media.Shelf(tree)
-    found = building.survey(plan, shelf, [], None, lambda line: None)
+    found = surveying.survey(plan, shelf, [], None, lambda line: None)
     for folder in ("shards", "texts"):
         (out / folder).mkdir(parents=True)
     shards = building.Shards(plan, shelf, found, out, "valor", 10.0, building.Settings())

@@ -18,7 +18,7 @@ from meerkat_jax.data.mini import build as builder
 from meerkat_jax.data.mini import compose
 from meerkat_jax.data.mini.build import MiniConfig, build, choose_classes, instances, scene
 from meerkat_jax.data.mini.media import load_media
-from meerkat_jax.data.pipeline import open_split, read_manifest
+from meerkat_jax.data.split import open_split, read_manifest
 from meerkat_jax.data.text import check_response
 from meerkat_jax.errors import UserError
 

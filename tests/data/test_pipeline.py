@@ -14,15 +14,9 @@ from meerkat_jax.data.example import TASKS, Box, Example, Question
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.build import MiniConfig, build
 from meerkat_jax.data.mini.compose import SPLITS
-from meerkat_jax.data.pipeline import (
-    Encode,
-    Shapes,
-    fixed_batches,
-    open_split,
-    read_manifest,
-    train_batches,
-)
+from meerkat_jax.data.pipeline import Encode, Shapes, fixed_batches, train_batches
 from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.split import Split, open_split, read_manifest
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
 
@@ -66,7 +60,7 @@ def first(batches, count=7):
 
 @pytest.fixture(scope="module")
 def reference(folder, encode):
-    return first(train_batches(folder, "train", encode, BATCH, seed=1))
+    return first(train_batches(Split(folder, "train"), encode, BATCH, seed=1))
 
 
 def same(a: list[dict], b: list[dict]) -> bool:
@@ -81,7 +75,7 @@ def same(a: list[dict], b: list[dict]) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_order_does_not_depend_on_the_number_of_workers(folder, encode, reference, workers):
-    found = first(train_batches(folder, "train", encode, BATCH, seed=1, workers=workers))
+    found = first(train_batches(Split(folder, "train"), encode, BATCH, seed=1, workers=workers))
     assert same(found, reference)
 
 
@@ -91,12 +85,12 @@ def test_beginning_later_goes_on_where_an_earlier_run_ended(
 ):
     """Also behind the end of the first epoch; questions drawn and all."""
     left = len(reference) - start // BATCH
-    found = first(train_batches(folder, "train", encode, BATCH, 1, start, workers), left)
+    found = first(train_batches(Split(folder, "train"), encode, BATCH, 1, start, workers), left)
     assert same(found, reference[start // BATCH :])
 
 
 def test_another_seed_gives_another_order(folder, encode, reference):
-    assert not same(first(train_batches(folder, "train", encode, BATCH, seed=2)), reference)
+    assert not same(first(train_batches(Split(folder, "train"), encode, BATCH, seed=2)), reference)
 
 
 def test_an_epoch_holds_every_scene_once_and_the_next_is_shuffled_anew(folder, encode, reference):
@@ -107,10 +101,10 @@ def test_an_epoch_holds_every_scene_once_and_the_next_is_shuffled_anew(folder, e
 
 
 def test_fixed_batches_are_the_same_each_time_and_whole(folder, encode):
-    once, again = (fixed_batches(folder, "compositions", encode, 3, 9) for _ in range(2))
+    once, again = (fixed_batches(Split(folder, "compositions"), encode, 3, 9) for _ in range(2))
     assert same(once, again)
     assert [len(batch["matched"]) for batch in once] == [3, 3]  # 7 scenes: one is left over
-    assert len(fixed_batches(folder, "compositions", encode, 3, 1)) == 1
+    assert len(fixed_batches(Split(folder, "compositions"), encode, 3, 1)) == 1
 
 
 # ---- what is in a batch ----
@@ -204,15 +198,15 @@ def test_weights_that_leave_no_question_are_an_error(encode, folder):
 def test_what_a_phase_does_not_need_is_left_out(folder, encode):
     """The pictures, names and order are those of a batch that holds everything."""
     args = (SHAPES, encode.prompt, tuple(encode.index), {})
-    (whole,) = first(train_batches(folder, "train", encode, BATCH, seed=1), 1)
+    (whole,) = first(train_batches(Split(folder, "train"), encode, BATCH, seed=1), 1)
     looks = Encode(*args, listen=False, ask=False)
-    (bare,) = first(train_batches(folder, "train", looks, BATCH, seed=1), 1)
+    (bare,) = first(train_batches(Split(folder, "train"), looks, BATCH, seed=1), 1)
     for key in ("image", "seen", "heard", "boxes", "matched"):
         assert np.array_equal(bare[key], whole[key]), key
     assert bare["audio"].shape == (BATCH, 0)
     assert not bare["targets"].any() and bare["tokens"].shape == whole["tokens"].shape
     words = Encode(*args, look=False, listen=False)
-    (spoken,) = first(train_batches(folder, "train", words, BATCH, seed=1), 1)
+    (spoken,) = first(train_batches(Split(folder, "train"), words, BATCH, seed=1), 1)
     assert spoken["image"].size == spoken["audio"].size == 0
     assert np.array_equal(spoken["tokens"], whole["tokens"]) and spoken["targets"].any()
 

@@ -111,17 +111,18 @@ def test_clock_counts_steps_and_leaves_out_what_is_apart(monkeypatch):
     for _ in range(2):
         with clock.waiting():
             now[0] += 1.0
+        clock.count(examples=16, length=10)
         now[0] += 3.0
     with clock.apart():
         now[0] += 100.0
-    row = clock.row(examples=16, length=10)
+    row = clock.row()
     assert row["step_seconds"] == 4.0 and row["data_wait_seconds"] == 1.0
     assert row["examples_per_second"] == 4.0 and row["tokens_per_second"] == 40.0
     assert row["peak_memory_mib"] > 10
     assert row.keys() <= TIMING
     with clock.waiting():
         now[0] += 2.0
-    assert clock.row(1, 1)["step_seconds"] == 2.0  # each row begins anew
+    assert clock.row()["step_seconds"] == 2.0  # each row begins anew
 
 
 def test_a_wait_beside_a_running_step_costs_nothing():
@@ -131,11 +132,11 @@ def test_a_wait_beside_a_running_step_costs_nothing():
     running = {"loss": work(x)}
     with clock.waiting([running]):
         assert not running["loss"].is_ready()
-    assert clock.row(1, 1)["data_wait_seconds"] == 0
+    assert clock.row()["data_wait_seconds"] == 0
     jax.block_until_ready(running)
     with clock.waiting([running]):
         time.sleep(0.01)
-    assert clock.row(1, 1)["data_wait_seconds"] >= 0.01
+    assert clock.row()["data_wait_seconds"] >= 0.01
 
 
 @pytest.mark.parametrize("peak", [None, 8e12])
@@ -147,11 +148,12 @@ def test_flops_become_a_rate_and_a_share_of_the_peak(monkeypatch, peak):
     for _ in range(3):
         with clock.waiting():
             now[0] += 2.0
-    row = clock.row(1, 1, flops=4e12 * jax.device_count())
+        clock.count(1, 1, flops=4e12 * jax.device_count())
+    row = clock.row()
     assert row["tflops"] == 2.0  # of each device
     assert row.get("mfu") == (None if peak is None else 0.25)
     assert row.keys() <= TIMING
-    assert not {"tflops", "mfu"} & clock.row(1, 1).keys()
+    assert not {"tflops", "mfu"} & clock.row().keys()
 
 
 def test_memory_is_that_of_the_fullest_device(monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data.open import open_data
-from meerkat_jax.data.pipeline import Encode, fixed_batches, open_split, train_batches
+from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
+from meerkat_jax.data.split import Split, open_split
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import senses
 from meerkat_jax.training.config import to_json
@@ -72,7 +73,7 @@ def test_tokens_of_published_towers_at_rest_are_shared_by_all_they_depend_on(tmp
 def batches(parts, count, **options):
     assembly, data, _ = parts
     encode = Encode(assembly.shapes, assembly.prompt, data.classes, {}, **options)
-    return fixed_batches(data.folder, "compositions", encode, 2, count)
+    return fixed_batches(Split(data.folder, "compositions"), encode, 2, count)
 
 
 def test_what_is_kept_is_what_the_towers_give(parts, kept, sense):
@@ -103,7 +104,7 @@ def test_a_step_on_kept_senses_is_that_on_media(parts, kept):
 def test_a_phase_reads_only_the_scenes_that_are_kept(parts, kept):
     assembly, data, _ = parts
     encode = Encode(assembly.shapes, assembly.prompt, data.classes, {}, kept=kept)
-    stream = train_batches(data.folder, "compositions", encode, 2, 0, scenes=COUNT)
+    stream = train_batches(Split(data.folder, "compositions"), encode, 2, 0, scenes=COUNT)
     images = np.load(kept.folder / "image_tokens.npy")
     found = [next(stream)["image_tokens"] for _ in range(COUNT)]  # twice over all of them
     rows = [int(np.flatnonzero((images == one).all((1, 2)))[0]) for one in np.concatenate(found)]

@@ -26,7 +26,8 @@ from meerkat_jax.data.example import Example, to_bytes
 from meerkat_jax.data.locks import alone
 from meerkat_jax.data.mini import ask, compose
 from meerkat_jax.data.mini.media import Media, MediaSet, load_media
-from meerkat_jax.data.pipeline import leave_with_parent, write_part
+from meerkat_jax.data.pipeline import leave_with_parent
+from meerkat_jax.data.split import write_part
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 

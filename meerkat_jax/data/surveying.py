@@ -1,0 +1,130 @@
+"""A plan looked through before anything is encoded: which media are there, what must be left out.
+
+It takes minutes where encoding takes hours, so it tells early that a folder is not as it should be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meerkat_jax.data import leaks, media
+from meerkat_jax.data.sources.entry import Entry, Plan
+from meerkat_jax.errors import UserError
+from meerkat_jax.progress import Progress
+
+SPLITS = ("train", "test")
+
+
+@dataclasses.dataclass
+class Survey:
+    """A plan looked through. For each entry: keep bool[n]; split uint8[n], index of `SPLITS`."""
+
+    keep: np.ndarray
+    split: np.ndarray
+    missing: list[list[str]]  # of media: [entry id, which]
+    leaking: Counter
+
+
+def look_through(
+    plan: Plan,
+    shelf: media.Shelf,
+    max_skipped: float,
+    exclude: Sequence[Path],
+    limit: int | None,
+    say: Callable,
+) -> Survey:
+    """`survey`; UserError when too much of the plan cannot be used, or nothing of it."""
+    rows = plan.skips.used + len(plan.skips.faults)
+    refuse_many(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults)
+    if not len(plan.entries):
+        raise UserError(
+            f"{shelf.root}: no example can be made of its {rows} rows; is it the right one?"
+        )
+    found = survey(plan, shelf, exclude, limit, say)
+    refuse_many(lost(found), len(plan.entries), "examples", max_skipped, found.missing)
+    return found
+
+
+def survey(
+    plan: Plan, shelf: media.Shelf, exclude: Sequence[Path], limit: int | None, say: Callable
+) -> Survey:
+    """Look for all media, and for what must not be in two splits, before anything is encoded.
+
+    An example of training is left out when one of its keys is in the test split of this source or
+    of one of the built folders `exclude`. UserError when two entries have one id.
+    """
+    total = len(plan.entries)
+    keep, split = np.ones(total, bool), np.zeros(total, np.uint8)
+    ids, missing = np.zeros(total, np.uint64), []
+    owners, keys = array("q"), array("Q")
+    progress = Progress("looking for media:", total, say=say)
+    for number in range(total):
+        entry = plan.entries[number]
+        split[number] = SPLITS.index(entry.split)
+        ids[number] = leaks.hashed(entry.id)
+        owners.extend([number] * len(entry.keys))
+        keys.extend(map(leaks.hashed, entry.keys))
+        for what, found in zip(("picture", "sound"), places_of(shelf, entry), strict=True):
+            if found is None:
+                keep[number] = False
+                missing.append([entry.id, what])
+                break
+        if number % 1024 == 0 or number + 1 == total:
+            progress.report(number + 1)
+    _refuse_twice(plan, ids)
+    owners, keys = np.array(owners, np.int64), np.array(keys, np.uint64)
+    leaking = leaks.leaking(owners, keys, split == SPLITS.index("test"), keep, exclude)
+    for rows in leaking.values():
+        keep[rows] = False
+    if limit is not None:
+        keep[np.flatnonzero(keep)[limit:]] = False
+    return Survey(keep, split, missing, Counter({why: len(rows) for why, rows in leaking.items()}))
+
+
+def _refuse_twice(plan: Plan, ids: np.ndarray) -> None:
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if len(same):
+        raise UserError(f"two examples have the id {plan.entries[int(order[same[0]])].id!r}")
+
+
+def places_of(shelf: media.Shelf, entry: Entry) -> tuple[Any, Any]:
+    """(path, time) of the picture and of the sound of an entry; None for one that is not there."""
+    return media.find_picture(shelf, entry.image), media.find_sound(shelf, entry.audio)
+
+
+def refuse_many(
+    reasons: dict[str, int], total: int, what: str, most: float, examples: Sequence[Any]
+) -> None:
+    """UserError when more than the share `most` of `total` is left out."""
+    count = sum(reasons.values())
+    if count > most * total:
+        told = "; ".join(f"{reason}: {n}" for reason, n in Counter(reasons).most_common(5))
+        first = " ".join(map(str, examples[0])) if len(examples) else ""
+        raise UserError(
+            f"{count} of {total} {what} cannot be used ({told}), the first: {first}; more than "
+            f"--max_skipped={most:g} of all: mend them, or raise it"
+        )
+
+
+def lost(found: Survey) -> Counter[str]:
+    """Examples without media, by reason."""
+    return Counter(f"{what} is not there" for _, what in found.missing)
+
+
+def write_skipped(out: Path, plan: Plan, found: Survey, left_out: Sequence[Sequence[str]]) -> None:
+    """skipped.jsonl: everything that should have been there, `left_out` on encoding among it."""
+    with open(out / "skipped.jsonl", "w") as file:
+        rows = [list(fault) for fault in plan.skips.faults]
+        rows += [[ident, f"{what} is not there", ""] for ident, what in found.missing]
+        for where, reason, detail in (*rows, *left_out):
+            row = {"where": where, "reason": reason, "found": detail}
+            file.write(json.dumps(row) + "\n")
