@@ -245,7 +245,8 @@ def main(_: list[str]) -> None:
         if length not in compiled:
             with clock.apart():
                 begun = time.monotonic()
-                what = f"phase {phase['name']!r}, runs of {length} tokens"
+                what = f"phase {phase['name']!r}"
+                what += f", runs of {length} tokens" if model.shapes.lengths else ""
                 say(f"{what}: compiling, a minute at most; the result is cached")
                 traced = runs[number].trace(state, frozen, batch)
                 compiled[length] = traced.lower().compile(), flops.step_flops(traced)

@@ -21,7 +21,7 @@ from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.pretrained import ADDED
 
 PIECES = 32000  # of Llama-2
-PUBLISHED = ("7b", "release")  # configs in which what is not said is as published
+PUBLISHED = ("7b", "two_stage", "release")  # configs in which what is not said is as published
 IMAGE_SIZE = 224  # of CLIP ViT-B/16
 
 

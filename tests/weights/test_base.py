@@ -79,7 +79,7 @@ def test_what_the_model_lacks_or_has_otherwise_is_told_at_once(towers):
     assert "audio_tower/norm/scale: the store has [128], the model has [7]" in str(error)
 
 
-@pytest.mark.parametrize("arg", ["small", "7b", "release"])
+@pytest.mark.parametrize("arg", ["small", "7b", "two_stage", "release"])
 def test_an_experiment_fits_its_weights(arg, whole):
     config = configs.to_json(configs.load_config(f"experiments/avfit.py:{arg}"))
     config["base"] = str(whole.folder)
