@@ -25,7 +25,7 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
         "augmentations": 4,
         "instances": 4,
     }
-    config["data"] |= {"runs": 2, "length": 72, "room": 56, "workers": 0}
+    config["data"] |= {"runs": 2, "length": 72, "room": 56, "lengths": (), "workers": 0}
     model = config["model"]
     model["image"] |= {"image_size": 64, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     model["image"] |= {"mlp_dim": 32, "projection_dim": 16}

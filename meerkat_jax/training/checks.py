@@ -23,7 +23,7 @@ def check(config: dict) -> None:
     lengths = [*data.get("lengths", ()), data["length"]]
     if any(not isinstance(n, int) or n < 1 for n in lengths) or sorted({*lengths}) != lengths:
         raise UserError(
-            f"config.data.lengths is {data['lengths']!r}; expected rising whole numbers below "
+            f"config.data.lengths is {lengths[:-1]}; expected rising whole numbers below "
             f"data.length={data['length']}"
         )
     for room in (min(data["room"], length) for length in lengths):
