@@ -10,10 +10,13 @@ from meerkat_jax import train
 from meerkat_jax.assemble import assemble
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
+from meerkat_jax.training.metrics import read_metrics
 from meerkat_jax.training.params import flatten, selected, split, unflatten
 from meerkat_jax.weights.base import POSITIONS, Base
 from meerkat_jax.weights.clip import resize_positions
 from meerkat_jax.weights.convert import convert
+from tests.conftest import ROOT
+from tests.data.sources import built
 from tests.weights import published
 
 
@@ -107,3 +110,19 @@ def test_without_a_base_nothing_changes():
     assert base.resolve(config) == config and base.origin == {} and base.tokenizer is None
     tree = {"a": {"b": 1}}
     assert base.rest(tree) == tree and base.fill(tree, {}, {}) == tree
+
+
+@pytest.mark.slow
+def test_forkme_trains_on_own_data(whole, door, tmp_path):
+    """From rows of JSON to steps of `7b`, at the sizes of a small store."""
+    built.build("jsonl", built.write_tree("jsonl", tmp_path / "trees"), tmp_path / "avfit" / "mine")
+    config = f"{ROOT}/experiments/forkme.py:{tmp_path}/avfit/mine"
+    done = door(
+        "train", f"--workdir={tmp_path}/run", f"--config={config}",
+        f"--config.base={whole.folder}", "--stop_after=2", "--config.batch=1",
+        "--config.data.workers=0", "--config.data.length=400", "--config.data.room=400",
+        "--config.data.answer=200", "--config.evaluate_every=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["step"] == 2 and all(np.isfinite(row.get("loss", 0.0)) for row in rows)
