@@ -30,7 +30,7 @@ flags.DEFINE_string("source_dir", None, "Folder of the source's files (docs/data
 flags.DEFINE_string("out", None, "Folder for the records.")
 flags.DEFINE_bool("overwrite", False, "Delete the build in --out and start anew.")
 flags.DEFINE_integer("workers", None, "Processes; default one for each core.", lower_bound=1)
-flags.DEFINE_float("max_skipped", 0.01, "Share of rows, and of examples, that may be unusable.")
+flags.DEFINE_float("max_skipped", 0.01, "Share of rows, of examples, that may be bad.", 0.0, 1.0)
 flags.DEFINE_list("exclude", [], "Built folders whose test splits must not be trained on.")
 flags.DEFINE_enum("sound", "flac", list(SOUNDS), "How sounds are stored.")
 flags.DEFINE_integer("shard", 256, "Most examples of a file.", lower_bound=1)
@@ -47,10 +47,18 @@ def main(argv: list[str]) -> None:
     plan_source = find(source)
     if FLAGS.overwrite:
         _clear(out)
+    exclude = [Path(folder).expanduser() for folder in FLAGS.exclude]
+    for folder in exclude:
+        if not (folder / "manifest.json").is_file():
+            raise UserError(
+                f"--exclude={folder}: no finished build (it has no manifest.json); build it first, "
+                "or leave it out"
+            )
     say(f"{source}: reading the annotations below {root}")
     options = Options(FLAGS.seed, FLAGS.cap, FLAGS.seconds)
     plan = plan_source(root, options)
-    say(f"{source}: {plan.skips.used} rows make {len(plan.entries)} examples")
+    rows = f"{plan.skips.used + len(plan.skips.faults)} rows, of which {plan.skips.used} are usable"
+    say(f"{source}: {rows}, make {len(plan.entries)} examples")
     manifest = building.build(
         source,
         plan,
@@ -60,7 +68,7 @@ def main(argv: list[str]) -> None:
         building.Settings(FLAGS.sound, FLAGS.shard),
         FLAGS.workers or os.cpu_count() or 1,
         FLAGS.max_skipped,
-        [Path(folder).expanduser() for folder in FLAGS.exclude],
+        exclude,
         FLAGS.limit,
         say,
     )

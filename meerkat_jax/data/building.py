@@ -18,6 +18,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -97,7 +98,10 @@ def build(
     identity = identify(source, plan, root, options, settings, exclude, limit)
     claim(out, identity)
     shelf = media.Shelf(root)
-    found = look_through(plan, shelf, max_skipped, exclude, limit, say)
+    found = look_through(plan, shelf, max_skipped, exclude, limit, say, out)
+    # Shards are counted over what is there: with other media they would be other ones.
+    identity["media"] = hashlib.sha256(found.keep.tobytes()).hexdigest()[:16]
+    claim(out, identity)
     for folder in ("shards", "texts", "keys", "parts"):
         (out / folder).mkdir(exist_ok=True)
     shards = Shards(plan, shelf, found, out, source, options.seconds, settings)
@@ -139,14 +143,15 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
         if path.exists():
             before = json.loads(path.read_text())
             differing = [key for key in identity if before.get(key) != identity[key]]
-            if differing:
-                key = differing[0]
+            if not differing:
+                return
+            if any((out / "shards").glob("*.json")):
+                then, now = before.get(differing[0]), identity[differing[0]]
                 raise UserError(
-                    f"{out}: holds a build with other {', '.join(differing)} ({before.get(key)!r} "
-                    f"then, {identity[key]!r} now); --overwrite deletes it, or name another --out"
+                    f"{out}: holds a build with other {', '.join(differing)} "
+                    f"({_changed(then, now)}); --overwrite deletes it, or name another --out"
                 )
-            return
-        if any(out.iterdir()):
+        elif any(out.iterdir()):
             raise UserError(f"{out}: is not empty and holds no build of ours; name another --out")
         temporary = out / ".plan.json.tmp"
         temporary.write_text(json.dumps(identity, indent=1))
@@ -155,6 +160,14 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
         if isinstance(error, UserError):
             raise
         raise UserError(f"--out={out} cannot be used: {error}") from None
+
+
+def _changed(then: Any, now: Any) -> str:
+    """What is another, in few words."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        names = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{then!r} then, {now!r} now"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +322,8 @@ def _write(path: Path, records: list[bytes]) -> None:
     """An ArrayRecord file, whole or not at all; an OSError when the disk has no room for it."""
     size = sum(map(len, records))
     if shutil.disk_usage(path.parent).free < size + ROOM:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        short = f"{os.strerror(errno.ENOSPC)} for {size >> 20} MiB and {ROOM >> 20} MiB to spare"
+        raise OSError(errno.ENOSPC, short, str(path))
     temporary = path.with_suffix(".partial")
     writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     for record in records:
@@ -329,8 +343,9 @@ def _finish(
     """Keys, parts and the manifest of a build whose shards are all there."""
     left_out = [skip for report in reports for skip in report["skipped"]]
     told = lost(found) + Counter(reason for _, reason, _ in left_out)
-    examples = [*left_out, *found.missing]
-    refuse_many(told, len(plan.entries), "examples", max_skipped, examples)
+    faults = [*plan.skips.faults, *found.missing, *left_out]
+    total = len(plan.entries)
+    refuse_many(told, total, "examples", max_skipped, [*left_out, *found.missing], faults, out)
     counts, questions = Counter(), {split: Counter() for split in SPLITS}
     parts: dict[tuple[str, str], list[int]] = {}
     for report in reports:
@@ -345,7 +360,7 @@ def _finish(
     for split in counts:
         keys = [key for report in reports for key in report["keys"].get(split, ())]
         leaks.write_keys(out, split, keys)
-    write_skipped(out, plan, found, left_out)
+    write_skipped(out, faults)
     manifest = {
         **identity,
         "counts": dict(counts),

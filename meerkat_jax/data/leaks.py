@@ -82,7 +82,7 @@ def refuse(folders: Sequence[Path]) -> None:
                 raise UserError(
                     f"{len(both)} pictures or videos are in the training split of {folder} and in "
                     f"the test split of {other}, {_name(folder, int(both[0]))} for one; build "
-                    f"{folder.name} with --exclude={other}"
+                    f"{folder.name} anew (--overwrite) with --exclude={other} beside its others"
                 )
 
 

@@ -29,7 +29,7 @@ class Survey:
 
     keep: np.ndarray
     split: np.ndarray
-    missing: list[list[str]]  # of media: [entry id, which]
+    missing: list[list[str]]  # of media: [entry id, reason, where it was looked for]
     leaking: Counter
 
 
@@ -40,16 +40,26 @@ def look_through(
     exclude: Sequence[Path],
     limit: int | None,
     say: Callable,
+    out: Path | None = None,
 ) -> Survey:
-    """`survey`; UserError when too much of the plan cannot be used, or nothing of it."""
+    """`survey`; UserError when too much of the plan cannot be used, or nothing of it.
+
+    Each fault of a plan that is refused is then in skipped.jsonl in `out`.
+    """
     rows = plan.skips.used + len(plan.skips.faults)
-    refuse_many(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults)
+    refuse_many(
+        plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults, plan.skips.faults, out
+    )
     if not len(plan.entries):
         raise UserError(
             f"{shelf.root}: no example can be made of its {rows} rows; is it the right one?"
         )
     found = survey(plan, shelf, exclude, limit, say)
-    refuse_many(lost(found), len(plan.entries), "examples", max_skipped, found.missing)
+    faults = [*plan.skips.faults, *found.missing]
+    total = len(plan.entries)
+    refuse_many(lost(found), total, "examples", max_skipped, found.missing, faults, out)
+    if not found.keep.any():
+        raise UserError(f"{shelf.root}: of {total} examples none is left: {_said(lost(found))}")
     return found
 
 
@@ -75,7 +85,9 @@ def survey(
         for what, found in zip(("picture", "sound"), places_of(shelf, entry), strict=True):
             if found is None:
                 keep[number] = False
-                missing.append([entry.id, what])
+                sought = entry.image if what == "picture" else entry.audio
+                where = ", ".join(f"{p.folder}/{p.name}{p.suffix or '.*'}" for p in sought)
+                missing.append([entry.id, f"{what} is not there", f"looked for {where}"])
                 break
         if number % 1024 == 0 or number + 1 == total:
             progress.report(number + 1)
@@ -102,29 +114,42 @@ def places_of(shelf: media.Shelf, entry: Entry) -> tuple[Any, Any]:
 
 
 def refuse_many(
-    reasons: dict[str, int], total: int, what: str, most: float, examples: Sequence[Any]
+    reasons: dict[str, int],
+    total: int,
+    what: str,
+    most: float,
+    examples: Sequence[Any],
+    faults: Sequence[Sequence[str]] = (),
+    out: Path | None = None,
 ) -> None:
-    """UserError when more than the share `most` of `total` is left out."""
+    """UserError when more than the share `most` of `total` is left out; `faults` go to `out`."""
     count = sum(reasons.values())
     if count > most * total:
-        told = "; ".join(f"{reason}: {n}" for reason, n in Counter(reasons).most_common(5))
         first = " ".join(map(str, examples[0])) if len(examples) else ""
+        if out is not None:
+            write_skipped(out, faults)
         raise UserError(
-            f"{count} of {total} {what} cannot be used ({told}), the first: {first}; more than "
-            f"--max_skipped={most:g} of all: mend them, or raise it"
+            f"{count} of {total} {what} cannot be used ({_said(reasons)}), the first: {first}; "
+            f"more than --max_skipped={most:g} of all: mend them, or raise it"
+            + (f" (all are in {out / 'skipped.jsonl'})" if out is not None else "")
         )
+
+
+def _said(reasons: dict[str, int], most: int = 5) -> str:
+    """The most frequent reasons with their counts."""
+    told = [f"{reason}: {count}" for reason, count in Counter(reasons).most_common(most)]
+    more = [f"and {len(reasons) - most} more reasons"] if len(reasons) > most else []
+    return "; ".join([*told, *more])
 
 
 def lost(found: Survey) -> Counter[str]:
     """Examples without media, by reason."""
-    return Counter(f"{what} is not there" for _, what in found.missing)
+    return Counter(reason for _, reason, _ in found.missing)
 
 
-def write_skipped(out: Path, plan: Plan, found: Survey, left_out: Sequence[Sequence[str]]) -> None:
-    """skipped.jsonl: everything that should have been there, `left_out` on encoding among it."""
+def write_skipped(out: Path, faults: Sequence[Sequence[str]]) -> None:
+    """skipped.jsonl: everything that should have been there (where, reason, what was found)."""
     with open(out / "skipped.jsonl", "w") as file:
-        rows = [list(fault) for fault in plan.skips.faults]
-        rows += [[ident, f"{what} is not there", ""] for ident, what in found.missing]
-        for where, reason, detail in (*rows, *left_out):
+        for where, reason, detail in faults:
             row = {"where": where, "reason": reason, "found": detail}
             file.write(json.dumps(row) + "\n")

@@ -45,12 +45,15 @@ class Parsed(Generic[Item]):
 
 def write_box(box: Box) -> str:
     """`[dog, 0.123, 0.250, 0.500, 0.750]`; UserError if that would not read back as `box`."""
-    return _written(box, (box.x0, box.y0, box.x1, box.y1), BOX_DECIMALS, parse_boxes)
+    return _written(
+        box, (box.x0, box.y0, box.x1, box.y1), BOX_DECIMALS, parse_boxes, parse_segments
+    )
 
 
 def write_segment(segment: Segment) -> str:
     """`[dog, 1.2, 3.4]` in seconds; UserError if that would not read back as `segment`."""
-    return _written(segment, (segment.start, segment.end), TIME_DECIMALS, parse_segments)
+    numbers = segment.start, segment.end
+    return _written(segment, numbers, TIME_DECIMALS, parse_segments, parse_boxes)
 
 
 def parse_boxes(text: str) -> Parsed[Box]:
@@ -85,15 +88,19 @@ def check_response(question: Question) -> None:
             )
 
 
-def _written(item: Item, numbers: tuple[float, ...], decimals: int, parse: Callable) -> str:
+def _written(
+    item: Item, numbers: tuple[float, ...], decimals: int, parse: Callable, parse_other: Callable
+) -> str:
     # "z" writes -0.0004 as 0.000: a minus sign would have to be mended.
     fields = ", ".join(f"{number:z.{decimals}f}" for number in numbers)
     text = f"[{item.label}, {fields}]"
     parsed = parse(text)
-    if len(parsed.items) != 1 or parsed.mended or not _close(parsed.items[0], item, decimals):
+    good = len(parsed.items) == 1 and not parsed.mended
+    good = good and _close(parsed.items[0], item, decimals)
+    if not good or parse_other(text).items:  # a label with numbers of its own can be both
         raise UserError(
             f"{item} cannot be written: {text!r} reads back as {parsed.items}; the label must be "
-            "plain words without brackets, the numbers finite, in order and in range"
+            "plain words without brackets and numbers, the numbers finite, in order and in range"
         )
     return text
 

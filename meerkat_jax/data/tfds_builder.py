@@ -127,7 +127,8 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
             config.workers,
         )
         super()._download_and_prepare(dl_manager, download_config)
-        surveying.write_skipped(Path(self.data_dir), making.plan, making.found, making.left_out)
+        faults = (*making.plan.skips.faults, *making.found.missing, *making.left_out)
+        surveying.write_skipped(Path(self.data_dir), faults)
         self.info.metadata.update(making.manifest())
         self._drop_empty()
 

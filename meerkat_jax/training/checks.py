@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.data.example import TASKS
+from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.training.quantise import KINDS
 
 NUMBERS = ("batch", "accumulate", "loss_pieces", "log_every", "checkpoint_every", "evaluate_every")
@@ -20,6 +21,11 @@ def check(config: dict) -> None:
         if not isinstance(batch, int) or batch < 1 or batch % config["accumulate"]:
             raise UserError(f"batch={batch!r} is no multiple of accumulate={config['accumulate']}")
     data = config["data"]
+    for odds in (data["task_weights"], *(p.get("task_weights", {}) for p in config["phases"])):
+        for key in odds:
+            if key.split("/")[0] not in TASKS:
+                near = nearest(key, TASKS, 1)[0]
+                raise UserError(f"task_weights: {key!r} names no task; did you mean {near!r}?")
     lengths = [*data.get("lengths", ()), data["length"]]
     if any(not isinstance(n, int) or n < 1 for n in lengths) or sorted({*lengths}) != lengths:
         raise UserError(

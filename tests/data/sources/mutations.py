@@ -64,11 +64,11 @@ def swapped(draw, rows: list) -> tuple[list, set[int]]:
         if isinstance(row, dict) and row and draw(st.integers(0, 9)):
             key = draw(st.sampled_from(sorted(row)))
             if draw(st.integers(0, 4)):
-                row[key] = draw(st.sampled_from(ODD))
+                row[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
             else:
                 del row[key]
         else:
-            rows[number] = draw(st.sampled_from(ODD))
+            rows[number] = copy.deepcopy(draw(st.sampled_from(ODD)))
     return rows, touched
 
 

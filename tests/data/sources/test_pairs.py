@@ -390,7 +390,11 @@ def test_no_file_ends_in_anything_but_a_plan_or_a_named_line(copies, tree, name,
     except UserError as error:
         assert name in str(error) and (f"{name}:" in str(error))
         return
-    assert all(fault.where.startswith(f"{name}:") for fault in plan.skips.faults)
+    where = {fault.where.split(":")[0] for fault in plan.skips.faults}
+    if name == "class-descriptions-boxable.csv":  # rows of a class that it no longer has
+        where -= {fault.where.split(":")[0] for fault in plan.skips.faults
+                  if fault.reason == "unknown class"}  # fmt: skip
+    assert where <= {name}
     for index in range(0, len(plan.entries), 7):
         assert plan.entries[index].questions
     if name.endswith("bbox.csv") and b"\n" in whole[:at]:  # another header: all rows are faults
