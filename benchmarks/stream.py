@@ -19,6 +19,7 @@ this process and its workers: examples per second of one core.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -79,7 +80,7 @@ class Plain(torch.utils.data.Dataset):
         pairs = [(question.instruction, question.response) for question in drawn]
         packed = pack(self.encode.prompt, pairs, shapes.runs, shapes.length, shapes.room)
         return {
-            "image": np.asarray(picture.resize(side, Image.Resampling.BICUBIC)),
+            "image": np.array(picture.resize(side, Image.Resampling.BICUBIC)),
             "audio": wave,
             **packed._asdict(),
             "boxes": self.encode.pad_boxes(example),
@@ -156,8 +157,9 @@ def feed(stream: Iterator[dict], batch: int, batches: int) -> dict[str, Any]:
     for _ in range(batches):
         waits.append(measure.seconds(lambda: next(stream)))
     elapsed, used = time.perf_counter() - start, busy() - before
-    for name in ("close", "_shutdown_workers"):  # grain's way, and torch's
-        getattr(stream, name, lambda: None)()
+    with contextlib.suppress(RuntimeError):  # torch tells of a worker that ArrayRecord ends hard
+        for name in ("close", "_shutdown_workers"):  # grain's way, and torch's
+            getattr(stream, name, lambda: None)()
     examples = batch * batches
     return {
         "examples_per_second": examples / elapsed,

@@ -27,8 +27,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from benchmarks import input as feeding
-from benchmarks import measure, towers, work
+from benchmarks import measure, records, stream, towers, work
 from meerkat_jax.data.pipeline import Encode
 from meerkat_jax.errors import UserError
 from meerkat_jax.scale.standin import sized
@@ -173,9 +172,10 @@ def feeding_time(config: Mapping[str, Any], made: Plan, batches: int) -> dict[st
     shapes, assembly = made.assembly.shapes, made.assembly
     encode = Encode(shapes, assembly.prompt, ("dog",), {})
     with tempfile.TemporaryDirectory() as folder:
-        feeding.write_split(Path(folder), 64, shapes.seconds, shapes.image_size, shapes.sample_rate)
+        records.write_split(Path(folder), 64, shapes.seconds, shapes.image_size, shapes.sample_rate)
         batch, workers = len(made.batch["image"]), config["data"]["workers"]
-        return feeding.feed(Path(folder), encode, workers, batch, batches)["batch_seconds"]
+        found = stream.feed(stream.ours(Path(folder), encode, batch, workers), batch, batches)
+        return found["batch_seconds"]
 
 
 def times(config: Mapping[str, Any], made: Plan, pieces: Mapping[str, Part], repeats: int) -> dict:

@@ -13,8 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import input as feeding
-from benchmarks import large, lora, measure, pairs, sinkhorn, towers, train_step, work
+from benchmarks import (
+    building,
+    large,
+    lora,
+    measure,
+    pairs,
+    records,
+    sinkhorn,
+    stream,
+    towers,
+    train_step,
+    work,
+)
 from meerkat_jax.alignment.sinkhorn import round_to_marginals, transport
 from meerkat_jax.errors import UserError
 from meerkat_jax.models.llama import Llama
@@ -147,12 +158,49 @@ def test_both_transports_are_near_the_exact_one():
     assert all(error <= bound[name.split()[0]] for name, error in found.items()), found
 
 
-def test_input_feeds_records_of_our_own(tmp_path):
-    assert feeding.write_split(tmp_path, 8, seconds=0.2, side=32) > 8 * 1000
-    encode = feeding.encoder(seconds=0.2, side=32)
-    found = feeding.feed(tmp_path, encode, workers=0, batch=2, batches=3)
-    assert found["examples"] == 6 and found["batch_seconds"].keys() == SIDE
-    assert found["examples_per_second"] > 0 and found["examples_per_core_second"] > 0
+RATES = ("examples_per_second", "examples_per_core_second")
+
+
+def test_both_sides_of_the_stream_read_the_same():
+    small = {"seconds": 0.2, "stored": 48, "side": 32, "rate": 16_000}
+    lines = []
+    found = stream.run([0], 8, batch=2, batches=3, repeats=2, say=lines.append, **small)
+    (case,) = found["cases"]
+    for rate in RATES:
+        assert case["ratio_of_" + rate].keys() == SIDE and case["ours"][rate]["min"] > 0
+    assert found["bytes_per_record"] > 1000 and len(lines) == 3
+
+
+def test_a_stream_that_differs_is_not_timed(tmp_path):
+    records.write_split(tmp_path, 2, seconds=0.2, side=48)
+    encode = records.encoder(seconds=0.2, side=32)
+    stream.agree(tmp_path, encode, 2)
+    plain = stream.Plain.arrays
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="audio differs"):
+        patch.setattr(stream.Plain, "arrays", lambda *a: plain(*a) | {"audio": np.zeros(9600)})
+        stream.agree(tmp_path, encode, 2)
+
+
+def test_both_builds_make_the_same_media():
+    found = building.speed(4, workers=1, repeats=1, size=(640, 480), seconds=0.3)
+    for rate in RATES:
+        assert found["ratio_of_" + rate].keys() == SIDE and found["theirs"][rate]["min"] > 0
+    assert "plain loop" in building.told("speed", found)
+
+
+def test_a_build_of_tiny_media_tells_its_memory():
+    found = building.alone(20, workers=1)
+    assert 0 < found["before"] <= found["planner"] and found["examples"] == 20
+    assert found["largest_worker"] == 0  # one worker is the planner itself
+    assert "20 examples" in building.told("memory", [found])
+
+
+def test_codecs_are_measured_beside_each_other():
+    found = building.codecs(1, repeats=1, seconds=0.5)
+    assert found["opus"]["kilobytes"] < found["flac"]["kilobytes"]
+    assert all(row["decode_ms"].keys() == SIDE for row in found.values())
+    with pytest.raises(UserError, match="--only=sped: expected some of speed"):
+        building.run(only=["sped"])
 
 
 def test_work_counts_loops_products_and_elementwise():

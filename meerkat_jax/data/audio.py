@@ -55,7 +55,6 @@ def load_audio(
     pad: str = "zero",
     name: str | None = None,
     start: float = 0.0,
-    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
 
@@ -63,8 +62,7 @@ def load_audio(
     seconds, is left out, and a longer sound is cut to its beginning. A shorter one is padded:
     "zero" by silence; "repeat" as CLAP was trained, by whole repetitions and then silence, which
     makes the sound occur at times when it did not, hence not the default. `name` is what errors
-    call it (default: the path). `out`, an array of that form, is filled and given instead of a new
-    one. Raises UserError when the file is missing, empty, not a sound, cut
+    call it (default: the path). Raises UserError when the file is missing, empty, not a sound, cut
     off within these seconds (where its format can tell), or holds numbers that are not finite.
     """
     if pad not in ("zero", "repeat"):
@@ -72,7 +70,7 @@ def load_audio(
     if name is None:
         name = "sound" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
-        wave, rate, frames = _decode(file, start, seconds + MARGIN, name, sample_rate, out)
+        wave, rate, frames = _decode(file, start, seconds + MARGIN, name)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     samples = round(seconds * sample_rate)
     low, high = mono.min(), mono.max()
@@ -85,7 +83,7 @@ def load_audio(
     loud = rate == sample_rate and len(mono) <= samples and high - low > 4 * SILENCE
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate)
-    mono = _fit(mono, samples, pad, out)
+    mono = _fit(mono, samples, pad)
     info = AudioInfo(
         seconds=max(0.0, frames / rate - start),
         sample_rate=rate,
@@ -96,18 +94,13 @@ def load_audio(
     return mono, info
 
 
-def _fit(mono: np.ndarray, samples: int, pad: str, out: np.ndarray | None) -> np.ndarray:
+def _fit(mono: np.ndarray, samples: int, pad: str) -> np.ndarray:
     mono = mono[:samples]
     if pad == "repeat" and 0 < len(mono) < samples:
         mono = np.tile(mono, samples // len(mono))
-    if out is None:
-        if len(mono) < samples:
-            mono = np.pad(mono, (0, samples - len(mono)))
-        return mono.astype(np.float32, copy=False)
-    if not np.may_share_memory(mono, out):
-        out[: len(mono)] = mono
-    out[len(mono) :] = 0
-    return out
+    if len(mono) < samples:
+        mono = np.pad(mono, (0, samples - len(mono)))
+    return mono.astype(np.float32, copy=False)
 
 
 def _peak(mono: np.ndarray, mean: float) -> float:
@@ -128,17 +121,9 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
 
 
 def _decode(
-    file: io.IOBase,
-    start: float,
-    seconds: float,
-    name: str,
-    sample_rate: int,
-    out: np.ndarray | None,
+    file: io.IOBase, start: float, seconds: float, name: str
 ) -> tuple[np.ndarray, int, int]:
-    """`seconds` from `start`, float32[n, channels], the rate, and the frames of the whole sound.
-
-    They lie in `out` where they can stay as they are: one channel at `sample_rate` that fits in.
-    """
+    """`seconds` from `start`, float32[n, channels], the rate, and the frames of the whole sound."""
     try:
         with soundfile.SoundFile(file) as sound:
             rate, frames, report = sound.samplerate, sound.frames, sound.extra_info
@@ -155,10 +140,7 @@ def _decode(
             if first:
                 sound.seek(first)
             wanted, left = math.ceil(seconds * rate), frames - first
-            if out is not None and (sound.channels, rate) == (1, sample_rate) and left <= len(out):
-                wave = sound.read(out=out[:left])[:, None]
-            else:
-                wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
+            wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(

@@ -29,6 +29,8 @@ from meerkat_jax.data.prompt import Prompt, pack
 from meerkat_jax.data.split import Part, Split, open_one
 from meerkat_jax.errors import UserError
 
+PART, AHEAD = 8, 64  # examples that one thread puts together; that are made before they are needed
+
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
@@ -209,17 +211,27 @@ def train_batches(
         lengths = (*encode.shapes.lengths, encode.shapes.length)
         order = grain.MapDataset.source(Fitted(order, needed, lengths, batch, seed)).seed(seed)
     records = order.random_map(Fetch(split.open(), encode))
-    reading = grain.ReadOptions(num_threads=4, prefetch_buffer_size=64)
     records = records[start:]
     if rows is not None:
         records = grain.MapDataset.source(Rows(records, batch, rows))
-    stream = records.to_iter_dataset(reading)
+    size = batch if rows is None else len(rows)
+    # A thread makes a part of a batch: fewer and larger arrays go from hand to hand.
+    part = max(count for count in range(1, min(size, PART) + 1) if size % count == 0)
+    # More threads than cores would take turns; a lone one would wait for each record's disk.
+    threads = min(4, max(2, len(os.sched_getaffinity(0)) // max(workers, 1)))
+    reading = grain.ReadOptions(threads, prefetch_buffer_size=max(threads, AHEAD // part))
+    stream = records.batch(part, drop_remainder=True).to_iter_dataset(reading)
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
         stream = stream.mp_prefetch(options, worker_init_fn=leave_with_parent)
-    stream = stream.batch(batch if rows is None else len(rows), drop_remainder=True)
+    if part < size:
+        stream = stream.batch(size // part, drop_remainder=True, batch_fn=_joined)
     # Batches are put together in a thread too: the loop finds them made.
     return iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def numbers(split: Split, seed: int, scenes: int | None = None) -> grain.MapDataset:
