@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.errors import UserError
 
-SETTINGS = settings(max_examples=int(os.environ.get("MEERKAT_FUZZ", 60)), deadline=None)
+SETTINGS = settings(max_examples=int(os.environ.get("MEERKAT_FUZZ", 30)), deadline=None)
 DEEP = [*range(3)]
 for _ in range(60):
     DEEP = [DEEP]

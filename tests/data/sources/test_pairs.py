@@ -18,7 +18,7 @@ from meerkat_jax.errors import UserError
 from tests.data.sources import tree_pairs
 from tests.data.sources.tree_pairs import NODES, box
 
-FUZZ = int(os.environ.get("MEERKAT_FUZZ", 60))
+FUZZ = int(os.environ.get("MEERKAT_FUZZ", 30))
 PLANS = {
     "openimages_audioset": pairs.plan_audioset,
     "openimages_strong": pairs.plan_strong,
