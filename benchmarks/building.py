@@ -23,7 +23,6 @@ import io
 import json
 import multiprocessing
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -50,6 +49,7 @@ from meerkat_jax.data.example import Example, Question, from_bytes, to_bytes
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import find
 from meerkat_jax.errors import UserError
+from meerkat_jax.training.metrics import peak_kib
 
 PARTS = ("speed", "memory", "codecs")
 CODECS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS"), "vorbis": ("OGG", "VORBIS")}
@@ -165,20 +165,16 @@ def speed(
     return case
 
 
-def peak(process: int | str = "self") -> float:
-    """The most memory in MiB that a living process has had at once; 0 when it has gone (Linux).
-
-    Not `ru_maxrss`, which a process takes over from the one that started it.
-    """
-    try:
-        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-    except OSError:
-        return 0.0
-    return int(found[1]) / 1024 if found else 0.0
+def peak(process: int | None = None) -> float:
+    """The most memory that a living process, this one if none is named, has held, MiB."""
+    return peak_kib(process or os.getpid()) / 1024
 
 
 def alone(examples: int, workers: int) -> dict[str, float]:
-    """Build tiny media in this process -> its peak and that of its largest worker, in MiB."""
+    """Build tiny media in this process -> its peak and that of its largest worker, in MiB.
+
+    Not by `ru_maxrss`, which a process takes over from the one that started it.
+    """
     peaks, ended = {}, threading.Event()
 
     def watch() -> None:
@@ -246,12 +242,9 @@ def told(what: str, found: Any) -> str:
     if what == "speed":
         lines = []
         for rate in ("examples_per_second", "examples_per_core_second"):
-            ratio, sides = found["ratio_of_" + rate], [found[s][rate] for s in ("ours", "theirs")]
-            lines.append(
-                f"{rate}: ours {sides[0]['median']:.1f}, plain loop {sides[1]['median']:.1f}, "
-                f"ratio {ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f}; "
-                f"{ratio['min']:.2f} to {ratio['max']:.2f})"
-            )
+            sides = [found[side][rate]["median"] for side in ("ours", "theirs")]
+            ratio = measure.told(found["ratio_of_" + rate])
+            lines.append(f"{rate}: ours {sides[0]:.1f}, plain loop {sides[1]:.1f}, ratio {ratio}")
         return "\n".join(lines)
     if what == "memory":
         return "\n".join(

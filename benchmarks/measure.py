@@ -77,6 +77,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": middle, "q1": low, "q3": high, "min": min(values), "max": max(values)}
 
 
+def told(ratio: Mapping[str, float]) -> str:
+    """A `spread` in words: median (quartiles; ends)."""
+    return (
+        f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f}; "
+        f"{ratio['min']:.2f} to {ratio['max']:.2f})"
+    )
+
+
 def setting(device: str, threads: int | None) -> dict[str, Any]:
     """Machine, date, versions and command: what a figure is worth nothing without."""
     return {
@@ -131,9 +139,7 @@ def table(report: Mapping[str, Any]) -> str:
 def _row(name: str, case: Mapping[str, Any]) -> str:
     if "error" in case:
         return f"| {name} | {case['error']} | | | |"
-    ratio = case["ratio"]
-    share = f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f}; "
-    share += f"{ratio['min']:.2f} to {ratio['max']:.2f})"
+    share = told(case["ratio"])
     agreement = ", ".join(f"{what} {value:.1e}" for what, value in case["agreement"].items())
     return f"| {name} | {_side(case['ours'])} | {_side(case['theirs'])} | {share} | {agreement} |"
 

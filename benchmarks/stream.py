@@ -192,11 +192,7 @@ def line(case: dict[str, Any]) -> str:
     cells = [str(case["workers"])]
     for rate in ("examples_per_second", "examples_per_core_second"):
         cells += [f"{case[side][rate]['median']:.0f}" for side in ("ours", "theirs")]
-        ratio = case["ratio_of_" + rate]
-        cells.append(
-            f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f}; "
-            f"{ratio['min']:.2f} to {ratio['max']:.2f})"
-        )
+        cells.append(measure.told(case["ratio_of_" + rate]))
     return f"| {' | '.join(cells)} |"
 
 

@@ -12,6 +12,7 @@ from meerkat_jax import train
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data import instructions
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
+from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
 
 
@@ -61,3 +62,19 @@ def test_an_experiment_is_accepted_by_train_and_builds_its_model(experiment):
     shapes = jax.eval_shape(assembly.init, jax.random.key(0))
     rows, columns = assembly.model.image_grid
     assert shapes["image_placed"]["places"].shape[0] == rows * columns
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"task_weights": {"igatll": 4.0}}, "'igatll' names no task; did you mean 'igatl'"),
+        ({"lengths": [64, 32]}, r"data.lengths is \[64, 32\]; expected rising whole numbers below"),
+        ({"lengths": [192]}, "below data.length=192"),
+        ({"lengths": [60]}, "loss_pieces is 8, which does not divide 60"),
+    ],
+)
+def test_numbers_of_texts_that_cannot_be_meant(data, words):
+    config = configs.to_json(configs.load_config("experiments/avfit.py:7b"))
+    train.check(config)
+    with pytest.raises(UserError, match=words):
+        train.check(config | {"data": config["data"] | data})

@@ -72,24 +72,21 @@ def load_audio(
     with _opened(source, name) as file:
         wave, rate, frames = _decode(file, start, seconds + MARGIN, name)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
-    samples = round(seconds * sample_rate)
-    low, high = mono.min(), mono.max()
-    if not max(high, -low) <= LOUDEST:  # not a number is neither
+    if not _peak(mono) <= LOUDEST:  # not a number is neither
         raise UserError(
             f"{name}: samples are not finite or beyond {LOUDEST:g}; expected about -1 to 1: "
             "export the sound anew"
         )
-    # All of it is heard, and half of its range, the least that its peak can be, is no silence.
-    loud = rate == sample_rate and len(mono) <= samples and high - low > 4 * SILENCE
     if rate != sample_rate:
         mono = soxr.resample(mono, rate, sample_rate)
+    samples = round(seconds * sample_rate)
     mono = _fit(mono, samples, pad)
     info = AudioInfo(
         seconds=max(0.0, frames / rate - start),
         sample_rate=rate,
         channels=wave.shape[1],
         truncated=round((frames / rate - start) * sample_rate) > samples,
-        silent=not loud and bool(_peak(mono, mono.mean()) < SILENCE),
+        silent=bool(_peak(mono, mono.mean()) < SILENCE),
     )
     return mono, info
 
@@ -103,7 +100,7 @@ def _fit(mono: np.ndarray, samples: int, pad: str) -> np.ndarray:
     return mono.astype(np.float32, copy=False)
 
 
-def _peak(mono: np.ndarray, mean: float) -> float:
+def _peak(mono: np.ndarray, mean: float = 0.0) -> float:
     """The largest distance from `mean`, without a copy; NaN if a sample is."""
     return max(mono.max() - mean, mean - mono.min())
 

@@ -151,6 +151,9 @@ def claim(out: Path, identity: dict[str, Any]) -> None:
                     f"{out}: holds a build with other {', '.join(differing)} "
                     f"({_changed(then, now)}); --overwrite deletes it, or name another --out"
                 )
+            # A shard whose report was not written yet is nobody's, and would be read all the same.
+            for stale in (*out.glob("*.array_record"), *out.glob("texts/*.array_record")):
+                stale.unlink()
         elif any(out.iterdir()):
             raise UserError(f"{out}: is not empty and holds no build of ours; name another --out")
         temporary = out / ".plan.json.tmp"
@@ -343,9 +346,8 @@ def _finish(
     """Keys, parts and the manifest of a build whose shards are all there."""
     left_out = [skip for report in reports for skip in report["skipped"]]
     told = lost(found) + Counter(reason for _, reason, _ in left_out)
-    faults = [*plan.skips.faults, *found.missing, *left_out]
-    total = len(plan.entries)
-    refuse_many(told, total, "examples", max_skipped, [*left_out, *found.missing], faults, out)
+    faults = [*left_out, *found.missing, *plan.skips.faults]
+    refuse_many(told, len(plan.entries), "examples", max_skipped, faults, out)
     counts, questions = Counter(), {split: Counter() for split in SPLITS}
     parts: dict[tuple[str, str], list[int]] = {}
     for report in reports:

@@ -236,8 +236,8 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def numbers(split: Split, seed: int, scenes: int | None = None) -> grain.MapDataset:
     """Numbers of the records of `split.open()`, shuffled without end (data/order.py)."""
-    counts = [len(open_one(place, split.name)) for place, _ in split.sources()]
-    repeats = [repeats for _, repeats in split.sources()]
+    places, repeats = zip(*split.sources(), strict=True)
+    counts = [len(open_one(place, split.name)) for place in places]
     shares = [count * each for count, each in zip(counts, repeats, strict=True)]
     return endless(counts, shares, seed, scenes)
 

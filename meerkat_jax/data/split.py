@@ -52,7 +52,7 @@ class Split:
     def sources(self) -> list[tuple[Path, float]]:
         """Folders that have records of it, and how often these come, in the order of `open`."""
         given = self._given()
-        found = [(place, repeats) for place, repeats in given if repeats and self._is_in(place)]
+        found = [(place, often) for place, often in given if often and _holds(place, self.name)]
         if not found:
             for place, repeats in given:
                 if repeats:
@@ -72,13 +72,6 @@ class Split:
             if name not in names:
                 raise UserError(f"sources: {name!r} is none of the mixture's {', '.join(names)}")
         return [(place, self.repeats.get(place.name, 0.0)) for place, _ in given]
-
-    def _is_in(self, place: Path) -> bool:
-        try:
-            open_one(place, self.name)
-        except UserError:
-            return False
-        return True
 
     def has_texts(self) -> bool:
         """Whether the questions lie apart from the records, so that they can be measured."""
@@ -107,10 +100,20 @@ def has_split(folder: Path, split: str) -> bool:
         return False
 
 
+def _files(folder: Path, name: str) -> list[str]:
+    return sorted(str(path) for path in Path(folder).glob(f"{name}-*.array_record"))
+
+
+def _holds(folder: Path, split: str) -> bool:
+    """Whether a built folder has a split, or a part of it, without opening its files."""
+    name, _, part = split.partition("/")
+    return bool(_files(folder, name)) and (not part or _part_file(folder, name, part).is_file())
+
+
 def open_one(folder: Path, split: str) -> grain.MapDataset:
     """The records of one split of a built folder."""
     name, _, part = split.partition("/")
-    paths = sorted(str(path) for path in Path(folder).glob(f"{name}-*.array_record"))
+    paths = _files(folder, name)
     if not paths:
         have = sorted({p.name.split("-")[0] for p in Path(folder).glob("*.array_record")})
         raise UserError(f"{folder}: no split {name!r}; it holds {', '.join(have) or 'no records'}")
@@ -126,14 +129,17 @@ def write_part(folder: Path, split: str, part: str, rows: Sequence[int]) -> None
     A phase of training can read the part alone, as "<split>/<part>".
     """
     (Path(folder) / "parts").mkdir(exist_ok=True)
-    np.save(Path(folder) / "parts" / f"{split}-{part}.npy", np.array(sorted(rows), np.int64))
+    np.save(_part_file(folder, split, part), np.array(sorted(rows), np.int64))
+
+
+def _part_file(folder: Path, split: str, part: str) -> Path:
+    return Path(folder) / "parts" / f"{split}-{part}.npy"
 
 
 def read_part(folder: Path, split: str, part: str) -> np.ndarray:
     """The numbers int64[n] of the records in a part; UserError naming the parts for another."""
-    path = Path(folder) / "parts" / f"{split}-{part}.npy"
     try:
-        return np.load(path)
+        return np.load(_part_file(folder, split, part))
     except OSError:
         there = Path(folder).glob(f"parts/{split}-*.npy")
         parts = sorted(path.stem.removeprefix(f"{split}-") for path in there)

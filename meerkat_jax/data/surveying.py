@@ -47,17 +47,14 @@ def look_through(
     Each fault of a plan that is refused is then in skipped.jsonl in `out`.
     """
     rows = plan.skips.used + len(plan.skips.faults)
-    refuse_many(
-        plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults, plan.skips.faults, out
-    )
+    refuse_many(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults, out)
     if not len(plan.entries):
         raise UserError(
             f"{shelf.root}: no example can be made of its {rows} rows; is it the right one?"
         )
     found = survey(plan, shelf, exclude, limit, say)
-    faults = [*plan.skips.faults, *found.missing]
-    total = len(plan.entries)
-    refuse_many(lost(found), total, "examples", max_skipped, found.missing, faults, out)
+    faults, total = [*found.missing, *plan.skips.faults], len(plan.entries)
+    refuse_many(lost(found), total, "examples", max_skipped, faults, out)
     if not found.keep.any():
         raise UserError(f"{shelf.root}: of {total} examples none is left: {_said(lost(found))}")
     return found
@@ -118,14 +115,16 @@ def refuse_many(
     total: int,
     what: str,
     most: float,
-    examples: Sequence[Any],
-    faults: Sequence[Sequence[str]] = (),
+    faults: Sequence[Sequence[str]],
     out: Path | None = None,
 ) -> None:
-    """UserError when more than the share `most` of `total` is left out; `faults` go to `out`."""
+    """UserError when more than the share `most` of `total` is left out.
+
+    It names the first of `faults` (where, reason, what was found); skipped.jsonl in `out` has all.
+    """
     count = sum(reasons.values())
     if count > most * total:
-        first = " ".join(map(str, examples[0])) if len(examples) else ""
+        first = " ".join(map(str, faults[0])) if len(faults) else ""
         if out is not None:
             write_skipped(out, faults)
         raise UserError(

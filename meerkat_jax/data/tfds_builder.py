@@ -127,7 +127,7 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
             config.workers,
         )
         super()._download_and_prepare(dl_manager, download_config)
-        faults = (*making.plan.skips.faults, *making.found.missing, *making.left_out)
+        faults = (*making.left_out, *making.found.missing, *making.plan.skips.faults)
         surveying.write_skipped(Path(self.data_dir), faults)
         self.info.metadata.update(making.manifest())
         self._drop_empty()

@@ -194,11 +194,11 @@ def peak_memory_mib() -> float:
     if held:
         return max(held) / 2**20
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-    return sum(_peak_kib(pid) for pid in pids) / 2**10
+    return sum(map(peak_kib, pids)) / 2**10
 
 
-def _peak_kib(pid: int) -> int:
-    """VmHWM of a process in KiB; 0 where there is no /proc or the process is gone."""
+def peak_kib(pid: int) -> int:
+    """The most memory that a process has held (VmHWM), KiB; 0 without /proc, or when it is gone."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     except OSError:

@@ -172,6 +172,46 @@ def test_missing_media_are_found_before_anything_is_encoded(trees, tmp_path):
     assert not list((tmp_path / "out").glob("*.array_record"))
 
 
+def test_a_build_that_was_refused_lists_its_faults_and_can_be_mended(trees, tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    shutil.copytree(write_tree("valor", trees), tree)
+    path = next(path for path in tree.rglob("*.json") if "train" in path.name)
+    whole = path.read_text()
+    path.write_text(whole.replace('"desc"', '"desk"'))
+    with pytest.raises(UserError, match=r"all are in .*skipped\.jsonl"):
+        build("valor", tree, out, max_skipped=0.0)
+    told = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert any(row["where"].startswith(path.name) for row in told)
+    path.write_text(whole)
+    for stale in ("train-00000-of-00009", "texts/train-00000-of-00009"):  # of a kill before that
+        (out / stale).parent.mkdir(exist_ok=True)
+        (out / f"{stale}.array_record").write_bytes(b"half")
+    assert build("valor", tree, out)["counts"] == build("valor", tree, tmp_path / "new")["counts"]
+    assert not list(out.rglob("*-of-00009.array_record"))
+
+
+def test_other_media_after_a_kill_are_another_build(trees, tmp_path):
+    """Shards are counted over what is there: going on would lose or double examples."""
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    shutil.copytree(write_tree("openimages_strong", trees), tree)
+    build("openimages_strong", tree, out, shard=16)
+    for path in (out / "manifest.json", out / "shards" / "00001.json"):
+        path.unlink()
+    next((tree / "openimages" / "train").rglob("*.jpg")).unlink()
+    with pytest.raises(UserError, match="holds a build with other media"):
+        build("openimages_strong", tree, out, shard=16)
+
+
+def test_nothing_left_is_no_build(trees, tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(write_tree("valor", trees), tree)
+    for path in tree.rglob("*"):
+        if path.is_file() and path.suffix != ".json":
+            path.unlink()
+    with pytest.raises(UserError, match=r"none is left: .* is not there"):
+        build("valor", tree, tmp_path / "out", max_skipped=1.0)
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "reason"),
     [
