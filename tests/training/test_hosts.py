@@ -22,6 +22,8 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.training import hosts, sharding
 
 port, count, number, timeout = map(int, sys.argv[1:5])
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     hosts.join(f"localhost:{port}", count, number, timeout)
     SCRIPT
@@ -56,7 +58,9 @@ REFUSED = """
 """
 
 STAY_AWAY = """
-    hosts.meet("all are there", {}, 120)  # on a busy machine one may start half a minute later
+    hosts.meet("all are there", {}, 120)
+    if number == 0:
+        hosts._read("data/2", 120)  # process 2 is there, however busy this machine is
     if number != 1:
         hosts.meet("data", {}, 8)
     import os; os._exit(0)
@@ -70,15 +74,27 @@ def script(body):
 def together(body, members, count, timeout=60):
     """Output of the script in processes with these numbers, of which each expects `count`."""
     port = free_port()
+    return run_together(body, [(port, count, number, timeout) for number in members])
+
+
+def run_together(body, arguments):
+    """Output of the script in a process for each of the arguments.
+
+    All begin when all have imported what they need, which takes a busy machine half a minute.
+    """
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", script(body), *map(str, (port, count, number, timeout))],
+            [sys.executable, "-c", script(body), *map(str, given)],
             cwd=ROOT, env=door_environment("unused"), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for number in members
+        for given in arguments
     ]  # fmt: skip
     try:
+        assert [run.stdout.readline() for run in runs] == ["ready\n"] * len(runs)
+        for run in runs:
+            run.stdin.write("\n")
+            run.stdin.flush()
         ended = [run.communicate(timeout=200) for run in runs]
     finally:
         for run in runs:
@@ -113,16 +129,9 @@ def test_two_processes_with_one_number_are_refused(members, word):
 
 def test_processes_that_were_told_another_count_are_refused():
     port = free_port()
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", script("    pass"), str(port), *numbers, "30"],
-            cwd=ROOT, env=door_environment("unused"), text=True, stdout=subprocess.PIPE,
-        )
-        for numbers in (("2", "0"), ("3", "1"))
-    ]  # fmt: skip
-    said = [run.communicate(timeout=100)[0] for run in runs]
+    said = run_together("    pass", [(port, 2, 0, 30), (port, 3, 1, 30)])
     assert said[0] == said[1]
-    assert "process 1 has --processes=3, process 0 2" in said[0]
+    assert "process 1 has --processes=3, process 0 2" in said[0][0]
 
 
 def test_processes_with_other_facts_are_refused_by_name():
