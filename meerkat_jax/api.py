@@ -46,12 +46,16 @@ GREY = 128
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Asked:
-    """A picture, a sound, and what is asked about the two; `seeds` one per prompt (default 0)."""
+    """A picture, a sound, and what is asked about the two.
+
+    One per prompt: `seeds` (default 0) and `forms`, what answers are held to (default None).
+    """
 
     image: ImageLike
     audio: AudioLike
     prompts: Sequence[str]
     seeds: Sequence[int] | None = None
+    forms: Sequence[str | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +66,7 @@ class _Loaded:
     audio: np.ndarray
     questions: list[list[int]]
     seeds: Sequence[int]
+    forms: Sequence[str | None]
     notes: tuple[str, ...]
 
 
@@ -109,12 +114,17 @@ class Meerkat:
         prompt: str,
         temperature: float = 0.0,
         seed: int = 0,
+        form: str | None = None,
     ) -> Answer:
         """One answer. `temperature` 0 is the likeliest text; above it, text drawn with `seed`.
 
-        Raises UserError for media that cannot be read and for an empty or endless prompt.
+        With `form` "boxes" or "segments" the answer always ends in one or several of them that are
+        well formed (generation/grammar.py).
+
+        Raises UserError for media that cannot be read, for an empty or endless prompt and for an
+        unknown form.
         """
-        return next(self.stream([Asked(image, audio, [prompt], [seed])], temperature))[0]
+        return next(self.stream([Asked(image, audio, [prompt], [seed], [form])], temperature))[0]
 
     def ask_batch(
         self,
@@ -122,18 +132,20 @@ class Meerkat:
         temperature: float = 0.0,
         seed: int = 0,
         batch: int = 16,
+        form: str | None = None,
     ) -> list[Answer]:
         """Answers to (image, audio, prompt) or {"image", "audio", "prompt"}, in their order.
 
         Neighbours about the same picture and sound share the work of looking and listening.
         Question i is drawn with seed + i, so that `ask(..., seed=seed + i)` gives the same answer.
+        All are held to `form`, as in `ask`.
         """
         rows = [_question(question, i) for i, question in enumerate(questions)]
         asked = []
         for _, group in itertools.groupby(enumerate(rows), key=lambda row: _same(row[1])):
             numbers, members = zip(*group, strict=True)
             prompts, seeds = [prompt for _, _, prompt in members], [seed + i for i in numbers]
-            asked.append(Asked(*members[0][:2], prompts, seeds))
+            asked.append(Asked(*members[0][:2], prompts, seeds, [form] * len(prompts)))
         return [answer for found in self.stream(asked, temperature, batch) for answer in found]
 
     def stream(
@@ -184,16 +196,16 @@ class Meerkat:
         no row waits long for another.
         """
         rows = [
-            (b, ids, seed)
+            (b, *row)
             for b, pair in enumerate(pairs)
-            for ids, seed in zip(pair.questions, pair.seeds, strict=True)
+            for row in zip(pair.questions, pair.seeds, pair.forms, strict=True)
         ]
         order = sorted(range(len(rows)), key=lambda row: rows[row][1][::-1])
         found: dict[int, Generated] = {}
         parts = -(-len(rows) // ROWS)  # of equal size, so that one compiled program serves them all
         for some in _chunks(order, -(-len(rows) // max(parts, 1))):
-            owners, questions, seeds = zip(*(rows[row] for row in some), strict=True)
-            answers = self.sampler.answer(perceived, owners, questions, temperature, seeds)
+            owners, questions, *others = zip(*(rows[row] for row in some), strict=True)
+            answers = self.sampler.answer(perceived, owners, questions, temperature, *others)
             found |= zip(some, answers, strict=True)
         return [found[row] for row in range(len(rows))]
 
@@ -252,7 +264,8 @@ class Meerkat:
                 notes.append("the sound is silent")
         questions = [self._prompt_ids(prompt) for prompt in asked.prompts]
         seeds = asked.seeds or [0] * len(questions)
-        return _Loaded(image, audio, questions, seeds, tuple(notes))
+        forms = asked.forms or [None] * len(questions)
+        return _Loaded(image, audio, questions, seeds, forms, tuple(notes))
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         if not isinstance(prompt, str) or not prompt.strip():

@@ -6,6 +6,7 @@
     python -m meerkat_jax.generate --checkpoint=weights/smollm2 --prompt="What is the capital ..."
 
 The last one asks a store of published weights: its language model answers, in words alone.
+With --form=boxes (or segments) answers always end in well-formed places (or times).
 A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
 "Is it a dog?", "id": "a1"}`. Paths are relative to the manifest; `instruction` may stand for
 `prompt`; `id` (default: the line's number) comes back with the answer; of image and audio one may
@@ -34,6 +35,7 @@ from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.annotate import annotate
 from meerkat_jax.generation.answers import Answer
+from meerkat_jax.generation.grammar import FORMS
 from meerkat_jax.generation.speaking import Speaker
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
@@ -62,11 +64,12 @@ def answer_one(
     temperature: float = 0.0,
     seed: int = 0,
     picture: str | Path | None = None,
+    form: str | None = None,
 ) -> Answer:
     """One answer, drawn into the file `picture` (PNG) if that is given."""
     if picture is not None and not os.access(Path(picture).absolute().parent, os.W_OK):
         raise UserError(f"--annotate={picture}: its folder is not there or not writable")
-    answer = model.ask(image, audio, prompt, temperature, seed)
+    answer = model.ask(image, audio, prompt, temperature, seed, form)
     if picture is not None:
         _draw(Path(picture), image, answer, prompt)
     return answer
@@ -81,6 +84,7 @@ def answer_manifest(
     batch: int = 16,
     overwrite: bool = False,
     say: Callable[[str], Any] = print,
+    form: str | None = None,
 ) -> int:
     """Answer the questions of `manifest` into `out`, a JSON object per line; returns their number.
 
@@ -92,7 +96,7 @@ def answer_manifest(
     _refuse_existing(out, overwrite)
     lines = read_manifest(manifest, say)
     loaded = model()
-    asked, numbers = _pairs(lines, seed)
+    asked, numbers = _pairs(lines, seed, form)
     progress, rest = Progress(f"{Path(manifest).name}: questions", len(lines), say=say), iter(lines)
     part = out.with_name(out.name + ".part")
     with part.open("w", encoding="utf-8") as file:
@@ -186,13 +190,16 @@ def _fault(path: Path, key: str) -> str | None:
     return None
 
 
-def _pairs(lines: list[Line], seed: int) -> tuple[Iterator[Asked], Iterator[int]]:
+def _pairs(
+    lines: list[Line], seed: int, form: str | None = None
+) -> tuple[Iterator[Asked], Iterator[int]]:
     """Neighbouring lines about the same media as one pair, and the lines done after each pair."""
     groups, start = [], 0
     for (image, audio), group in itertools.groupby(lines, key=lambda x: (x.image, x.audio)):
         prompts = [line.prompt for line in group]
         first, start = seed + start, start + len(prompts)
-        groups.append(Asked(image, audio, prompts, range(first, first + len(prompts))))
+        seeds = range(first, first + len(prompts))
+        groups.append(Asked(image, audio, prompts, seeds, [form] * len(prompts)))
     return iter(groups), itertools.accumulate(len(asked.prompts) for asked in groups)
 
 
@@ -239,6 +246,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print the answer as JSON.")
     flags.DEFINE_float("temperature", 0.0, "0: the likeliest text; above: drawn.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
+    flags.DEFINE_enum("form", None, FORMS, "What answers are held to; default: nothing.")
     flags.DEFINE_string("manifest", None, "Questions, a JSON object per line.")
     flags.DEFINE_string("out", None, "Answers to the manifest, a JSON object per line.")
     flags.DEFINE_bool("overwrite", False, "Replace --out when it is there.")
@@ -260,7 +268,7 @@ def main(_: list[str]) -> None:
             raise UserError("--manifest needs --out=FILE.jsonl for the answers")
         answer_manifest(
             load, given.manifest, given.out, given.temperature, given.seed, given.batch,
-            given.overwrite, say=lambda line: print(line, flush=True),
+            given.overwrite, say=lambda line: print(line, flush=True), form=given.form,
         )  # fmt: skip
         return
     _refuse_flags(("out",), "without --manifest")
@@ -271,7 +279,7 @@ def main(_: list[str]) -> None:
             raise UserError(fault)
     answer = answer_one(
         load(), given.image, given.audio, given.prompt, given.temperature, given.seed,
-        given.annotate,
+        given.annotate, given.form,
     )  # fmt: skip
     if given.json:
         print(json.dumps(answer.to_json(), ensure_ascii=False))
@@ -285,7 +293,8 @@ def main(_: list[str]) -> None:
 
 def _say_published(given: flags.FlagValues) -> None:
     """Ask the language model of a store, which knows nothing of pictures and sounds yet."""
-    _refuse_flags(("image", "audio", "annotate", "manifest", "out"), "with weights as published")
+    names = ("image", "audio", "annotate", "manifest", "out", "form")
+    _refuse_flags(names, "with weights as published")
     if given.prompt is None:
         raise UserError("missing --prompt; see generate --help")
     if given.temperature:

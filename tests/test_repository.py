@@ -130,15 +130,17 @@ def test_what_is_imported_is_required():
     extras = project["optional-dependencies"]
     converting = runtime | requirement_names(extras["convert"])
     reading = runtime | requirement_names([*extras["data"], *extras["tfds"]])
-    testing = converting | reading | requirement_names(extras["test"])
+    scoring = runtime | requirement_names(extras["eval"])
+    testing = converting | reading | scoring | requirement_names(extras["test"])
     # where the name of the package is not that of the distribution
     called = {"absl": "absl-py", "PIL": "pillow", "ott": "ott-jax", "orbax": "orbax-checkpoint"}
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
-    called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf"}
+    called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf", "sklearn": "scikit-learn"}
+    called |= {"sed_eval": "sed-eval"}
     called |= {"tensorflow_datasets": "tensorflow-datasets"}
     ours = {"meerkat_jax", *OTHERS}
     rooms = {"tests": testing, "benchmarks": testing, "weights": converting}
-    rooms["data"] = reading
+    rooms |= {"data": reading, "evaluation": scoring}
     for path in SOURCES:
         known = next((rooms[part] for part in path.parts if part in rooms), runtime)
         for package in outside(path) - ours - sys.stdlib_module_names:
@@ -153,7 +155,7 @@ def test_every_requirement_has_a_tested_version():
     wanted = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
     extras = project["optional-dependencies"]
     wanted |= requirement_names(
-        [line for extra in ("convert", "data", "tfds", "test") for line in extras[extra]]
+        [line for extra in ("convert", "data", "eval", "tfds", "test") for line in extras[extra]]
     ) - {"meerkat-jax"}
     assert not wanted - requirement_names(pinned)
 

@@ -1,9 +1,11 @@
 """Scores of stretches of sound: segment F1 on 1 s segments and event F1 at an overlap of half.
 
 Segment F1 is the one of sound event detection (AudioSet Strong): time is cut into 1 s segments, a
-label is active in every segment that it touches, and hits are pooled over all clips (micro). Event
-F1 matches whole events of the same label one to one at a temporal IoU of at least 0.5, as the
-event-level score of LLP does. Both need the right label; `segment_f1_any_label` does not.
+label is active in every segment that it touches, and hits are pooled over all clips (micro), as
+`sed_eval` does. Event F1 matches whole events of the same label one to one at a temporal IoU of at
+least 0.5 and pools likewise. Both need the right label; `segment_f1_any_label` does not. These
+serve every data set and need no further library; the scores that are a benchmark's own are in
+events.py (onset and offset collars, means over classes) and parsing.py (LLP).
 """
 
 from __future__ import annotations
@@ -80,15 +82,29 @@ def segment_scores(
     predicted: Sequence[Sequence[Segment]], true: Sequence[Sequence[Segment]]
 ) -> dict[str, float]:
     """Scores over clips: segment F1, precision, recall, the same without labels, and event F1."""
-    pairs = list(zip(predicted, true, strict=True))
-    by_segment = f1([segment_counts(p, t) for p, t in pairs])
-    any_label = f1([segment_counts(p, t, labelled=False) for p, t in pairs])
+    counts = segment_samples(predicted, true)
+    by_segment = f1(counts["segment"])
     return {
         "segment_f1": by_segment["f1"],
         "segment_precision": by_segment["precision"],
         "segment_recall": by_segment["recall"],
-        "segment_f1_any_label": any_label["f1"],
-        "event_f1": f1([event_counts(p, t) for p, t in pairs])["f1"],
+        "segment_f1_any_label": f1(counts["any_label"])["f1"],
+        "event_f1": f1(counts["event"])["f1"],
+    }
+
+
+def segment_samples(
+    predicted: Sequence[Sequence[Segment]], true: Sequence[Sequence[Segment]]
+) -> dict[str, list[Counts]]:
+    """The counts of each clip in seconds, in seconds whatever the label, and in events.
+
+    For `bootstrap.pooled`, which makes F1, precision and recall of each.
+    """
+    pairs = list(zip(predicted, true, strict=True))
+    return {
+        "segment": [segment_counts(p, t) for p, t in pairs],
+        "any_label": [segment_counts(p, t, labelled=False) for p, t in pairs],
+        "event": [event_counts(p, t) for p, t in pairs],
     }
 
 

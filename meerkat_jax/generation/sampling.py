@@ -6,7 +6,8 @@ a loop on the device that ends when every row has ended. Batches are padded up t
 (`bucket`), so that few programs are compiled; a padded row has ended before it begins.
 
 A row's answer does not depend on the other rows: it attends to its own slots only, and draws from a
-key of its own.
+key of its own. A row may have a form of its own, too (generation/grammar.py): what it must not
+write then is left out of the choice.
 
 Letters: B pairs, R rows (questions of all pairs), T question tokens, N new tokens, V, A, P, C as in
 models/meerkat.py.
@@ -25,6 +26,14 @@ import numpy as np
 
 from meerkat_jax.assemble import Assembly
 from meerkat_jax.data.tokenizer import Tokenizer
+from meerkat_jax.generation.grammar import (
+    Grammar,
+    Marks,
+    Rules,
+    advance,
+    compile_grammar,
+    constrain,
+)
 from meerkat_jax.models.layers import NEGATIVE
 from meerkat_jax.models.llama import Cache, Llama, init_cache
 from meerkat_jax.models.meerkat import Meerkat
@@ -57,6 +66,11 @@ class Sampler:
         self._perceive = jax.jit(functools.partial(_perceive, assembly))
         self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
 
+    @functools.cached_property
+    def grammar(self) -> Grammar:
+        """The forms that answers can be held to, for this tokenizer and length of clips."""
+        return compile_grammar(self.assembly.tokenizer, self.assembly.shapes.seconds)
+
     def perceive(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
         """Pictures uint8[B, H, W, 3] and sounds float[B, samples], looked at and listened to.
 
@@ -74,10 +88,14 @@ class Sampler:
         questions: Sequence[Sequence[int]],
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
+        forms: Sequence[str | None] | None = None,
     ) -> list[Generated]:
         """Answer R `questions` (token ids), the r-th about pair `owners[r]` of `perceived`.
 
-        `temperature` 0 is greedy; above it row r is drawn with `seeds[r]` (default: 0).
+        `temperature` 0 is greedy; above it row r is drawn with `seeds[r]` (default: 0). Row r is
+        held to `forms[r]`, one of `grammar.FORMS` (None, the default: to nothing).
+
+        Raises UserError for a form that is unknown or too long for N tokens.
         """
         if not questions:
             return []
@@ -90,6 +108,10 @@ class Sampler:
         for row, ids in enumerate(questions):
             tokens[row, : len(ids)] = ids
             lengths[row] = len(ids)
+        guide: tuple[()] | tuple[Rules, Marks] = ()
+        if forms is not None and any(form is not None for form in forms):
+            marks = self.grammar.begin([*forms, *[None] * (rows - len(forms))], self.max_new)
+            guide = (self.grammar.rules, marks)
         seeds = np.zeros(rows, np.int32) if seeds is None else _padded(np.array(seeds), rows)
         found = self._answer(
             temperature > 0,
@@ -104,6 +126,7 @@ class Sampler:
             },
             self._banned,
             np.float32(max(temperature, 1e-6)),
+            *guide,
         )
         texts, ends = jax.device_get(found)
         said = [cut(ids, self.assembly.tokenizer.eos_id) for ids in texts[: len(questions)]]
@@ -184,6 +207,8 @@ def _answer(
     rows: dict[str, jax.Array],
     banned: jax.Array,
     temperature: jax.Array,
+    rules: Rules | None = None,
+    marks: Marks | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens int32[R, N], filled up with the end token, and bool[R]: whether the row ended."""
     model, length = assembly.model, rows["tokens"].shape[1]
@@ -195,7 +220,8 @@ def _answer(
     cache = _share(cache, rows["owners"], length + max_new)
     pick = functools.partial(choose, draws, banned, temperature, rows["seeds"])
     end = assembly.tokenizer.eos_id
-    return go_on(extend, pick, cache, model.prefix_length, rows, max_new, end)
+    prefix = model.prefix_length
+    return go_on(extend, pick, cache, prefix, rows, max_new, end, rules, marks)
 
 
 def choose(draws: bool, banned, temperature, seeds, logits: jax.Array, turn) -> jax.Array:
@@ -216,12 +242,15 @@ def go_on(
     rows: dict,
     max_new: int,
     end: int,
+    rules: Rules | None = None,
+    marks: Marks | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Questions behind the `prefix` slots that `cache` holds, then one token per row and turn.
 
     rows: tokens int32[R, T], lengths int32[R], idle bool[R]; the cache has prefix + T + max_new
     slots. extend(tokens, positions, valid, cache, slot, last) -> (logits float[R, C] at `last`,
-    cache); choose(logits, turn) -> int32[R]. Returns what `_answer` does.
+    cache); choose(logits, turn) -> int32[R]. With `rules`, each row writes what its `marks` allow.
+    Returns what `_answer` does.
     """
     count, length = rows["tokens"].shape
     places = jnp.arange(length)[None]
@@ -235,16 +264,20 @@ def go_on(
     )
 
     def turn(state):
-        i, logits, ended, texts, cache = state
+        i, logits, ended, texts, cache, marks = state
+        if rules is not None:
+            logits = constrain(rules, marks, logits, max_new - i)
         token = jnp.where(ended, end, choose(logits, i))
+        if rules is not None:
+            marks = advance(rules, marks, token)
         texts = jax.lax.dynamic_update_slice_in_dim(texts, token[:, None], i, axis=1)
         position = (prefix + rows["lengths"] + i)[:, None]
         valid, last = jnp.ones((count, 1), bool), jnp.zeros(count, jnp.int32)
         logits, cache = extend(token[:, None], position, valid, cache, prefix + length + i, last)
-        return i + 1, logits, ended | (token == end), texts, cache
+        return i + 1, logits, ended | (token == end), texts, cache, marks
 
     texts = jnp.full((count, max_new), end, jnp.int32)
-    state = (jnp.int32(0), logits, rows["idle"], texts, cache)
+    state = (jnp.int32(0), logits, rows["idle"], texts, cache, marks)
     state = jax.lax.while_loop(lambda s: (s[0] < max_new) & ~s[2].all(), turn, state)
     return state[3], state[2]
 
