@@ -111,23 +111,30 @@ def well_formed(text: str, form: str | None, seconds: float = SECONDS) -> bool:
 # Random answers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS[:3])
-def test_whatever_the_logits_are_answers_are_well_formed_and_whole(kind, tokenizer_of, grammar_of):
-    """The real loop; instead of a model random logits, half of the rows drawn to two items."""
+@pytest.mark.parametrize(
+    ("kind", "more"), [("mini", 0), ("mini", 50), ("llama2", 0), ("smollm2", 50)]
+)
+def test_whatever_the_logits_are_answers_are_well_formed_and_whole(
+    kind, more, tokenizer_of, grammar_of
+):
+    """The real loop; instead of a model random logits, half of the rows drawn to two items.
+
+    There is room for just one item, or for `more` tokens.
+    """
     tokenizer, grammar, rows = tokenizer_of(kind), grammar_of(kind), 32
-    need = {form: int(grammar.rules.need[start]) for form, start in grammar.starts.items()}
-    wanted, found = [FORMS[row % 2] for row in range(rows)], {}
-    for room in (need["boxes"], need["boxes"] + 50):
-        texts, ended = random_answers(tokenizer, grammar, wanted, room)
-        assert ended.all()
-        for form, ids in zip(wanted, texts, strict=True):
-            text = tokenizer.decode(cut(ids, tokenizer.eos_id)).strip()
-            assert well_formed(text, form), text
-            found[form] = found.get(form, []) + [text]
+    need = max(int(grammar.rules.need[start]) for start in grammar.starts.values())
+    wanted, found = [FORMS[row % 2] for row in range(rows)], {form: [] for form in FORMS}
+    texts, ended = random_answers(tokenizer, grammar, wanted, need + more)
+    assert ended.all()
+    for form, ids in zip(wanted, texts, strict=True):
+        text = tokenizer.decode(cut(ids, tokenizer.eos_id)).strip()
+        assert well_formed(text, form), text
+        found[form].append(text)
     for form in FORMS:  # neither always alike nor only what is forced
-        assert len(set(found[form])) > rows // 2
-        assert any(text.count("[") > 1 for text in found[form])
-        assert any(not text.startswith("[") for text in found[form])
+        assert len(set(found[form])) > rows // 4
+        if more:
+            assert any(text.count("[") > 1 for text in found[form])
+            assert any(not text.startswith("[") for text in found[form])
 
 
 def random_answers(tokenizer, grammar, wanted, room):
