@@ -1,9 +1,12 @@
-"""Score a trained model on its held-out splits and write the report.
+"""MeerkatBench: score a trained model on every benchmark that is there, and write the report.
 
     python -m meerkat_jax.evaluate --workdir=runs/mini
+    python -m meerkat_jax.evaluate --workdir=runs/7b --root=/data/avfit --benchmarks=vggss,llp
+    ... on several hosts: the same command with --coordinator, --processes and --process
 
-Every question of every scene is answered by greedy generation from the newest checkpoint. What
-comes out, in the work directory or in --out: benchmark.json (scores beside baselines),
+Every question of every example is answered by greedy generation from the newest checkpoint. What
+comes out, in the work directory or in --out: predictions/ (answers as they are given; a killed
+evaluation goes on from them), benchmark.json (scores beside baselines, with intervals),
 answers.jsonl (every answer, and whether it is right), report.html (one page, without network).
 """
 
@@ -14,41 +17,34 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from meerkat_jax.api import Asked, Meerkat, cache_programs
-from meerkat_jax.data.example import TASKS
+from meerkat_jax.data import leaks
+from meerkat_jax.data.example import Question
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import open_folder
-from meerkat_jax.data.split import has_split, open_split
-from meerkat_jax.errors import UserError, nearest
-from meerkat_jax.evaluation import tables
-from meerkat_jax.evaluation.benchmark import MAIN_METRIC, Answered, class_names, judge, score
+from meerkat_jax.errors import UserError
+from meerkat_jax.evaluation import on_disk, tables
+from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, lacking, score
+from meerkat_jax.evaluation.examples import choose
+from meerkat_jax.evaluation.on_disk import Benchmark
+from meerkat_jax.evaluation.predictions import Predictions, weights_hash
 from meerkat_jax.evaluation.report import Shown, write_report
 from meerkat_jax.progress import Progress
 from meerkat_jax.training import config as configs
+from meerkat_jax.training import hosts
 from meerkat_jax.training.metrics import read_metrics
 from meerkat_jax.training.params import count
 
-SPLITS = ("compositions", "augmentations", "instances", "test")
-SHOWN_PER_SPLIT = 12
 SHOWN_SIZE = 256  # pixels
-HELD_OUT = {
-    "compositions": "New compositions: new scenes made of the pictures and sounds of training.",
-    "augmentations": "New augmentations: new scenes whose pictures are turned, tinted or blurred "
-    "and whose sounds are faster, slower or echoing, as training never showed them.",
-    "instances": "New instances: other pictures and other sounds of the same classes, none of "
-    "which training used.",
-    "test": "Test: the test splits of the data sets that the config names; no picture and no video "
-    "of theirs was trained on.",
-}
+FORMS = {"arig": "boxes", "igatl": "segments"}  # what answers to a task can be held to
 
 Say = Callable[[str], Any]
 
@@ -61,32 +57,51 @@ def evaluate(
     batch: int = 16,
     cache: Path | None = None,
     say: Say = print,
+    root: str | Path | None = None,
+    forms: bool = False,
+    overwrite: bool = False,
+    host_timeout: int = 300,
 ) -> dict[str, Any]:
-    """Score the run in `workdir`; returns what benchmark.json holds.
+    """Score the run in `workdir`; returns what benchmark.json holds (in process 0, else nothing).
 
-    `benchmarks` are splits (none: all that the data set has), `limit` the most scenes of each,
-    `batch` the scenes answered at a time, `cache` where the data set is kept. Raises UserError for
-    a work directory without a checkpoint and for a split that is not there.
+    `benchmarks` by name (none, or "all": all that are there), `root` a folder of built sources
+    beside those of the run, `limit` the most examples of each, `batch` the examples answered at a
+    time, `cache` where the data set is kept. With `forms` answers about places and times are held
+    to well-formed ones. Answers that are there already are taken, unless `overwrite`.
+
+    Raises UserError for a work directory without a checkpoint, for a benchmark that is not there,
+    that was trained on or that cannot be scored here, and for answers of another model.
     """
     out = Path(out or workdir)
     model = Meerkat.load(workdir)
     folder = _data_folder(model, cache or default_cache())
-    splits = _splits(folder, benchmarks)
+    root = Path(root).expanduser() if root else _trained_root(model)
+    chosen = on_disk.choose(on_disk.find(folder, root), benchmarks, folder, root)
+    on_disk.refuse_leaks(folder, chosen)
+    missing = lacking({one.source for one in chosen})
     _make_folder(out)
-    say(f"step {model.step} of {workdir}; splits {', '.join(splits)}; data {folder}")
+    names = ", ".join(one.name for one in chosen)
+    say(f"step {model.step} of {workdir}; benchmarks {names}; data {folder}")
 
     answered: list[Answered] = []
-    for split in splits:
-        answered += answer_split(model, folder, split, limit, batch, say)
+    weights = weights_hash(model.params)
+    for one in chosen:
+        facts = {"weights": weights, "data": data_name(one), "forms": forms}
+        kept = Predictions(out, one.name, facts | {"step": model.step}, jax.process_index())
+        answered += answer(model, one, kept, limit, batch, say, overwrite, host_timeout)
+    if not hosts.is_first():
+        return {}
     benchmark = score(answered, model.seconds)
     configs.write_text(out / "benchmark.json", json.dumps(benchmark, indent=1) + "\n")
     _write_answers(out / "answers.jsonl", answered)
 
-    say(table(benchmark))
+    say(tables.text_table(benchmark))
+    if missing:
+        say(f"captions are not scored by BLEU, METEOR, ROUGE-L and CIDEr: {missing}")
     examples = [
         shown
-        for split in splits
-        for shown in show(model, folder, choose([a for a in answered if a.split == split]), batch)
+        for one in chosen
+        for shown in show(model, one, choose([a for a in answered if a.split == one.name]), batch)
     ]
     write_report(
         out / "report.html",
@@ -94,7 +109,7 @@ def evaluate(
         _metrics(Path(workdir)),
         examples,
         model.config,
-        notes(model, workdir, splits, limit),
+        notes(model, workdir, chosen, limit, forms, missing),
         class_names(answered),
     )
     say(f"scores: {out / 'benchmark.json'}\nanswers: {out / 'answers.jsonl'}")
@@ -105,34 +120,82 @@ def evaluate(
 # Answers -----------------------------------------------------------------------------------------
 
 
-def answer_split(
+def answer(
     model: Meerkat,
-    folder: Path,
-    split: str,
+    benchmark: Benchmark,
+    kept: Predictions,
     limit: int | None = None,
     batch: int = 16,
     say: Say = print,
+    overwrite: bool = False,
+    host_timeout: int = 300,
 ) -> list[Answered]:
-    """The answers to every question of the first `limit` scenes of one split."""
-    records = open_split(folder, split)
+    """The answers to every question of the first `limit` examples; each host gives its share."""
+    if overwrite:
+        hosts.lead(f"{benchmark.name} anew", kept.forget, host_timeout)
+    kept.read()
+    records = benchmark.records()
     total = min(limit or len(records), len(records))
+    left = [i for i in range(total) if records[i].id not in kept.answers]
+    same = {"answers that are there": kept.fingerprint()}
+    hosts.meet(f"{benchmark.name} begins", same, host_timeout)
+    if len(left) < total:
+        say(f"{benchmark.name}: {total - len(left)} of {total} examples were answered before")
+    mine = left[jax.process_index() :: jax.process_count()]
+    progress = Progress(f"{benchmark.name}: examples", len(mine), say=say)
+    _answer(model, records, mine, kept, batch, progress)
+    hosts.meet(f"{benchmark.name} is answered", {}, host_timeout)
+    if not hosts.is_first():
+        return []
+    kept.read()
+    done = []
+    for index in range(total):
+        example = records[index]
+        texts = kept.answers[example.id]
+        for question, text in zip(example.questions, texts, strict=True):
+            done.append(Answered(example.id, benchmark.name, question, text, benchmark.source))
+    return done
+
+
+def _answer(
+    model: Meerkat,
+    records: Sequence[Example],
+    numbers: Sequence[int],
+    kept: Predictions,
+    batch: int,
+    progress: Progress,
+) -> None:
+    """Answer the questions of these records, and keep what is said as it is said."""
     waiting: collections.deque = collections.deque()
 
     def asked() -> Iterator[Asked]:
-        for index in range(total):
+        for index in numbers:
             example = records[index]
-            waiting.append((example.id, example.questions))
+            waiting.append(example.id)
             prompts = [question.instruction for question in example.questions]
-            yield Asked(example.image, example.audio, prompts)
+            held = [form_of(question) for question in example.questions]
+            held = held if kept.facts["forms"] else None
+            yield Asked(example.image, example.audio, prompts, forms=held)
 
-    progress, done = Progress(f"{split}: scenes", total, say=say), []
-    for number, answers in enumerate(model.stream(asked(), batch=batch, views=False), 1):
-        name, questions = waiting.popleft()
-        pairs = zip(questions, answers, strict=True)
-        done += [Answered(name, split, question, answer.text) for question, answer in pairs]
-        if number % batch == 0 or number == total:
-            progress.report(number)
-    return done
+    try:
+        for done, answers in enumerate(model.stream(asked(), batch=batch, views=False), 1):
+            kept.add(waiting.popleft(), [found.text for found in answers])
+            if done % batch == 0 or done == len(numbers):
+                kept.flush()
+                progress.report(done)
+    finally:
+        kept.close()
+
+
+def form_of(question: Question) -> str | None:
+    """What an answer to this question can be held to."""
+    return FORMS.get(question.task)
+
+
+def data_name(benchmark: Benchmark) -> str:
+    """The data that a benchmark is of: a built folder by its contents."""
+    manifest = leaks.file_hash(benchmark.folder / "manifest.json")
+    return f"{benchmark.folder.name}-{manifest}"
 
 
 def _write_answers(path: Path, answered: Sequence[Answered]) -> None:
@@ -155,58 +218,17 @@ def _write_answers(path: Path, answered: Sequence[Answered]) -> None:
     configs.write_text(path, "\n".join(lines) + "\n")
 
 
-# Scores ------------------------------------------------------------------------------------------
-
-
-def table(benchmark: Mapping[str, Any]) -> str:
-    """The main score of each task beside its best baseline, for a terminal."""
-    lines = []
-    for split, entries in tables.by_split(benchmark).items():
-        lines += ["", f"{tables.split_words(split)[0]:<24}score  best baseline"]
-        for task, entry in entries.items():
-            metric = MAIN_METRIC[task.split("/")[0]]
-            known = {name: found[metric] for name, found in entry["baselines"].items()}
-            best = max(known, key=known.get)
-            lines.append(
-                f"  {task:<22}{entry[metric]:.3f}  {known[best]:.3f} {tables.BASELINES[best]} "
-                f"({metric}, {entry['n']} questions)"
-            )
-    return "\n".join([*lines, ""])
-
-
 # Examples of the report --------------------------------------------------------------------------
 
 
-def choose(answered: Sequence[Answered], most: int = SHOWN_PER_SPLIT) -> list[Answered]:
-    """About as many right as wrong answers of every task, always the same ones; scenes vary."""
-    names = class_names(answered)
-    order = np.random.default_rng(0).permutation(len(answered))
-    queues = []
-    for number, task in enumerate(TASKS):
-        found: dict[bool, list[Answered]] = {True: [], False: []}
-        for record in (answered[i] for i in order if answered[i].question.task == task):
-            found[judge(record, names).right].append(record)
-        first, second = found[number % 2 == 0], found[number % 2 == 1]
-        longest = max(len(first), len(second))
-        both = [part[i : i + 1] for i in range(longest) for part in (first, second)]
-        queues.append([record for part in both for record in part])
-    chosen: list[Answered] = []
-    while any(queues) and len(chosen) < most:
-        for queue in queues:
-            fresh = [r for r in queue if r.example_id not in {c.example_id for c in chosen}]
-            if queue and len(chosen) < most:
-                record = (fresh or queue)[0]
-                queue.remove(record)
-                chosen.append(record)
-    return chosen
-
-
-def show(model: Meerkat, folder: Path, chosen: Sequence[Answered], batch: int = 16) -> list[Shown]:
+def show(
+    model: Meerkat, benchmark: Benchmark, chosen: Sequence[Answered], batch: int = 16
+) -> list[Shown]:
     """The chosen answers with what is drawn of them: picture, spectrogram, attention, plan."""
     if not chosen:
         return []
     wanted, scenes = {record.example_id for record in chosen}, {}
-    records = open_split(folder, chosen[0].split)
+    records = benchmark.records()
     for index in range(len(records)):
         example = records[index]
         if example.id in wanted:
@@ -231,20 +253,37 @@ def show(model: Meerkat, folder: Path, chosen: Sequence[Answered], batch: int = 
 
 
 def notes(
-    model: Meerkat, workdir: str | Path, splits: Sequence[str], limit: int | None
+    model: Meerkat,
+    workdir: str | Path,
+    benchmarks: Sequence[Benchmark],
+    limit: int | None,
+    forms: bool,
+    missing: str | None,
 ) -> list[str]:
     """How the scores came about, in plain words."""
     device = jax.devices()[0]
-    lines = [HELD_OUT[split] for split in splits if split in HELD_OUT]
+    lines = [
+        f"{title}: {words}" for title, words in (tables.split_words(b.name) for b in benchmarks)
+    ]
     lines += [
         "Instructions of our own wording were put in words that training did not use.",
+        "Intervals are of 2,000 draws of the examples with replacement (95 %): how much a score "
+        "varies with the examples, not with the seed of training.",
         f"Model {model.config.get('name', '')}: {count(model.params):,} parameters, seed "
         f"{model.config['seed']}, after step {model.step} of training.",
         f"Command: python -m meerkat_jax.evaluate --workdir={workdir}"
-        + (f" --limit={limit}: only the first scenes of each split" if limit else ""),
+        + (
+            " --forms: answers about places and times were held to well-formed ones"
+            if forms
+            else ""
+        )
+        + (f" --limit={limit}: only the first examples of each benchmark" if limit else ""),
         f"Made on {datetime.datetime.now():%Y-%m-%d} with {platform.platform()}, {os.cpu_count()} "
-        f"CPU cores, device {device.device_kind}, JAX {jax.__version__}.",
+        f"CPU cores, {jax.process_count()} process(es), device {device.device_kind}, "
+        f"JAX {jax.__version__}.",
     ]
+    if missing:
+        lines.append(f"Captions are not scored by BLEU, METEOR, ROUGE-L and CIDEr: {missing}.")
     return lines
 
 
@@ -262,17 +301,10 @@ def _data_folder(model: Meerkat, cache: Path) -> Path:
     return folder
 
 
-def _splits(folder: Path, benchmarks: Sequence[str]) -> list[str]:
-    """Those asked for, or all that there are."""
-    known = [split for split in SPLITS if has_split(folder, split)]
-    for split in benchmarks:
-        if split not in known:
-            near = nearest(split, known, 1)[0] if known else "none"
-            raise UserError(
-                f"benchmark {split!r} is not in {folder}; did you mean {near!r}? "
-                f"(one of {', '.join(known)})"
-            )
-    return list(benchmarks or known)
+def _trained_root(model: Meerkat) -> Path | None:
+    """Where the sources of a mixture were built: there may be others beside them."""
+    root = model.config["data"].get("root")
+    return Path(root).expanduser() if root else None
 
 
 def _make_folder(out: Path) -> None:
@@ -294,11 +326,18 @@ def _metrics(workdir: Path) -> list[dict[str, Any]]:
 def define_flags() -> None:
     """The flags of the command line."""
     flags.DEFINE_string("workdir", None, "Work directory of training.")
-    flags.DEFINE_list("benchmarks", [], f"Splits to score; default all of {','.join(SPLITS)}.")
+    flags.DEFINE_list("benchmarks", [], "What to score, by name; default: all that is there.")
+    flags.DEFINE_string("root", None, "Folder of built sources; default: the run's data.root.")
     flags.DEFINE_string("out", None, "Folder for scores and report; default: the work directory.")
-    flags.DEFINE_integer("limit", None, "At most so many scenes of each split.", lower_bound=1)
-    flags.DEFINE_integer("batch", 16, "Scenes answered at a time.", lower_bound=1)
+    flags.DEFINE_integer("limit", None, "At most so many examples of each.", lower_bound=1)
+    flags.DEFINE_integer("batch", 16, "Examples answered at a time.", lower_bound=1)
+    flags.DEFINE_bool("forms", False, "Hold answers to well-formed boxes and times.")
+    flags.DEFINE_bool("overwrite", False, "Answer anew what was answered before.")
     flags.DEFINE_string("data_dir", None, "Cache of data and programs; else $MEERKAT_CACHE.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on several hosts.")
+    flags.DEFINE_integer("processes", None, "How many processes run this command.")
+    flags.DEFINE_integer("process", None, "The number of this one, from 0.")
+    flags.DEFINE_integer("host_timeout", 3600, "Seconds that hosts wait for each other.")
 
 
 def main(_: list[str]) -> None:
@@ -306,6 +345,8 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     cache = Path(given.data_dir).expanduser() if given.data_dir else default_cache()
     cache_programs(cache)
+    hosts.join(given.coordinator, given.processes, given.process, given.host_timeout)
+    first = hosts.is_first()
     evaluate(
         given.workdir,
         given.benchmarks,
@@ -313,7 +354,11 @@ def main(_: list[str]) -> None:
         given.limit,
         given.batch,
         cache,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: print(line, flush=True) if first else None,
+        root=given.root,
+        forms=given.forms,
+        overwrite=given.overwrite,
+        host_timeout=given.host_timeout,
     )
 
 

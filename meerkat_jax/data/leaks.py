@@ -71,9 +71,13 @@ def leaking(
     return found
 
 
-def refuse(folders: Sequence[Path]) -> None:
-    """UserError, naming the key, when a training split shares something with any test split."""
-    tests = [(folder, read_keys(folder, "test")) for folder in folders]
+def refuse(folders: Sequence[Path], held: Sequence[Path] = ()) -> None:
+    """UserError, naming the key, when a training split shares something with any test split.
+
+    The test splits are those of all `folders`, and of others, `held`, whose training splits are
+    not used.
+    """
+    tests = [(folder, read_keys(folder, "test")) for folder in (*folders, *held)]
     for folder in folders:
         train = read_keys(folder, "train")
         for other, keys in tests:

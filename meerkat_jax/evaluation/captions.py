@@ -1,4 +1,4 @@
-"""Score of captions: are the seen and the heard things named exactly right?
+"""Captions by themselves: are the seen and the heard things named exactly right?
 
 A caption tells what is seen and what is heard. Every class name in it is given to one of the two:
 within a clause, names go to the marker word ("seen", "hear", "sound", ...) they stand after, or,
@@ -48,13 +48,13 @@ def read_caption(text: str, names: Iterable[str]) -> Named:
     return Named(frozenset(found["seen"]), frozenset(found["heard"]))
 
 
-def caption_scores(predicted: Sequence[Named], true: Sequence[Named]) -> dict[str, float]:
-    """Shares of captions with both lists of names exactly right, and with each of them."""
+def caption_samples(predicted: Sequence[Named], true: Sequence[Named]) -> dict[str, list[bool]]:
+    """Of each caption: are both lists of names exactly right, and is each of them."""
     pairs = list(zip(predicted, true, strict=True))
     return {
-        "names_right": sum(p == t for p, t in pairs) / len(pairs),
-        "seen_right": sum(p.seen == t.seen for p, t in pairs) / len(pairs),
-        "heard_right": sum(p.heard == t.heard for p, t in pairs) / len(pairs),
+        "names_right": [p == t for p, t in pairs],
+        "seen_right": [p.seen == t.seen for p, t in pairs],
+        "heard_right": [p.heard == t.heard for p, t in pairs],
     }
 
 

@@ -30,7 +30,18 @@ BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")
 # against function words; precision against recall; how much, and how steeply, disorder costs.
 _MATCHES = np.array([1.0, 0.6, 0.8, 0.6])
 _CONTENT, _ALPHA, _GAMMA, _BETA = 0.75, 0.85, 0.6, 0.2
+CaptionSet = tuple[Sequence[str], Sequence[Sequence[str]]]
 _SMALL, _TINY = 1e-9, 1e-15  # what BLEU's scorer adds to counts
+
+
+def missing() -> str | None:
+    """What is not installed of the tools, with how to install it; None if all is there."""
+    try:
+        _tool("tokenizer.ptbtokenizer")
+        _find_java()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def caption_scores(
@@ -40,29 +51,36 @@ def caption_scores(
 
     Raises UserError where the extra or Java is missing and for a sample without references.
     """
-    return caption_sums(candidates, references).scores()
+    return caption_sums([(candidates, references)])[0].scores()
 
 
 def sample_scores(
     candidates: Sequence[str], references: Sequence[Sequence[str]]
 ) -> dict[str, np.ndarray]:
     """The same scores float[samples] of each candidate by itself, as the tools give them."""
-    summed = caption_sums(candidates, references)
+    (summed,) = caption_sums([(candidates, references)])
     return {name: np.asarray(value) for name, value in summed.score(summed.table).items()}
 
 
-def caption_sums(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Summed:
-    """What each candidate adds to the scores; for `bootstrap.intervals`."""
-    _check(candidates, references)
-    sizes = [len(some) for some in references]
-    tokens = tokenize([*candidates, *(text for some in references for text in some)])
-    said, rest = tokens[: len(sizes)], tokens[len(sizes) :]
-    ends = np.cumsum(sizes)
-    known = [rest[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    table = np.concatenate(
-        [_bleu_sums(said, known), _meteor_sums(said, known), _means(said, known)], axis=1
-    )
-    return Summed(table, _scores)
+def caption_sums(sets: Sequence[CaptionSet]) -> list[Summed]:
+    """What each candidate adds to the scores of its set; for `bootstrap.intervals`.
+
+    A set is (candidates, references). Java, which takes seconds to start, reads all sets at once.
+    """
+    for candidates, references in sets:
+        _check(candidates, references)
+    said = [text for candidates, _ in sets for text in candidates]
+    known = [some for _, references in sets for some in references]
+    tokens = iter(tokenize([*said, *(text for some in known for text in some)]))
+    said = [next(tokens) for _ in said]
+    known = [[next(tokens) for _ in some] for some in known]
+    meteor, found, end = _meteor_sums(said, known), [], 0
+    for candidates, _ in sets:
+        start, end = end, end + len(candidates)
+        ours, theirs = said[start:end], known[start:end]
+        parts = [_bleu_sums(ours, theirs), meteor[start:end], _means(ours, theirs)]
+        found.append(Summed(np.concatenate(parts, axis=1), _scores))
+    return found
 
 
 def tokenize(texts: Sequence[str]) -> list[str]:
@@ -170,13 +188,7 @@ def _tool(name: str):
 
 def _java(options: Sequence[str], lines: list[str]) -> list[str]:
     """One line of output for each line of input."""
-    java = shutil.which("java")
-    if java is None:
-        raise UserError(
-            "captions are scored by tools in Java, and there is no java on the PATH: "
-            "apt-get install default-jre-headless, or another Java 8 or later"
-        )
-    command = [java, "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", *options]
+    command = [_find_java(), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", *options]
     text = "".join(line + "\n" for line in lines).encode()
     done = subprocess.run(command, input=text, capture_output=True, timeout=TIMEOUT)
     found = done.stdout.decode().split("\n")[:-1]
@@ -187,6 +199,16 @@ def _java(options: Sequence[str], lines: list[str]) -> list[str]:
             f"{len(lines)}: {last}"
         )
     return found
+
+
+def _find_java() -> str:
+    java = shutil.which("java")
+    if java is None:
+        raise UserError(
+            "captions are scored by tools in Java, and there is no java on the PATH: "
+            "apt-get install default-jre-headless, or another Java 8 or later"
+        )
+    return java
 
 
 def _line(text: str) -> str:

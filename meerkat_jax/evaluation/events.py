@@ -114,6 +114,11 @@ def _events(segments: Sequence[Segment]) -> list[dict[str, Any]]:
     ]
 
 
+def require() -> None:
+    """UserError, saying how to install it, where the library is missing."""
+    _library()
+
+
 def _library():
     try:
         return importlib.import_module("sed_eval").sound_event

@@ -3,7 +3,7 @@
 Segment F1 is the one of sound event detection (AudioSet Strong): time is cut into 1 s segments, a
 label is active in every segment that it touches, and hits are pooled over all clips (micro), as
 `sed_eval` does. Event F1 matches whole events of the same label one to one at a temporal IoU of at
-least 0.5 and pools likewise. Both need the right label; `segment_f1_any_label` does not. These
+least 0.5 and pools likewise. Both need the right label; `any_label_f1` does not. These
 serve every data set and need no further library; the scores that are a benchmark's own are in
 events.py (onset and offset collars, means over classes) and parsing.py (LLP).
 """
@@ -75,21 +75,6 @@ def f1(counts: Sequence[Counts]) -> dict[str, float]:
         "precision": hits / max(hits + false_alarms, 1),
         "recall": hits / max(hits + misses, 1),
         "f1": 2 * hits / (2 * hits + false_alarms + misses),
-    }
-
-
-def segment_scores(
-    predicted: Sequence[Sequence[Segment]], true: Sequence[Sequence[Segment]]
-) -> dict[str, float]:
-    """Scores over clips: segment F1, precision, recall, the same without labels, and event F1."""
-    counts = segment_samples(predicted, true)
-    by_segment = f1(counts["segment"])
-    return {
-        "segment_f1": by_segment["f1"],
-        "segment_precision": by_segment["precision"],
-        "segment_recall": by_segment["recall"],
-        "segment_f1_any_label": f1(counts["any_label"])["f1"],
-        "event_f1": f1(counts["event"])["f1"],
     }
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from meerkat_jax.evaluation.benchmark import MAIN, main_metric
+
 TASK_NAMES = {
     "arig": "Point at what sounds",
     "igatl": "Say when it sounds",
@@ -24,16 +26,30 @@ TASK_NAMES = {
 }
 METRICS = {
     "ciou": "boxes that overlap the true ones by half or more (cIoU)",
-    "mean_iou": "mean overlap with the true boxes (IoU)",
     "auc": "area under the overlap curve (AUC)",
+    "mean_ciou": "mean overlap on the grid of cIoU",
+    "mean_iou": "mean overlap with the true boxes (IoU)",
+    "iou50": "overlap with the true boxes by half or more (IoU)",
     "labels_right": "objects named right",
+    "segment_audio_visual": "LLP: seconds, F1 as a mean over videos",
+    "event_audio_visual": "LLP: whole events, F1 as a mean over videos",
     "segment_f1": "seconds found and named right (segment F1)",
     "event_f1": "whole sounds found, overlap of half or more (event F1)",
+    "sed_segment_f1": "sed_eval: seconds, F1 of all",
+    "sed_segment_f1_macro": "sed_eval: seconds, F1 as a mean over classes",
+    "sed_event_f1": "sed_eval: begin and end right, F1 of all",
+    "sed_event_f1_macro": "sed_eval: begin and end right, F1 as a mean over classes",
     "accuracy": "right answers",
+    "precision": "precision of the answer True",
+    "recall": "recall of the answer True",
     "f1": "F1 of the answer True",
     "names_right": "all seen and heard things named right",
     "seen_right": "all seen things named right",
     "heard_right": "all heard things named right",
+    "bleu4": "BLEU@4",
+    "meteor": "METEOR",
+    "rouge_l": "ROUGE-L",
+    "cider": "CIDEr",
 }
 BASELINES = {
     "constant_box": "the same box every time",
@@ -47,30 +63,48 @@ BASELINES = {
 }
 SUBSETS = {"several_objects": "several objects in the picture", "two_sounds": "two sounds at once"}
 SPLITS = {
-    "composition": (
+    "compositions": (
         "New compositions",
         "Scenes that were never seen in training, put together from the pictures and recordings "
         "that were.",
     ),
-    "augment": (
+    "augmentations": (
         "New augmentations",
-        "New scenes whose pictures and sounds are also altered in ways that training never showed.",
+        "New scenes whose pictures are turned, tinted or blurred and whose sounds are faster, "
+        "slower or echoing, as training never showed them.",
     ),
-    "instance": (
+    "instances": (
         "New instances",
         "New scenes made of other pictures and other recordings of the same kinds of things: none "
         "of these files was part of training. The hardest of the tests.",
     ),
+    "vggss": ("VGG-SS", "Boxes of what sounds in videos of VGGSound; test split."),
+    "flickr_soundnet": (
+        "Flickr-SoundNet",
+        "Boxes that several people drew around what sounds; cIoU is with what they agree on.",
+    ),
+    "pascal_sound": ("PASCAL Sound", "Pictures of PASCAL VOC with sounds of their classes."),
+    "avsbench": (
+        "AVSBench",
+        "Frames of AVSBench, single source; the true box is the tight one around the mask.",
+    ),
+    "openimages_strong": (
+        "AudioSet Strong",
+        "When a thing of a picture is heard, by the strong labels of AudioSet's evaluation split.",
+    ),
+    "openimages_audioset": ("AudioSet", "Pictures of Open Images with sounds of AudioSet."),
+    "openimages_vggsound": ("VGGSound", "Pictures of Open Images with sounds of VGGSound."),
+    "llp": ("LLP", "When an event is both heard and seen; test split of Look, Listen and Parse."),
+    "avqa": ("AVQA", "Questions with answers to choose from; its val split, as it has no test."),
+    "music_avqa": ("MUSIC-AVQA", "Questions about real videos of music; test split."),
+    "valor": ("VALOR-32K", "Captions of what is seen and heard; test split."),
+    "avfit": ("AVFIT as released", "Questions that the authors of Meerkat published; test."),
 }
-_MAIN = ("ciou", "segment_f1", "accuracy", "names_right")
 
 
 def split_words(split: str) -> tuple[str, str]:
-    """Title and explanation of a split by its name."""
-    for part, words in SPLITS.items():
-        if part in split:
-            return words
-    return split.replace("_", " ").capitalize(), ""
+    """Title and explanation of a benchmark by its name."""
+    return SPLITS.get(split, (split.replace("_", " ").capitalize(), ""))
 
 
 def by_split(benchmark: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -83,7 +117,7 @@ def by_split(benchmark: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, A
     tasks, splits = [*TASK_NAMES], [*SPLITS]
 
     def split_place(name: str) -> int:
-        return next((i for i, part in enumerate(splits) if part in name), len(splits))
+        return splits.index(name) if name in splits else len(splits)
 
     def task_place(name: str) -> int:
         return tasks.index(name) if name in tasks else len(tasks)
@@ -92,6 +126,24 @@ def by_split(benchmark: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, A
         split: dict(sorted(found[split].items(), key=lambda item: task_place(item[0])))
         for split in sorted(found, key=split_place)
     }
+
+
+def text_table(benchmark: Mapping[str, Any]) -> str:
+    """The main score of each task with its interval and its best baseline, for a terminal."""
+    lines = []
+    for split, entries in by_split(benchmark).items():
+        lines += ["", f"{split_words(split)[0]:<24}score  interval     best baseline"]
+        for task, entry in entries.items():
+            metric = main_metric(entry)
+            known = _baselines(entry, metric)
+            best = max(known, key=known.get) if known else None
+            beside = f"{known[best]:.3f} {BASELINES[best]}" if best else "none"
+            low, high = entry.get("intervals", {}).get(metric, (entry[metric],) * 2)
+            lines.append(
+                f"  {task:<22}{entry[metric]:.3f}  {low:.3f}-{high:.3f}  {beside} "
+                f"({metric}, {entry['n']} questions)"
+            )
+    return "\n".join([*lines, ""])
 
 
 def overview(benchmark: Mapping[str, Any]) -> str:
@@ -123,7 +175,7 @@ def details(benchmark: Mapping[str, Any]) -> str:
         parts.append(
             f"<details><summary><h3>{escape(title)}</h3> <span>every score</span></summary>"
             f'<p>{escape(words)}</p><div class="scroll"><table class="detail"><thead><tr>'
-            '<th scope="col">Task and score</th><th scope="col">Model</th>'
+            '<th scope="col">Task and score</th><th scope="col">Model, 95 % interval</th>'
             '<th scope="col">Baselines</th><th scope="col">n</th>'
             '<th scope="col">Not readable</th></tr></thead>'
             f"<tbody>{rows}</tbody></table></div></details>"
@@ -142,18 +194,24 @@ def _rows(task: str, entry: Mapping[str, Any]) -> str:
     rows = [head, *_metric_rows(entry)]
     for key, words in SUBSETS.items():
         if isinstance(entry.get(key), Mapping):
-            rows += _metric_rows(entry[key], f"{words}: ", only=_MAIN + ("mean_iou",))
+            rows += _metric_rows(entry[key], f"{words}: ", only=(*MAIN, "mean_iou"))
     return "".join(rows)
 
 
 def _metric_rows(entry: Mapping[str, Any], prefix: str = "", only=tuple(METRICS)) -> list[str]:
     return [
         f'<tr><th scope="row">{escape(prefix + _metric_name(metric))}</th>'
-        f"<td><b>{number(entry[metric])}</b></td><td>{_baseline_words(entry, metric)}</td>"
+        f"<td><b>{number(entry[metric])}</b>{_interval(entry, metric)}</td>"
+        f"<td>{_baseline_words(entry, metric)}</td>"
         f"<td>{entry.get('n', '')}</td><td>{entry.get('unparsed', '')}</td></tr>"
         for metric in METRICS
         if metric in entry and metric in only
     ]
+
+
+def _interval(entry: Mapping[str, Any], metric: str) -> str:
+    ends = (entry.get("intervals") or {}).get(metric)
+    return f"<br><small>{number(ends[0])} to {number(ends[1])}</small>" if ends else ""
 
 
 def _baseline_words(entry: Mapping[str, Any], metric: str) -> str:
@@ -194,7 +252,7 @@ def _percent(value: float) -> str:
 
 def _main(splits: Mapping[str, Mapping[str, Any]], task: str) -> str:
     entry = next(entries[task] for entries in splits.values() if task in entries)
-    return next((m for m in _MAIN if m in entry), next((m for m in METRICS if m in entry), ""))
+    return main_metric(entry)
 
 
 def _task_name(task: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meerkat_jax.data.example import TASKS
-from meerkat_jax.evaluation.benchmark import MAIN_METRIC
+from meerkat_jax.evaluation.benchmark import main_metric
 from meerkat_jax.evaluation.tables import METRICS, TASK_NAMES, by_split, number, split_words
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.weights.adapters import ADDED, model_name
@@ -205,7 +205,7 @@ def _scores(benchmark: Mapping[str, Any]) -> str:
     for split, entries in by_split(benchmark).items():
         lines += ["", f"{split_words(split)[0]}:", "", "| task | score | n |", "|---|---|---|"]
         for task, entry in entries.items():
-            metric = MAIN_METRIC[task.split("/")[0]]
+            metric = main_metric(entry)
             told = f"{METRICS.get(metric, metric)}: {number(entry.get(metric))}"
             lines.append(f"| {TASK_NAMES.get(task, task)} | {told} | {entry.get('n', '')} |")
     return "\n".join(["## Scores", *lines]) if lines else ""
