@@ -26,7 +26,7 @@ from absl import flags
 
 from meerkat_jax.api import Asked, Meerkat, cache_programs
 from meerkat_jax.data import leaks
-from meerkat_jax.data.example import Question
+from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import open_folder
@@ -91,7 +91,7 @@ def evaluate(
         answered += answer(model, one, kept, limit, batch, say, overwrite, host_timeout)
     if not hosts.is_first():
         return {}
-    benchmark = score(answered, model.seconds)
+    benchmark = score(answered, model.seconds, captions=missing is None)
     configs.write_text(out / "benchmark.json", json.dumps(benchmark, indent=1) + "\n")
     _write_answers(out / "answers.jsonl", answered)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,10 @@ from meerkat_jax.data.example import TASKS, Question
 from meerkat_jax.data.mini import compose
 from meerkat_jax.data.split import open_split
 from meerkat_jax.errors import UserError
-from meerkat_jax.evaluate import answer_split, choose, evaluate, table
-from meerkat_jax.evaluation.benchmark import MAIN_METRIC, Answered, class_names, judge
+from meerkat_jax.evaluate import evaluate
+from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, main_metric
+from meerkat_jax.evaluation.examples import choose
+from meerkat_jax.evaluation.tables import text_table
 from tests.generation.made import STEP, fast_compilation, made, model
 
 LIMIT = 3
@@ -60,7 +64,7 @@ def test_benchmark_json_is_what_was_found_and_counts_every_question(evaluated, s
 def test_every_task_has_its_main_score_and_baselines(evaluated):
     _, found, _ = evaluated
     for key, entry in found.items():
-        metric = MAIN_METRIC[key.split("/")[1]]
+        metric = main_metric(entry)
         assert 0 <= entry[metric] <= 1 and entry["n"] > 0, key
         assert entry["baselines"], key
         assert all(0 <= scores[metric] <= 1 for scores in entry["baselines"].values()), key
@@ -94,7 +98,7 @@ def test_the_report_stands_alone(evaluated):
     assert page.count("<article") >= 2 * LIMIT
     for words in ("New compositions", "New augmentations", "New instances", f"step {STEP}"):
         assert words in page
-    for words in ("turned, tinted or blurred", "other pictures and other sounds", "seed 0"):
+    for words in ("turned, tinted or blurred", "other pictures and other recordings", "seed 0"):
         assert words in page
 
 
@@ -107,27 +111,68 @@ def test_what_is_said_ends_with_where_things_are(evaluated):
                 ["benchmark.json", "answers.jsonl", "report.html"].index(name)
             ]
         )
-    assert f"compositions: scenes {LIMIT}/{LIMIT}" in said
-    for line in table(found).splitlines():
+    assert f"compositions: examples {LIMIT}/{LIMIT}" in said
+    for line in text_table(found).splitlines():
         assert line in said
     assert not any((made().workdir / name).exists() for name in ("benchmark.json", "report.html"))
 
 
 def test_the_table_names_score_baseline_and_count():
     entry = {"accuracy": 0.75, "n": 12, "baselines": {"majority": {"accuracy": 0.5, "f1": 1.0}}}
-    line = table({"compositions/avfact2": entry}).splitlines()[2]
+    entry["intervals"] = {"accuracy": [0.5, 0.875]}
+    line = text_table({"compositions/avfact2": entry}).splitlines()[2]
     assert re.fullmatch(
-        r"  avfact2 +0\.750  0\.500 the most frequent answer \(accuracy, 12 questions\)", line
+        r"  avfact2 +0\.750  0\.500-0\.875  0\.500 the most frequent answer "
+        r"\(accuracy, 12 questions\)",
+        line,
     )
 
 
-def test_scores_do_not_depend_on_the_batch():
-    folder = made().data.folder
-    texts = [
-        [answered.text for answered in answer_split(model(), folder, "instances", 3, batch, list)]
-        for batch in (1, 3)
-    ]
-    assert texts[0] == texts[1] and len(set(texts[0])) > 3
+def texts(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_evaluation_goes_on_with_the_same_result(evaluated, tmp_path, loaded):
+    """Another batch size, and a line that was cut off by the kill."""
+    out, found, _ = evaluated
+    (tmp_path / "predictions").mkdir()
+    for name in ("compositions", "instances"):
+        whole = (out / "predictions" / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        assert len(whole) == LIMIT + 1
+        kept = [*whole[:2], whole[2][:40]] if name == "instances" else whole
+        (tmp_path / "predictions" / f"{name}.jsonl").write_text("".join(kept))
+    said = []
+    again = evaluate(
+        made().workdir, out=tmp_path, limit=LIMIT, batch=1, cache=made().cache, say=said.append
+    )
+    assert again == found and texts(tmp_path) == texts(out)
+    told = "\n".join(said)
+    assert f"compositions: {LIMIT} of {LIMIT} examples were answered before" in told
+    assert f"instances: 1 of {LIMIT} examples were answered before" in told
+    assert "augmentations: " in told and "augmentations: 1" not in told
+    for name in HELD_OUT:
+        lines = (tmp_path / "predictions" / f"{name}.jsonl").read_text().splitlines()
+        assert len({json.loads(line).get("id") for line in lines}) == len(lines) == LIMIT + 1
+
+
+def test_answers_of_another_model_are_refused(evaluated, tmp_path, loaded, monkeypatch):
+    shutil.copytree(evaluated[0] / "predictions", tmp_path / "predictions")
+    monkeypatch.setattr("meerkat_jax.evaluate.weights_hash", lambda params: "others")
+    with pytest.raises(UserError, match="answered with weights '.*', now it is 'others'.*--overw"):
+        evaluate(made().workdir, out=tmp_path, limit=1, cache=made().cache, say=list)
+    evaluate(
+        made().workdir, ["instances"], tmp_path, 1, cache=made().cache, say=list, overwrite=True
+    )
+    first = (tmp_path / "predictions" / "instances.jsonl").read_text().splitlines()[0]
+    assert json.loads(first)["weights"] == "others"
+
+
+def test_a_file_that_holds_no_answers_is_named(tmp_path, loaded):
+    (tmp_path / "predictions").mkdir()
+    path = tmp_path / "predictions" / "instances.jsonl"
+    path.write_text("hello\n")
+    with pytest.raises(UserError, match=f"{path}: not a file of answers"):
+        evaluate(made().workdir, ["instances"], tmp_path, 1, cache=made().cache, say=list)
 
 
 def answered(task: str, number: int, right: bool) -> Answered:
@@ -152,7 +197,7 @@ def test_examples_are_right_and_wrong_of_every_task():
 
 
 def test_a_split_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="benchmark 'composition'.*did you mean 'compositions'"):
+    with pytest.raises(UserError, match="benchmark 'composition' is.*did you mean 'compositions'"):
         evaluate(made().workdir, ["composition"], tmp_path, cache=made().cache, say=list)
 
 

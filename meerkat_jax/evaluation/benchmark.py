@@ -55,11 +55,13 @@ class _Captions:
     own: bool  # the model's, not a baseline's
 
 
-def score(records: Sequence[Answered], seconds: float = CLIP_SECONDS) -> dict[str, Scores]:
+def score(
+    records: Sequence[Answered], seconds: float = CLIP_SECONDS, captions: bool = False
+) -> dict[str, Scores]:
     """Every benchmark and task of `records`; `seconds` is the length of the clips.
 
-    Captions have BLEU, METEOR, ROUGE-L and CIDEr where `lacking` says nothing of them. Raises
-    UserError for an unknown task, and for sources whose own measures are not installed.
+    With `captions` these have BLEU, METEOR, ROUGE-L and CIDEr. Raises UserError for an unknown
+    task, and for measures that are not installed (see `lacking`).
     """
     groups: dict[str, list[Answered]] = defaultdict(list)
     for record in records:
@@ -69,13 +71,11 @@ def score(records: Sequence[Answered], seconds: float = CLIP_SECONDS) -> dict[st
         groups[f"{record.split}/{task}"].append(record)
         if task == "avqa":
             groups[f"{record.split}/{task}/{kind_of(record)}"].append(record)
-    names, captions = class_names(records), []
+    names = class_names(records)
     found = {k: _score_group(group, names, seconds) for k, group in sorted(groups.items())}
-    for key, entry in found.items():
-        if key.endswith("/avc"):
-            captions += _caption_texts(groups[key], entry)
-    if captions and not coco.missing():
-        _add_caption_scores(captions)
+    described = [key for key in found if key.endswith("/avc")]
+    if captions and described:
+        _add_caption_scores([s for k in described for s in _caption_texts(groups[k], found[k])])
     return found
 
 

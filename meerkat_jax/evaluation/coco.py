@@ -127,7 +127,9 @@ def _means(said: list[str], known: list[list[str]]) -> np.ndarray:
     """float[samples, 3]: ROUGE-L, CIDEr, and 1 to divide by."""
     ours, theirs = dict(enumerate([text] for text in said)), dict(enumerate(known))
     rouge = _tool("rouge.rouge").Rouge().compute_score(theirs, ours)[1]
-    cider = _tool("cider.cider").Cider().compute_score(theirs, ours)[1]
+    cider = np.zeros(len(said))
+    if any(text for some in known for text in some):  # of no words at all the tool has no weights
+        cider = _tool("cider.cider").Cider().compute_score(theirs, ours)[1]
     return np.stack([rouge, cider, np.ones(len(said))], axis=1)
 
 

@@ -6,11 +6,14 @@ import pytest
 
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.errors import UserError
+from meerkat_jax.evaluation import coco
 from meerkat_jax.evaluation.benchmark import (
     Answered,
     class_names,
     has_two_sounds_at_once,
     judge,
+    lacking,
+    main_metric,
     score,
 )
 
@@ -213,3 +216,86 @@ def test_whether_anything_sounds_is_a_baseline_of_facts_about_an_interval():
     baselines = score(records)["new/avfact3"]["baselines"]
     assert baselines["anything_sounds"]["accuracy"] == 0.75
     assert "anything_sounds" not in score([answered("avfact1", "", answer=True)])["new/avfact1"]
+
+
+def test_intervals_hold_the_score_and_narrow_with_more_samples():
+    def of(times):
+        right, wrong = (answered("avfact1", text, answer=True) for text in ("True", "False"))
+        return score([right, right, wrong] * times)["new/avfact1"]
+
+    few, many = of(5), of(80)
+    for entry in (few, many):
+        for metric in ("accuracy", "precision", "recall", "f1"):
+            low, high = entry["intervals"][metric]
+            assert 0 <= low <= entry[metric] <= high <= 1
+    width = [high - low for low, high in (e["intervals"]["accuracy"] for e in (few, many))]
+    assert width[1] == pytest.approx(width[0] / 4, rel=0.2)
+
+
+def real(task, source, text, response="", boxes=(), segments=(), **truth):
+    question = Question(task, "?", response, tuple(boxes), tuple(segments), truth)
+    return Answered("id", source, question, text, source)
+
+
+def test_boxes_are_scored_by_what_annotators_agree_on():
+    box, own = ["x", 0.0, 0.0, 0.5, 1.0], [["x", 0.0, 0.0, 0.5, 1.0], ["x", 0.5, 0.0, 1.0, 1.0]]
+    record = real(
+        "arig", "flickr_soundnet", "[x, 0.0, 0.0, 0.5, 1.0]", boxes=[Box(*b) for b in own],
+        annotators=[[box], own],
+    )  # fmt: skip
+    entry = score([record])["flickr_soundnet/arig"]
+    # left half: both, 1 a cell; right half: one, a half a cell
+    assert entry["mean_ciou"] == pytest.approx(1 / 1.5)
+    assert entry["baselines"]["constant_box"]["mean_ciou"] < 1
+
+
+@pytest.mark.parametrize(
+    ("source", "main", "others"),
+    [
+        ("openimages_strong", "segment_f1", {"sed_segment_f1": 0.5, "sed_event_f1_macro": 0.5}),
+        ("llp", "segment_audio_visual", {"event_audio_visual": 0.5}),
+        ("mini", "segment_f1", {"event_f1": 0.5}),
+    ],
+)
+def test_stretches_have_the_measures_of_their_source(source, main, others):
+    dog, owl = Segment("dog", 1.0, 4.0), Segment("owl", 2.0, 5.0)
+    records = [
+        real("igatl", source, "[dog, 1.0, 4.0]", segments=[dog]),
+        real("igatl", source, "[bee, 2.0, 5.0]", segments=[owl]),
+    ]
+    entry = score(records)[f"{source}/igatl"]
+    assert main_metric(entry) == main and entry[main] == pytest.approx(0.5)
+    assert {name: entry[name] for name in others} == pytest.approx(others)
+    for scores in entry["baselines"].values():
+        assert set(others) <= set(scores)
+
+
+CHOICES = ["dog", "hot dog", "cat"]
+
+
+def test_an_answer_is_read_among_the_choices_of_its_question():
+    records = [
+        real("avqa", "avqa", text, answer="hot dog", choices=CHOICES, kind="which")
+        for text in ("hot dog", "A hot dog.", "dog", "sausage")
+    ]
+    entry = score(records)["avqa/avqa"]
+    assert (entry["accuracy"], entry["unparsed"]) == (0.5, 1)
+
+
+def test_captions_of_people_are_scored_by_the_tools_and_have_no_right_one():
+    records = [
+        real("avc", "valor", "a dog barks at a man", "x", references=["a dog barks at a man"]),
+        real("avc", "valor", " ", "x", references=["a man sings", "someone sings"]),
+    ]
+    if coco.missing():
+        with pytest.raises(UserError, match="valor is scored by captions alone"):
+            lacking({"valor"})
+        pytest.skip(coco.missing())
+    entry = score(records, captions=True)["valor/avc"]
+    assert (entry["unparsed"], entry["n"]) == (1, 2) and main_metric(entry) == "bleu4"
+    assert 0 < entry["bleu4"] < 1 and entry["rouge_l"] == pytest.approx(0.5)
+    low, high = entry["intervals"]["meteor"]
+    assert low < entry["meteor"] < high
+    assert entry["baselines"]["frequent_caption"]["bleu4"] < 0.01
+    assert judge(records[0], ()).right is None
+    assert lacking({"valor"}) is None

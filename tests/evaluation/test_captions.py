@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meerkat_jax.data.instructions import evidence
-from meerkat_jax.evaluation.captions import Named, caption_scores, read_caption
+from meerkat_jax.evaluation.captions import Named, caption_samples, read_caption
 
 NAMES = ["dog", "owl", "sea lion", "lion", "bee", "saw"]
 
@@ -44,5 +44,6 @@ def test_shares_of_right_captions():
     right = Named(frozenset({"dog"}), frozenset({"owl"}))
     unseen = Named(frozenset(), frozenset({"owl"}))
     more = Named(frozenset({"dog"}), frozenset({"owl", "bee"}))
-    scores = caption_scores([right, unseen, more, right], [right] * 4)
-    assert scores == {"names_right": 0.5, "seen_right": 0.75, "heard_right": 0.75}
+    found = caption_samples([right, unseen, more, right], [right] * 4)
+    shares = {name: sum(each) / 4 for name, each in found.items()}
+    assert shares == {"names_right": 0.5, "seen_right": 0.75, "heard_right": 0.75}

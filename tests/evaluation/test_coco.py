@@ -82,7 +82,7 @@ def test_scores_are_those_of_the_tools(tools):
     candidates, references = corpus()
     tokens = coco.tokenize([*candidates, *(text for some in references for text in some)])
     assert tokens == [said[i][0] for i in said] + [text for some in known.values() for text in some]
-    summed = coco.caption_sums(candidates, references)
+    summed = coco.caption_sums([(candidates, references)])[0]
     scores, samples = summed.scores(), summed.score(summed.table)
     assert list(scores) == [*coco.BLEU, "meteor", "rouge_l", "cider"]
     for name, (whole, each) in found.items():
@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_tools(tools):
 @pytest.mark.slow
 def test_a_bootstrap_draw_is_scored_as_that_corpus():
     candidates, references = corpus()
-    summed = coco.caption_sums(candidates, references)
+    summed = coco.caption_sums([(candidates, references)])[0]
     drawn = np.random.default_rng(0).integers(0, len(candidates), len(candidates))
     again = coco.caption_scores([candidates[i] for i in drawn], [references[i] for i in drawn])
     sums = {name: float(v) for name, v in summed.score(summed.table[drawn].sum(axis=0)).items()}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from meerkat_jax.evaluation.bootstrap import pooled
+from meerkat_jax.data.example import Question
 from meerkat_jax.evaluation.grounding import THRESHOLDS, auc
-from meerkat_jax.evaluation.verdicts import answer_scores, verdict_scores
+from meerkat_jax.evaluation.measures import Answered, measure
 
 
 def cases():
@@ -33,18 +33,24 @@ def by_library(said, true):
 
 @pytest.mark.parametrize(("said", "true"), list(cases()))
 def test_verdicts(said, true):
-    expected = by_library(said, true)
-    assert verdict_scores(said.tolist(), true.tolist()) == expected
-    claimed = np.array([one is True for one in said])
-    counts = np.stack([claimed & true, claimed & ~true, ~claimed & true], axis=1)
-    found = pooled(counts, nothing=0.0).scores()
-    assert found | {"accuracy": expected.expected["accuracy"]} == expected
+    words = {True: "It is true.", False: "False", None: "who knows"}
+    group = [
+        Answered("id", "new", Question("avfact1", "?", "", truth={"answer": bool(t)}), words[s])
+        for s, t in zip(said.tolist(), true.tolist(), strict=True)
+    ]
+    found = measure(group, ())
+    assert found.scores() == by_library(said, true)
+    assert found.counts == {"unparsed": said.tolist().count(None)}
 
 
 def test_answers():
     rng = np.random.default_rng(1)
-    said, true = rng.choice(list("abc"), 300), rng.choice(list("abc"), 300)
-    found = answer_scores(said.tolist(), [{one} for one in true])
+    said, true = rng.choice(list("abc"), 300).tolist(), rng.choice(list("abc"), 300).tolist()
+    group = [
+        Answered("id", "new", Question("avqa", "?", t, truth={"answer": t, "kind": "which"}), s)
+        for s, t in zip(said, true, strict=True)
+    ]
+    found = measure(group, ()).scores()
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(true, said))
 
 

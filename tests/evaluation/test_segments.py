@@ -11,7 +11,7 @@ from meerkat_jax.evaluation.segments import (
     f1,
     segment_counts,
     segment_iou,
-    segment_scores,
+    segment_samples,
 )
 
 DOG = Segment("dog", 1.0, 4.0)
@@ -86,9 +86,9 @@ def test_counts_are_pooled_over_clips():
 
 
 def test_a_wrong_label_counts_only_with_labels():
-    scores = segment_scores([[Segment("owl", 1.0, 4.0)], [DOG]], [[DOG], [DOG]])
-    assert scores["segment_f1_any_label"] == 1.0
-    assert scores["segment_f1"] == scores["event_f1"] == 0.5
+    counts = segment_samples([[Segment("owl", 1.0, 4.0)], [DOG]], [[DOG], [DOG]])
+    assert f1(counts["any_label"])["f1"] == 1.0
+    assert f1(counts["segment"])["f1"] == f1(counts["event"])["f1"] == 0.5
 
 
 @given(segments(), segments())
