@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from meerkat_jax.data.example import TASKS, Question
+from meerkat_jax.data.leaks import write_keys
 from meerkat_jax.data.mini import compose
 from meerkat_jax.data.split import open_split
 from meerkat_jax.errors import UserError
 from meerkat_jax.evaluate import evaluate
+from meerkat_jax.evaluation import coco
 from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, main_metric
 from meerkat_jax.evaluation.examples import choose
+from meerkat_jax.evaluation.on_disk import Benchmark, refuse_leaks
 from meerkat_jax.evaluation.tables import text_table
+from tests.conftest import ROOT, door_environment, free_port
+from tests.data.sources.built import SOURCES, build, write_tree
 from tests.generation.made import STEP, fast_compilation, made, model
 
 LIMIT = 3
@@ -29,6 +36,12 @@ HELD_OUT = [split for split in compose.SPLITS if split != "train"]
 def quick():
     with fast_compilation():
         yield
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The model that is loaded already, so that nothing is compiled again."""
+    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir: model())
 
 
 @pytest.fixture(scope="module")
@@ -196,15 +209,90 @@ def test_examples_are_right_and_wrong_of_every_task():
     assert len(choose(many[:4], most=10)) == 4
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Two sources built of trees in their published layout."""
+    folder = tmp_path_factory.mktemp("sources")
+    for source in ("vggss", "llp"):
+        build(source, write_tree(source, folder / "trees"), folder / "built" / source)
+    return folder / "built"
+
+
+def test_built_sources_are_benchmarks_beside_the_run_s_own(root, tmp_path, loaded):
+    found = evaluate(
+        made().workdir, ["llp", "vggss", "instances"], tmp_path, 2, cache=made().cache, say=list,
+        root=root,
+    )  # fmt: skip
+    assert {key.split("/")[0] for key in found} == {"llp", "vggss", "instances"}
+    assert main_metric(found["llp/igatl"]) == "segment_audio_visual"
+    assert {row["split"] for row in texts(tmp_path)} == {"llp", "vggss", "instances"}
+    page = (tmp_path / "report.html").read_text()
+    assert "VGG-SS" in page and "Look, Listen and Parse" in page
+
+
+def test_what_is_not_built_is_named(root, tmp_path, loaded):
+    with pytest.raises(UserError, match="'vgss' is not in .* or below .*did you mean 'vggss'"):
+        evaluate(made().workdir, ["vgss"], tmp_path, cache=made().cache, say=list, root=root)
+    with pytest.raises(UserError, match="nothing is built there"):
+        evaluate(made().workdir, ["vggss"], tmp_path, cache=made().cache, say=list, root=tmp_path)
+
+
+def test_a_benchmark_that_was_trained_on_is_refused(tmp_path):
+    for name, split in (("mine", "train"), ("vggss", "test")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+        write_keys(tmp_path / name, split, ["video:abc", f"video:{name}"])
+    (tmp_path / "manifest.json").write_text(json.dumps({"sources": [[str(tmp_path / "mine"), 1]]}))
+    with pytest.raises(UserError, match="1 pictures or videos are in the training split of .*mine"):
+        refuse_leaks(tmp_path, [Benchmark("vggss", tmp_path / "vggss", "test")])
+
+
+@pytest.mark.slow
+def test_every_source_is_scored_in_its_published_layout(tmp_path, loaded):
+    for source in SOURCES:
+        build(source, write_tree(source, tmp_path / "trees"), tmp_path / "built" / source)
+    found = evaluate(
+        made().workdir, ["all"], tmp_path / "out", 4, cache=made().cache, say=list,
+        root=tmp_path / "built",
+    )  # fmt: skip
+    assert {key.split("/")[0] for key in found} == {*HELD_OUT, *SOURCES}
+    assert {"sed_event_f1_macro", "sed_segment_f1"} <= set(found["openimages_strong/igatl"])
+    assert {"event_audio_visual", "segment_audio_visual"} <= set(found["llp/igatl"])
+    assert coco.missing() or {"bleu4", "meteor", "rouge_l", "cider"} <= set(found["valor/avc"])
+    for key, entry in found.items():
+        metric = main_metric(entry)
+        low, high = entry["intervals"][metric]
+        assert low <= entry[metric] <= high and entry["baselines"], key
+
+
+@pytest.mark.slow
+def test_several_processes_say_what_one_says(evaluated, tmp_path):
+    """Two processes, then one that goes on: 3 scenes of each split, an odd number."""
+    out, found, _ = evaluated
+    command = [sys.executable, "-m", "meerkat_jax.evaluate", f"--workdir={made().workdir}"]
+    command += [f"--data_dir={made().cache}", f"--out={tmp_path}", f"--limit={LIMIT}"]
+    port = free_port()
+    where = [f"--coordinator=localhost:{port}", "--processes=2"]
+    runs = [
+        subprocess.Popen(
+            [*command, *where, f"--process={i}"], cwd=ROOT,
+            env=door_environment(made().cache), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    ended = [run.communicate(timeout=900) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], [error[-2000:] for _, error in ended]
+    assert not ended[1][0].strip()  # process 0 says all
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(found))
+    assert texts(tmp_path) == texts(out)
+    shares = sorted(path.name for path in (tmp_path / "predictions").iterdir())
+    assert shares == sorted(f"{s}{i}.jsonl" for s in HELD_OUT for i in ("", ".1"))
+
+
 def test_a_split_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="benchmark 'composition' is.*did you mean 'compositions'"):
         evaluate(made().workdir, ["composition"], tmp_path, cache=made().cache, say=list)
-
-
-@pytest.fixture
-def loaded(monkeypatch):
-    """The model that is loaded already, so that nothing is compiled again."""
-    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir: model())
 
 
 def test_only_the_splits_that_were_asked_for(tmp_path, loaded):

@@ -20,6 +20,7 @@ are there for `bootstrap.intervals`.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,7 +122,9 @@ def require() -> None:
 
 def _library():
     try:
-        return importlib.import_module("sed_eval").sound_event
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how a package of theirs is imported
+            return importlib.import_module("sed_eval").sound_event
     except ImportError as error:
         raise UserError(
             f"sed_eval is not installed ({error}): pip install 'meerkat_jax[eval]'"

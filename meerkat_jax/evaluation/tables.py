@@ -132,7 +132,7 @@ def text_table(benchmark: Mapping[str, Any]) -> str:
     """The main score of each task with its interval and its best baseline, for a terminal."""
     lines = []
     for split, entries in by_split(benchmark).items():
-        lines += ["", f"{split_words(split)[0]:<24}score  interval     best baseline"]
+        lines += ["", f"{split_words(split)[0]:<30}score  interval     best baseline"]
         for task, entry in entries.items():
             metric = main_metric(entry)
             known = _baselines(entry, metric)
@@ -140,7 +140,7 @@ def text_table(benchmark: Mapping[str, Any]) -> str:
             beside = f"{known[best]:.3f} {BASELINES[best]}" if best else "none"
             low, high = entry.get("intervals", {}).get(metric, (entry[metric],) * 2)
             lines.append(
-                f"  {task:<22}{entry[metric]:.3f}  {low:.3f}-{high:.3f}  {beside} "
+                f"  {task:<28}{entry[metric]:.3f}  {low:.3f}-{high:.3f}  {beside} "
                 f"({metric}, {entry['n']} questions)"
             )
     return "\n".join([*lines, ""])
