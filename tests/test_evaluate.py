@@ -41,7 +41,8 @@ def quick():
 @pytest.fixture
 def loaded(monkeypatch):
     """The model that is loaded already, so that nothing is compiled again."""
-    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir: model())
+    there = model()  # before its `load` is another
+    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir: there)
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +284,7 @@ def test_several_processes_say_what_one_says(evaluated, tmp_path):
     ]  # fmt: skip
     ended = [run.communicate(timeout=900) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], [error[-2000:] for _, error in ended]
-    assert not ended[1][0].strip()  # process 0 says all
+    assert "examples" in ended[0][0] and "examples" not in ended[1][0]
     assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(found))
     assert texts(tmp_path) == texts(out)
     shares = sorted(path.name for path in (tmp_path / "predictions").iterdir())

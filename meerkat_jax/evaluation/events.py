@@ -37,6 +37,7 @@ COLLAR = 0.2  # seconds
 SHARE = 0.2  # of an event's length, for its offset
 
 Clips = Sequence[Sequence[Segment]]
+_CLASS = "class "  # and a number
 _COUNTS = ("Ntp", "Nsys", "Nref")
 
 
@@ -75,18 +76,19 @@ def event_sums(
 
 
 def _sums(predicted: Clips, true: Clips, tool: Callable[[list[str]], Any], prefix: str) -> Summed:
-    clips = [(_events(p), _events(t)) for p, t in zip(predicted, true, strict=True)]
-    classes = sorted({e["event_label"] for pair in clips for side in pair for e in side})
-    place = {label: number for number, label in enumerate(classes)}
-    table = sparse.lil_array((len(clips), 3 * len(classes) or 3))
-    for row, (answered, wanted) in enumerate(clips):
-        labels = sorted({event["event_label"] for event in (*answered, *wanted)})
-        if not labels:
+    clips = list(zip(predicted, true, strict=True))
+    labels = {normalise(one.label) for pair in clips for side in pair for one in side}
+    place = {label: number for number, label in enumerate(sorted(labels))}
+    table = sparse.lil_array((len(clips), 3 * len(place) or 3))
+    for row, pair in enumerate(clips):
+        answered, wanted = (_events(side, place) for side in pair)
+        named = sorted({event["event_label"] for event in (*answered, *wanted)})
+        if not named:
             continue  # the library knows no length of a clip without events
-        metric = tool(labels).evaluate(reference_event_list=wanted, estimated_event_list=answered)
-        for label in labels:
-            first = 3 * place[label]
-            table[row, first : first + 3] = [metric.class_wise[label][n] for n in _COUNTS]
+        metric = tool(named).evaluate(reference_event_list=wanted, estimated_event_list=answered)
+        for name in named:
+            first = 3 * int(name.removeprefix(_CLASS))
+            table[row, first : first + 3] = [metric.class_wise[name][n] for n in _COUNTS]
     return Summed(sparse.csr_array(table), lambda sums: _scores(sums, prefix))
 
 
@@ -104,10 +106,11 @@ def _scores(sums: np.ndarray, prefix: str) -> Scores:
     return {prefix + name: np.where(nothing, 1.0, value) for name, value in parts.items()}
 
 
-def _events(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+def _events(segments: Sequence[Segment], place: dict[str, int]) -> list[dict[str, Any]]:
+    """As the library takes them; it reads some names ("nan", "-") as none at all, so numbers."""
     return [
         {
-            "event_label": normalise(one.label),
+            "event_label": f"{_CLASS}{place[normalise(one.label)]}",
             "event_onset": float(one.start),
             "event_offset": float(one.end),
         }

@@ -77,6 +77,13 @@ def test_our_own_segment_f1_is_the_library_s(seed):
     assert ours == pytest.approx({name: library[name] for name in ours})
 
 
+@pytest.mark.parametrize("label", ["nan", "-", "none", "", "1", "[dog"])
+def test_any_label_is_a_label(label):
+    odd = Segment(label, 1.0, 4.0)
+    found = events.detection_scores([[odd], [odd]], [[odd], [Segment("owl", 1.0, 4.0)]])
+    assert found["sed_event_f1"] == found["sed_segment_f1"] == 0.5
+
+
 DOG = Segment("dog", 1.0, 4.0)
 
 
