@@ -30,11 +30,15 @@ def clips(seed, number=12, labels=LABELS, most=5):
     return [near(one) for one in true], true
 
 
+def listed(some):
+    return [{"event_label": s.label, "event_onset": s.start, "event_offset": s.end} for s in some]
+
+
 def by_library(metric, predicted, true):
     """(micro, macro by class) of the library's running totals over all clips."""
     for p, t in zip(predicted, true, strict=True):
         if p or t:
-            metric.evaluate(events._events(t), events._events(p))
+            metric.evaluate(listed(t), listed(p))
     return metric.results_overall_metrics()["f_measure"], metric.results_class_wise_metrics()
 
 
