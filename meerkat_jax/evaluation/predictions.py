@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.training.params import flatten
 
 FOLDER = "predictions"
 SAMPLED = 256  # values of each leaf that tell one set of weights from another
@@ -116,8 +115,8 @@ class Predictions:
 def weights_hash(params: Mapping[str, Any]) -> str:
     """Of some values of each leaf: the same weights have the same, trained ones another."""
     digest = hashlib.sha256()
-    for path, leaf in sorted(flatten(params).items()):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         flat = leaf.reshape(-1)
         some = flat[:: max(1, flat.shape[0] // SAMPLED)]
-        digest.update(path.encode() + np.asarray(jax.device_get(some)).tobytes())
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(some).tobytes())
     return digest.hexdigest()[:16]
