@@ -34,7 +34,7 @@ from tests import tiny
 from tests.conftest import ROOT, door_environment
 from tests.tolerances import tolerance
 
-CASES = ("clip", "clap_fused", "lora", "generate", "lora7b_512")
+CASES = ("clip", "lora", "generate", "lora7b_512")
 SIDE = {"median", "q1", "q3", "min", "max"}
 
 
