@@ -1,8 +1,8 @@
 """`kill -9` at any moment, then --resume: the end is bit for bit that of a run left alone.
 
-One run is killed amid steps and in a save, and stopped between two rows; the run that it is compared
-with was not, and reads its data in its own process where this one has a worker. Kills at other
-moments, while it compiles for one, are those of test_soak.py.
+One run is killed amid steps and in a save, and stopped between two rows; the run that it is
+compared with was not, and reads its data in its own process where this one has a worker. Kills at
+other moments, while it compiles for one, are those of test_soak.py.
 """
 
 import os
