@@ -58,7 +58,8 @@ def _avopt(rows: Sequence[Row]) -> dict[str, Any]:
     found = _numbers(means(values), {"margin": 0.0, "own_nearer": 0.5})
 
     def auc(drawn: np.ndarray) -> dict[str, float]:
-        return {"auc": float(mannwhitneyu(other[drawn], own[drawn]).statistic) / len(drawn) ** 2}
+        farther = mannwhitneyu(other[drawn], own[drawn], method="asymptotic").statistic
+        return {"auc": float(farther) / len(drawn) ** 2}
 
     spread = corpus_intervals(len(rows), auc)
     found |= _number("auc", auc(np.arange(len(rows)))["auc"], spread, 0.5)
@@ -82,7 +83,8 @@ def _plan(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _avace(rows: Sequence[Row], place: str) -> dict[str, Any]:
-    some = [row[place] for row in rows if place in row]
+    # Where nothing that is seen is heard, attention must lie somewhere: such pairs say nothing.
+    some = [row[place] for row in rows if place in row and "box" in row]
     if not some:
         return {}
     values = {name: np.array([row[name] for row in some]) for name in ("mass", "peak")}

@@ -57,8 +57,9 @@ def test_a_shuffled_pair_is_farther_and_a_sharp_plan_has_less_entropy():
 
 
 def test_attention_stands_beside_the_boxes_share():
-    rows = [row(0, 1.0, box=attended(0.75, 1.0)), row(1, 1.0, box=attended(0.25, 0.0))]
-    rows.append(row(2, 1.0, silent=attended(0.125, 0.0)))
+    rows = [row(0, 1.0, box=attended(0.75, 1.0))]
+    rows.append(row(1, 1.0, box=attended(0.25, 0.0), silent=attended(0.125, 0.0)))
+    rows.append(row(2, 1.0, silent=attended(1.0, 1.0)))  # nothing heard is seen: left out
     found = diagnose(rows)["avace"]
     assert found["box"]["mass"]["value"] == 0.5 and found["box"]["mass"]["chance"] == 0.25
     assert found["box"]["peak"]["value"] == 0.5 and found["box"]["peak"]["chance"] == 0.2
@@ -100,7 +101,7 @@ def test_the_section_shows_every_number_beside_chance_and_draws_each_figure():
     page.feed(html)
     page.close()
     assert not page.open and "i" not in page.tags
-    assert "<i>dog</i> named cat: 1 of 1" in "".join(page.words)
+    assert "<i>dog</i> named another name: 1 of 1" in "".join(page.words)
     assert page.tags.count("svg") - html.count('<svg width="26"') == 4
     assert html.count('scope="row"') == len(diagnostics_text.NUMBERS) + 1
     words = diagnostics_text.table(found)
