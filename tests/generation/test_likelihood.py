@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from meerkat_jax.generation.likelihood import Scorer
-from meerkat_jax.generation.sampling import Sampler, banned
-from tests.generation.made import fast_compilation, made, model, picture, tone
+from meerkat_jax.generation.sampling import banned
+from tests.generation.made import fast_compilation, model, picture, tone
 
 ASKED = ("What makes this sound?", "Count the things that you see.", "Describe the clip.")
 SAID = ("The dog makes the sound.", "I see two: True.", "I see nothing. I hear a bee in sight.")
@@ -22,41 +22,36 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def sampler():
-    return Sampler(model().assembly, model().params, 6)
-
-
-@pytest.fixture(scope="module")
-def perceived(sampler):
-    side = sampler.assembly.shapes.image_size
+def perceived():
+    side = model().assembly.shapes.image_size
     image = np.stack([np.asarray(picture(seed, side)) for seed in (0, 1)])
     audio = np.stack([tone(hertz, 10.0) for hertz in (300, 2000)])
-    return sampler.perceive(image, audio) | {"pixels": image, "samples": audio}
+    return model().sampler.perceive(image, audio) | {"pixels": image, "samples": audio}
 
 
 @pytest.fixture(scope="module")
-def texts(sampler):
+def texts():
     """Token ids of the questions and of the answers."""
-    prompt = sampler.assembly.prompt
+    prompt = model().assembly.prompt
     return [*map(prompt.question_ids, ASKED)], [*map(prompt.answer_ids, SAID)]
 
 
 @pytest.fixture(scope="module")
-def scored(sampler, perceived, texts):
-    return Scorer(sampler).score(perceived, OWNERS, *texts)
+def scorer():
+    """One for all tests: each compiles its programs anew."""
+    return Scorer(model().sampler)
 
 
-def test_they_are_the_probabilities_of_each_token_after_those_before_it(
-    sampler, perceived, texts, scored
-):
-    assembly, table = sampler.assembly, banned(sampler.assembly.tokenizer)
+def test_they_are_the_probabilities_of_each_token_after_those_before_it(perceived, texts, scorer):
+    assembly, table = model().assembly, banned(model().assembly.tokenizer)
 
     @jax.jit
     def forward(image, audio, tokens):
         pixels, mel = assembly.inputs({"image": image, "audio": audio})
-        return assembly.model.apply({"params": sampler.params}, pixels, mel, tokens)["logits"]
+        return assembly.model.apply({"params": model().params}, pixels, mel, tokens)["logits"]
 
     longest = max(len(q) + len(a) for q, a in zip(*texts, strict=True))
+    scored = scorer.score(perceived, OWNERS, *texts)
     for owner, question, answer, found in zip(OWNERS, *texts, scored, strict=True):
         assert found.shape == (len(answer),)
         for place, token in enumerate(answer):
@@ -70,25 +65,31 @@ def test_they_are_the_probabilities_of_each_token_after_those_before_it(
             assert found[place] == pytest.approx(expected, abs=2e-4)
 
 
-def test_an_answer_s_likelihood_does_not_depend_on_its_neighbours(
-    sampler, perceived, texts, scored
-):
-    questions, answers = texts
-    alone = Scorer(sampler).score(perceived, OWNERS[:1], questions[:1], answers[:1])
-    np.testing.assert_allclose(alone[0], scored[0], atol=1e-4)
+def test_an_answer_s_likelihood_does_not_depend_on_its_neighbours(perceived, texts, scorer):
+    scored = scorer.score(perceived, OWNERS, *texts)
+    turned = [some[::-1] for some in (OWNERS, *texts)]
+    for values, again in zip(scored, scorer.score(perceived, *turned)[::-1], strict=True):
+        np.testing.assert_allclose(again, values, atol=1e-4)
+    asked, said = texts
+    shorter = scorer.score(perceived, OWNERS, asked, [said[0], said[1], said[2][:2]])
+    np.testing.assert_allclose(shorter[2], scored[2][:2], atol=1e-4)
 
 
-def test_what_the_model_says_is_likelier_than_any_other_first_token(sampler, perceived, texts):
-    (said,) = sampler.answer(perceived, [0], texts[0][:1])
-    others = [i for i in range(5, 60, 6) if i != said.ids[0]]
-    scores = Scorer(sampler).score(
-        perceived, [0] * 11, texts[0][:1] * 11, [said.ids[:1], *[(i,) for i in others]][:11]
+def test_what_is_never_written_has_no_share(perceived, texts, scorer):
+    pad = model().assembly.tokenizer.pad_id
+    found = scorer.score(perceived, OWNERS, texts[0], [[pad], [pad, pad], [pad]])
+    assert all((values < -1e6).all() for values in found)
+    assert scorer.score(perceived, [], [], []) == []
+
+
+@pytest.mark.slow
+def test_what_the_model_says_first_is_the_likeliest_first_token(perceived, texts, scorer):
+    sampler, (question, *_) = model().sampler, texts[0]
+    (said,) = sampler.answer(perceived, [0], [question])
+    first = said.ids[0] if said.ids else model().assembly.tokenizer.eos_id
+    tokens = [first, *(i for i in range(model().assembly.tokenizer.vocab_size) if i != first)]
+    scores = scorer.score(
+        perceived, [0] * len(tokens), [question] * len(tokens), [[i] for i in tokens]
     )
-    assert scores[0][0] == max(values[0] for values in scores)
-
-
-def test_what_is_never_written_has_no_share(sampler, perceived, texts):
-    tokenizer = made().data.tokenizer
-    (found,) = Scorer(sampler).score(perceived, [0], texts[0][:1], [[tokenizer.pad_id]])
-    assert found[0] < -1e6
-    assert Scorer(sampler).score(perceived, [], [], []) == []
+    assert np.argmax([values[0] for values in scores]) == 0
+    assert np.exp([values[0] for values in scores]).sum() == pytest.approx(1, abs=1e-4)
