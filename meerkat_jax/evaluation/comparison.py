@@ -73,11 +73,11 @@ def _row(one: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Row:
 
 def text(benchmark: Mapping[str, Any]) -> str:
     """The rows as a table for a terminal, in per cent."""
-    lines = [f"{'':<32}paper  best other       ours", ""]
+    lines = [f"{'':<36}paper  best other       ours", ""]
     for row in rows(benchmark):
         other = f"{row.other[1]:.2f} {row.other[0]}" if row.other else ""
         ours = row.missing if row.ours is None else f"{row.ours:.2f} (n {row.n})"
-        lines.append(f"{f'{row.benchmark}, {row.metric}':<32}{row.paper:.2f}  {other:<15}  {ours}")
+        lines.append(f"{f'{row.benchmark}, {row.metric}':<36}{row.paper:.2f}  {other:<15}  {ours}")
         lines.append(
             f"    same metric: {row.same_metric}; same test set: {row.same_test}. {row.why}"
         )

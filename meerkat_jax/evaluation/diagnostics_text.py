@@ -65,14 +65,19 @@ def table(diagnostics: Mapping[str, Mapping[str, Any]]) -> str:
     text = []
     for split, found in diagnostics.items():
         title = tables.split_words(split)[0]
-        text += ["", f"{title:<{width}}  value  95 %             by chance  n"]
+        text += ["", f"{title:<{width + 2}}{'value':<8} {'95 %':<22} {'by chance':<10} n"]
         for line in lines(found):
-            chance = "" if line.chance is None else f"{line.chance:.3f}"
-            spread = "{:.3f} to {:.3f}".format(*line.interval)
+            chance = "" if line.chance is None else number(line.chance)
+            spread = " to ".join(map(number, line.interval))
             text.append(
-                f"  {line.words:<{width}}{line.value:.3f}  {spread}   {chance:<9}  {line.n}"
+                f"  {line.words:<{width}}{number(line.value):<8} {spread:<22} {chance:<10} {line.n}"
             )
     return "\n".join([*text, ""])
+
+
+def number(value: float) -> str:
+    """Three decimals, or two digits where these would show none: 0.545, 0.00012, 0.000."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
 def section(diagnostics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -95,10 +100,10 @@ def _split(split: str, found: Mapping[str, Any]) -> str:
 
 
 def _row(line: Line) -> str:
-    low, high = (tables.number(end) for end in line.interval)
+    chance = "–" if line.chance is None else number(line.chance)
     return (
-        f'<tr><th scope="row">{escape(line.words)}</th><td><b>{tables.number(line.value)}</b></td>'
-        f"<td>{low} to {high}</td><td>{tables.number(line.chance)}</td><td>{line.n}</td></tr>"
+        f'<tr><th scope="row">{escape(line.words)}</th><td><b>{number(line.value)}</b></td>'
+        f"<td>{' to '.join(map(number, line.interval))}</td><td>{chance}</td><td>{line.n}</td></tr>"
     )
 
 

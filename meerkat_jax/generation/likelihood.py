@@ -23,16 +23,21 @@ from meerkat_jax.generation.sampling import Sampler, _padded, _prefill, _share, 
 from meerkat_jax.models.layers import NEGATIVE
 from meerkat_jax.models.meerkat import Meerkat
 
-STEP = 32  # T and N are rounded up to a multiple of it, so that few programs are compiled
+STEP = 32  # T and N are rounded up to a multiple of it
 
 
 class Scorer:
-    """Log-likelihoods under the model of `sampler`."""
+    """Log-likelihoods under the model of `sampler`.
+
+    A call is padded to the largest sizes (R, T, N) of those before it, so that few programs are
+    compiled: use one scorer for texts of like length.
+    """
 
     def __init__(self, sampler: Sampler):
         """Nothing is compiled before it is used."""
         self.assembly, self.params = sampler.assembly, sampler.params
         self._banned = banned(self.assembly.tokenizer)
+        self._largest = (0, 0, 0)
         self._score = jax.jit(functools.partial(_score, self.assembly), static_argnums=0)
 
     def score(
@@ -51,13 +56,15 @@ class Scorer:
         """
         if not answers:
             return []
-        rows, longest = bucket(len(answers)), max(map(len, answers))
         texts = [[*q, *a] for q, a in zip(questions, answers, strict=True)]
-        tokens = np.full((rows, _up(max(map(len, texts)))), self.assembly.tokenizer.pad_id)
+        sizes = bucket(len(texts)), *(_up(max(map(len, some))) for some in (texts, answers))
+        self._largest = tuple(map(max, self._largest, sizes))
+        rows, length, most = self._largest
+        tokens = np.full((rows, length), self.assembly.tokenizer.pad_id)
         for row, ids in enumerate(texts):
             tokens[row, : len(ids)] = ids
         found = self._score(
-            _up(longest),
+            most,
             self.params,
             {"image": perceived["image"], "audio": perceived["audio"]},
             {

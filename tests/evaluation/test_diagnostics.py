@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -106,8 +107,14 @@ def test_the_section_shows_every_number_beside_chance_and_draws_each_figure():
     assert html.count('scope="row"') == len(diagnostics_text.NUMBERS) + 1
     words = diagnostics_text.table(found)
     for line in diagnostics_text.lines(found["compositions"]):
-        assert f"{line.value:.3f}  {line.interval[0]:.3f} to {line.interval[1]:.3f}" in words
+        numbers = [diagnostics_text.number(n) for n in (line.value, *line.interval)]
+        assert re.search(r"{} +{} to {} ".format(*map(re.escape, numbers)), words)
     assert words.count("\n") == len(diagnostics_text.NUMBERS) + 2
+
+
+def test_small_numbers_keep_two_digits():
+    known = {0.5449: "0.545", 0.0: "0.000", 0.000123: "0.00012", -0.0000071: "-7.1e-06"}
+    assert {value: diagnostics_text.number(value) for value in known} == known
 
 
 # ---- on a model ----
