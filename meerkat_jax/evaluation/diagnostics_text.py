@@ -88,12 +88,10 @@ def section(diagnostics: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _split(split: str, found: Mapping[str, Any]) -> str:
     rows = "".join(_row(line) for line in lines(found))
-    head = "".join(
-        f'<th scope="col">{name}</th>' for name in ("", "Model", "95 %", "By chance", "n")
-    )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("", "Model, 95 %", "By chance"))
     return (
         f"<h3>{escape(tables.split_words(split)[0])}</h3>"
-        f'<div class="scroll"><table class="detail"><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead>'
         f'<tbody>{rows}</tbody></table></div><div class="charts">{_charts(found)}</div>'
         f"{_names(found.get('confusion', {}))}"
     )
@@ -101,9 +99,10 @@ def _split(split: str, found: Mapping[str, Any]) -> str:
 
 def _row(line: Line) -> str:
     chance = "–" if line.chance is None else number(line.chance)
+    spread = " to ".join(map(number, line.interval))
     return (
-        f'<tr><th scope="row">{escape(line.words)}</th><td><b>{number(line.value)}</b></td>'
-        f"<td>{' to '.join(map(number, line.interval))}</td><td>{chance}</td><td>{line.n}</td></tr>"
+        f'<tr><th scope="row">{escape(line.words)}<small>n {line.n}</small></th>'
+        f"<td><b>{number(line.value)}</b><small>{spread}</small></td><td>{chance}</td></tr>"
     )
 
 

@@ -36,8 +36,8 @@ def histogram(title: str, edges: Sequence[float], counts: Mapping[str, Sequence[
 def reliability_diagram(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
     """How often claims are true over how probable the model finds them.
 
-    `bins` as of `calibration.reliability`; the diagonal is calibration, bars at the foot tell how
-    many claims are in a bin.
+    `bins` as of `calibration.reliability`; the diagonal is calibration, bars at the foot and sizes
+    of dots tell how many claims are in a bin.
     """
     place = placer(UNIT, UNIT)
     largest = max(one["n"] for one in bins) or 1
@@ -51,12 +51,11 @@ def reliability_diagram(title: str, bins: Sequence[Mapping[str, Any]]) -> str:
     (x0, y0), (x1, y1) = place(0, 0), place(1, 1)
     parts.append(f'<line class="even" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>')
     known = [(one["chance"], one["true"], one["n"]) for one in bins if one["n"]]
-    parts.append(polyline("", [place(p, true) for p, true, _ in known], 0))
     for p, true, n in known:
-        x, y = place(p, true)
+        (x, y), size = place(p, true), 2 + 4 * (n / largest) ** 0.5  # few claims, a small dot
         words = f"{n} claims: probability {p:.2f}, true {true:.2f}"
         parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:var(--line0)">'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}" style="fill:var(--line0)">'
             f"<title>{words}</title></circle>"
         )
     summary = "; ".join(f"{n} at {p:.2f}: {true:.2f} true" for p, true, n in known)
