@@ -1,7 +1,7 @@
 """What the paper argues with, measured: alignment, attention, transport plans, certainty, names.
 
     rows = [*measure(model.sampler, records, answered)]   # runs the model; one row per pair
-    found = diagnose(rows, answered)                      # pure; what diagnostics.json holds
+    found = diagnose(rows, answered, names)               # pure; what diagnostics.json holds
 
 Every number stands as {"value", "interval", "chance"}: 95 % (bootstrap.py), and what an even spread
 or a guess gives, where there is such a thing.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,16 @@ from meerkat_jax.evaluation.measure import Row, chances_of
 HISTOGRAM = 24  # bins of distances
 
 
-def diagnose(rows: Sequence[Row], answered: Sequence[Answered] = ()) -> dict[str, Any]:
+def diagnose(
+    rows: Sequence[Row], answered: Sequence[Answered] = (), names: Collection[str] = ()
+) -> dict[str, Any]:
     """Summary of one split: `avopt`, `avace`, `plan`, `calibration` and `confusion`.
 
+    `names` are class names to look for in answers beside those in the truths of `answered`.
     A part that nothing is known about is left out: no pair with another sound to compare with, no
     boxes, no verdicts, no names.
     """
+    known = class_names(answered) | frozenset(names)
     compared = [row for row in rows if row["matched"] and "shuffled" in row]
     parts = {
         "avopt": _avopt(compared),
@@ -40,7 +44,7 @@ def diagnose(rows: Sequence[Row], answered: Sequence[Answered] = ()) -> dict[str
         "calibration": _calibration(answered, chances_of(rows, answered)),
         "confusion": {
             task: confusion.summary(pairs)
-            for task, pairs in confusion.confused(answered, class_names(answered)).items()
+            for task, pairs in confusion.confused(answered, known).items()
             if pairs
         },
     }

@@ -79,6 +79,14 @@ def test_chances_belong_to_their_answers():
     assert found["brier"]["chance"] == pytest.approx(2 / 9)
 
 
+def test_a_name_that_no_truth_mentions_is_a_name_when_it_is_known():
+    which = {"kind": "which", "answer": "dog", "seen": ["dog"]}
+    answered = [Answered("0", "test", Question("avqa", "?", "", truth=which), "The orca.")]
+    for names, said in (((), "nothing"), ({"orca"}, "orca")):
+        found = diagnose([], answered, names)["confusion"]["avqa/which"]
+        assert found["counts"] == {"dog": {said: 1}}
+
+
 def test_what_nothing_is_known_of_is_left_out():
     assert diagnose([]) == {"n": 0}
     assert diagnose([row(0, 1.0)]) == {"n": 1}
