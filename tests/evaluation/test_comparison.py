@@ -4,7 +4,7 @@ import pytest
 
 from meerkat_jax.evaluation import comparison
 
-# meerkat.md's list, written down a second time: a slip of the pen in either is seen
+# The values written down a second time: a slip of the pen in either is seen.
 PAPER = {
     "VGG-SS": (48.51, 45.62, 40.31, 39.68),
     "Flickr-SoundNet": (88.35, 67.88, 81.17, 62.29),
