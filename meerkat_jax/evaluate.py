@@ -7,17 +7,19 @@
 Every question of every example is answered by greedy generation from the newest checkpoint. What
 comes out, in the work directory or in --out: predictions/ (answers as they are given; a killed
 evaluation goes on from them), benchmark.json (scores beside baselines, with intervals),
-answers.jsonl (every answer, and whether it is right), report.html (one page, without network).
+diagnostics.json, answers.jsonl (every answer, and whether it is right), report.html (one page,
+without network) and examples/ (the worst answers of each task).
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import datetime
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,16 @@ from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import open_folder
 from meerkat_jax.errors import UserError
-from meerkat_jax.evaluation import on_disk, tables
+from meerkat_jax.evaluation import comparison, diagnostics_text, on_disk, tables
 from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, lacking, score
+from meerkat_jax.evaluation.cards import Shown
+from meerkat_jax.evaluation.diagnostics import diagnose
 from meerkat_jax.evaluation.examples import choose
+from meerkat_jax.evaluation.observed import chances_of, observe
 from meerkat_jax.evaluation.on_disk import Benchmark
+from meerkat_jax.evaluation.pages import choose_worst, write_pages
 from meerkat_jax.evaluation.predictions import Predictions, weights_hash
-from meerkat_jax.evaluation.report import Shown, write_report
+from meerkat_jax.evaluation.report import write_report
 from meerkat_jax.progress import Progress
 from meerkat_jax.training import config as configs
 from meerkat_jax.training import hosts
@@ -61,13 +67,15 @@ def evaluate(
     forms: bool = False,
     overwrite: bool = False,
     host_timeout: int = 300,
+    diagnosed: int = 200,
 ) -> dict[str, Any]:
     """Score the run in `workdir`; returns what benchmark.json holds (in process 0, else nothing).
 
     `benchmarks` by name (none, or "all": all that are there), `root` a folder of built sources
     beside those of the run, `limit` the most examples of each, `batch` the examples answered at a
     time, `cache` where the data set is kept. With `forms` answers about places and times are held
-    to well-formed ones. Answers that are there already are taken, unless `overwrite`.
+    to well-formed ones. Answers that are there already are taken, unless `overwrite`. The first
+    `diagnosed` examples of each benchmark are looked at more closely (evaluation/diagnostics.py).
 
     Raises UserError for a work directory without a checkpoint, for a benchmark that is not there,
     that was trained on or that cannot be scored here, and for answers of another model.
@@ -98,11 +106,27 @@ def evaluate(
     say(tables.text_table(benchmark))
     if missing:
         say(f"captions are not scored by BLEU, METEOR, ROUGE-L and CIDEr: {missing}")
-    examples = [
-        shown
-        for one in chosen
-        for shown in show(model, one, choose([a for a in answered if a.split == one.name]), batch)
-    ]
+    say(comparison.text(benchmark))
+    names = class_names(answered)
+    parts = [[a for a in answered if a.split == one.name] for one in chosen]
+    diagnostics, chances = {}, []
+    for one, part in zip(chosen, parts, strict=True):
+        found, chance = diagnose_some(model, one, part, names, diagnosed, batch, say)
+        diagnostics |= {one.name: found} if found else {}
+        chances.append(chance)
+    if diagnostics:
+        configs.write_text(out / "diagnostics.json", json.dumps(diagnostics, indent=1) + "\n")
+        say(diagnostics_text.table(diagnostics))
+
+    examples, worst = [], []
+    for one, part, chance in zip(chosen, parts, chances, strict=True):
+        numbers = choose_worst(part, names, chances=chance)
+        shown = show(model, one, [*choose(part), *(part[i] for i in numbers)], batch)
+        certain = [chance[i] for i in numbers]
+        last = shown[len(shown) - len(numbers) :]
+        examples += shown[: len(shown) - len(numbers)]
+        worst += [dataclasses.replace(s, chance=c) for s, c in zip(last, certain, strict=True)]
+    totals = {key: entry["n"] for key, entry in benchmark.items()}
     write_report(
         out / "report.html",
         benchmark,
@@ -110,7 +134,9 @@ def evaluate(
         examples,
         model.config,
         notes(model, workdir, chosen, limit, forms, missing),
-        class_names(answered),
+        names,
+        diagnostics,
+        write_pages(out, worst, totals, names),
     )
     say(f"scores: {out / 'benchmark.json'}\nanswers: {out / 'answers.jsonl'}")
     say(f"report: {out / 'report.html'} (open it in a browser)")
@@ -216,6 +242,35 @@ def _write_answers(path: Path, answered: Sequence[Answered]) -> None:
         }
         lines.append(json.dumps(row, ensure_ascii=False))
     configs.write_text(path, "\n".join(lines) + "\n")
+
+
+# Diagnostics -------------------------------------------------------------------------------------
+
+
+def diagnose_some(
+    model: Meerkat,
+    benchmark: Benchmark,
+    answered: Sequence[Answered],
+    names: Collection[str],
+    most: int,
+    batch: int = 16,
+    say: Say = print,
+) -> tuple[dict[str, Any], list[float | None]]:
+    """What `diagnose` finds in the first `most` examples, and P(True) of each answer."""
+    records = benchmark.records()[:most]
+    wanted = {records[i].id for i in range(len(records))}
+    some = [record for record in answered if record.example_id in wanted]
+    progress, rows = Progress(f"{benchmark.name}: diagnosed", len(records), say=say), []
+    for row in observe(model.sampler, records, some, batch):
+        rows.append(row)
+        if len(rows) % batch == 0 or len(rows) == len(records):
+            progress.report(len(rows))
+    if not rows:
+        return {}, [None] * len(answered)
+    known = iter(chances_of(rows, some))
+    return diagnose(rows, some, names), [
+        next(known) if record.example_id in wanted else None for record in answered
+    ]
 
 
 # Examples of the report --------------------------------------------------------------------------
@@ -332,6 +387,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("limit", None, "At most so many examples of each.", lower_bound=1)
     flags.DEFINE_integer("batch", 16, "Examples answered at a time.", lower_bound=1)
     flags.DEFINE_bool("forms", False, "Hold answers to well-formed boxes and times.")
+    flags.DEFINE_integer("diagnosed", 200, "Examples of each that are diagnosed.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Answer anew what was answered before.")
     flags.DEFINE_string("data_dir", None, "Cache of data and programs; else $MEERKAT_CACHE.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on several hosts.")
@@ -359,6 +415,7 @@ def main(_: list[str]) -> None:
         forms=given.forms,
         overwrite=given.overwrite,
         host_timeout=given.host_timeout,
+        diagnosed=given.diagnosed,
     )
 
 

@@ -107,7 +107,9 @@ def test_the_report_stands_alone(evaluated):
     out, found, _ = evaluated
     page = (out / "report.html").read_text()
     addresses = re.findall(r"""(?:src|href|xlink:href)\s*=\s*["']([^"']+)""", page)
-    assert addresses and all(a.startswith(("data:", "#")) for a in addresses)
+    assert addresses and all(a.startswith(("data:", "#", "examples/")) for a in addresses)
+    linked = {address for address in addresses if address.startswith("examples/")}
+    assert linked and all((out / address).is_file() for address in linked)
     assert not re.search(r"https?://|url\(|@import|<script|<link", page)
     assert page.count("<article") >= 2 * LIMIT
     for words in ("New compositions", "New augmentations", "New instances", f"step {STEP}"):

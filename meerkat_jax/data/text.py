@@ -72,6 +72,14 @@ def parse_verdict(text: str) -> bool | None:
     return verdicts[-1].lower() == "true" if verdicts else None
 
 
+def with_verdict(text: str, value: bool) -> str | None:
+    """The text with its last True or False replaced by `value`; None when it has neither."""
+    verdicts = [*_VERDICT.finditer(text)]
+    return (
+        f"{text[: verdicts[-1].start()]}{value}{text[verdicts[-1].end() :]}" if verdicts else None
+    )
+
+
 def check_response(question: Question) -> None:
     """Raise UserError unless the response reads back as the question's boxes and segments."""
     boxes, segments = parse_boxes(question.response), parse_segments(question.response)

@@ -87,19 +87,23 @@ def line_chart(title: str, lines: Series, unit_range: bool = False) -> str:
         return ""
     x_ticks = ticks(0, max(xs))
     y_ticks = [0, 0.25, 0.5, 0.75, 1] if unit_range else ticks(min(0, *ys), max(ys))
-    place = _placer(x_ticks, y_ticks)
-    parts = [_grid_line(place, x_ticks, y) for y in y_ticks]
-    parts += [_label(place(x, y_ticks[0])[0], HEIGHT - 8, _short(x), "middle") for x in x_ticks]
+    place = placer(x_ticks, y_ticks)
+    parts = axes(place, x_ticks, y_ticks)
     parts += [
-        _polyline(name, [place(x, y) for x, y in stretch], i)
+        polyline(name, [place(x, y) for x, y in stretch], i)
         for i, (name, points) in enumerate(lines.items())
         for stretch in _stretches(points)
     ]
     summary = "; ".join(f"{n} ends at {p[-1][1]:.3g}" for n, p in lines.items())
+    return figure(title, parts, summary, legend(lines) if unit_range or len(lines) > 1 else "")
+
+
+def figure(title: str, parts: Iterable[str], summary: str, below: str = "") -> str:
+    """A chart of SVG `parts` under its title; `summary` for who cannot see it, `below` HTML."""
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">'
-        f"{''.join(parts)}</svg>{_legend(lines) if unit_range or len(lines) > 1 else ''}</figure>"
+        f"{''.join(parts)}</svg>{below}</figure>"
     )
 
 
@@ -139,7 +143,9 @@ def _stretches(points: list[tuple[float, float]]) -> list[list[tuple[float, floa
     return [points[i:j] for i, j in itertools.pairwise(bounds)]
 
 
-def _placer(x_ticks: Sequence[float], y_ticks: Sequence[float]):
+def placer(x_ticks: Sequence[float], y_ticks: Sequence[float]):
+    """`place(x, y)` -> where in the chart that is, the ticks reaching from end to end."""
+
     def place(x: float, y: float) -> tuple[float, float]:
         u = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         v = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
@@ -148,17 +154,25 @@ def _placer(x_ticks: Sequence[float], y_ticks: Sequence[float]):
     return place
 
 
+def axes(place, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> list[str]:
+    """A line and a number for each of `y_ticks`, numbers for `x_ticks`."""
+    below = [label(place(x, y_ticks[0])[0], HEIGHT - 8, _short(x), "middle") for x in x_ticks]
+    return [_grid_line(place, x_ticks, y) for y in y_ticks] + below
+
+
 def _grid_line(place, x_ticks: Sequence[float], y: float) -> str:
     (x0, y0), (x1, _) = place(x_ticks[0], y), place(x_ticks[-1], y)
     line = f'<line class="grid" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y0:.1f}"/>'
-    return line + _label(LEFT - 6, y0 + 4, _short(y), "end")
+    return line + label(LEFT - 6, y0 + 4, _short(y), "end")
 
 
-def _label(x: float, y: float, text: str, anchor: str) -> str:
+def label(x: float, y: float, text: str, anchor: str) -> str:
+    """Text of a chart; `anchor` "start", "middle" or "end" is at x."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
-def _polyline(name: str, points: Sequence[tuple[float, float]], index: int) -> str:
+def polyline(name: str, points: Sequence[tuple[float, float]], index: int) -> str:
+    """The `index`-th line of a chart through places; a single one is a dot."""
     colour, dash = _style(index)
     if len(points) == 1:
         (x, y) = points[0]
@@ -176,8 +190,9 @@ def _style(index: int) -> tuple[str, str]:
     return f"var(--line{index % COLOURS})", dash or "none"
 
 
-def _legend(lines: Series) -> str:
-    return f'<ul class="legend">{"".join(map(_key, range(len(lines)), lines))}</ul>'
+def legend(lines: Iterable[str]) -> str:
+    """The names of a chart's lines, each with its colour and dashes."""
+    return f'<ul class="legend">{"".join(itertools.starmap(_key, enumerate(lines)))}</ul>'
 
 
 def _key(index: int, name: str) -> str:

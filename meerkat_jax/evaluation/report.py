@@ -1,12 +1,12 @@
-"""One self-contained HTML page: scores beside baselines, curves, and examples good and bad.
+"""One self-contained HTML page: scores, diagnostics, the paper's table, curves, examples.
 
 The page opens without network (a content security policy forbids any) and without scripts. Its
-frame and style are in report.html beside this file; all text that comes from data is escaped.
+frame and style are in report.html and report.css beside this file; all text that comes from data is
+escaped. More examples are on pages of their own (pages.py), which it links to.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,33 +14,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
-
-from meerkat_jax.data.example import TASKS, Question, Segment
-from meerkat_jax.data.text import parse_boxes, parse_segments
-from meerkat_jax.evaluation import charts, figures, tables
-from meerkat_jax.evaluation.benchmark import Answered, Judged, class_names, judge
+from meerkat_jax.data.example import TASKS
+from meerkat_jax.evaluation import charts, comparison, diagnostics_text, tables
+from meerkat_jax.evaluation.benchmark import class_names
+from meerkat_jax.evaluation.cards import Shown, card
+from meerkat_jax.evaluation.pages import Page, links, style, write_page
 
 _FRAME = Path(__file__).with_name("report.html")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Shown:
-    """One answered question with what is needed to draw it.
-
-    image uint8[H,W,3]; logmel float[F,64] in dB; attention float[h,w] (AVACE's map); plan
-    float[V,A] (AVOpT's; V = h*w row by row, A = freq*time); grid (h, w, freq, time) of the plan;
-    audio_bytes an encoded WAV, OGG or FLAC clip; seconds the length of the clip.
-    """
-
-    answered: Answered
-    image: np.ndarray
-    logmel: np.ndarray
-    attention: np.ndarray | None = None
-    plan: np.ndarray | None = None
-    grid: tuple[int, int, int, int] | None = None
-    audio_bytes: bytes | None = None
-    seconds: float = 10.0
+_NO_DIAGNOSTICS = '<p class="note">None were made.</p>'
 
 
 def write_report(
@@ -51,28 +32,31 @@ def write_report(
     config: Mapping[str, Any],
     notes: Sequence[str] = (),
     names: Iterable[str] = (),
+    diagnostics: Mapping[str, Any] | None = None,
+    pages: Sequence[Page] = (),
 ) -> Path:
     """Write the page to `path` and return it.
 
     `benchmark` is benchmark.json's content, `metrics_rows` those of metrics.jsonl, `notes` lines on
     how the scores came about (command, seed, date, machine), `names` class names to look for in
-    answers beside those in the examples' truths.
+    answers beside those in the examples' truths, `diagnostics` what `diagnose` found by split,
+    `pages` what `pages.write_pages` wrote beside it.
     """
     known = class_names([shown.answered for shown in examples]) | set(names)
     text = Template(_FRAME.read_text(encoding="utf-8")).substitute(
+        style=style(),
         overview=tables.overview(benchmark),
         splits=_split_list(benchmark),
         details=tables.details(benchmark),
+        diagnostics=diagnostics_text.section(diagnostics or {}) or _NO_DIAGNOSTICS,
+        comparison=comparison.section(benchmark),
         curves=_curves(metrics_rows),
+        pages=_pages(pages),
         examples=_examples(examples, known),
         notes="".join(f"<li>{escape(str(note))}</li>" for note in notes),
         config=_config(config),
     )
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-    return path
+    return write_page(Path(path), text)
 
 
 def _split_list(benchmark: Mapping[str, Any]) -> str:
@@ -100,93 +84,15 @@ def _examples(examples: Sequence[Shown], names: frozenset[str]) -> str:
         return '<p class="note">No examples were kept.</p>'
     parts = []
     for task in TASKS:
-        cards = [_card(s, names) for s in examples if s.answered.question.task == task]
+        cards = [card(s, names) for s in examples if s.answered.question.task == task]
         if cards:
             title = tables.TASK_NAMES[task]
             parts.append(f'<h3 id="task-{task}">{escape(title)}</h3>{"".join(cards)}')
     return "".join(parts)
 
 
-def _card(shown: Shown, names: frozenset[str]) -> str:
-    answered, question = shown.answered, shown.answered.question
-    verdict = judge(answered, names)
-    state = "right" if verdict.right else "wrong"
-    kind = question.truth.get("kind")
-    kind = f", {kind}" if kind and kind != question.task else ""
-    split = tables.split_words(answered.split)[0]
-    rows = {"Question": question.instruction, "Answer": answered.text}
-    rows["Expected"] = question.response
-    body = "".join(f"<dt>{k}</dt><dd>{escape(str(v))}</dd>" for k, v in rows.items())
-    return (
-        f'<article class="card {state}"><header><span class="badge {state}">{_mark(state)}'
-        f"{state.capitalize()}</span>"
-        f"<span>{escape(_measure(question, verdict))}</span>"
-        f'<span class="where">{escape(f"{question.task}{kind} · {split} · {answered.example_id}")}'
-        f'</span></header><dl class="talk {state}">{body}</dl>'
-        f'<div class="figures">{_pictures(shown)}{_sound(shown)}</div></article>'
-    )
-
-
-def _mark(state: str) -> str:
-    path = "M2 7l3.5 3.5L12 3" if state == "right" else "M3 3l8 8M11 3l-8 8"
-    return f'<svg viewBox="0 0 14 14" aria-hidden="true"><path d="{path}"/></svg>'
-
-
-def _measure(question: Question, verdict: Judged) -> str:
-    if not verdict.parsed:
-        return "could not be read"
-    if question.task == "arig":
-        overlap = f"{verdict.scores['mean_iou']:.3f}"
-        if len(question.boxes) > 1:  # cIoU takes their areas as one, and asks for no names
-            return f"mean overlap with the true boxes (IoU) {overlap}; their joint area is judged"
-        return f"overlap with the true box (IoU) {overlap}; its name is not judged"
-    if question.task == "igatl":
-        return f"segment F1 {verdict.scores['segment_f1']:.2f}"
-    return ""
-
-
-def _pictures(shown: Shown) -> str:
-    question = shown.answered.question
-    boxes = [("true", box) for box in question.boxes]
-    boxes += [("answer", box) for box in parse_boxes(shown.answered.text).items]
-    boxes += [("asked", box) for box in parse_boxes(question.instruction).items]
-    seen = _listed(question.truth.get("seen"))
-    drawn = figures.picture_figure(shown.image, boxes, f"Picture of {seen}")
-    parts = [_figure(drawn, f"In the picture: {seen}")]
-    if shown.attention is not None:
-        drawn = figures.picture_figure(
-            shown.image, boxes, "Attention of the sound on the picture", shown.attention
-        )
-        parts.append(_figure(drawn, "Where the sound draws attention (AVACE)"))
-    return "".join(parts)
-
-
-def _sound(shown: Shown) -> str:
-    question, seconds = shown.answered.question, shown.seconds
-    sounds = [Segment(*s) for s in question.truth.get("sounds") or ()]
-    tracks = [("in the clip", "context", sounds)]
-    # Intervals stand in questions as plain words: "between 1.0 and 2.5".
-    asked = parse_segments(question.instruction.replace(" and ", " to "), seconds).items
-    answered = parse_segments(shown.answered.text, seconds).items
-    if asked:
-        tracks.append(("asked about", "asked", asked))
-    if question.segments or answered:
-        tracks.append(("true", "true", question.segments))
-        tracks.append(("answered", "answer", answered))
-    drawn = figures.clip_figure(shown.logmel, tracks, seconds)
-    if shown.plan is not None and shown.grid is not None:
-        drawn += figures.plan_figure(shown.image, shown.plan, shown.grid, seconds)
-    heard = _listed(question.truth.get("heard"))
-    caption = f"In the sound: {heard}"
-    return _figure(drawn + figures.audio_player(shown.audio_bytes), caption, "sound")
-
-
-def _figure(drawn: str, caption: str, kind: str = "") -> str:
-    return f'<figure class="{kind}">{drawn}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _listed(names: Sequence[str] | None) -> str:
-    return ", ".join(names) if names else "nothing"
+def _pages(pages: Sequence[Page]) -> str:
+    return f"<p>The worst of each task, worst first:</p>{links(pages)}" if pages else ""
 
 
 def _config(config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from meerkat_jax.data.text import (
     parse_boxes,
     parse_segments,
     parse_verdict,
+    with_verdict,
     write_box,
     write_segment,
 )
@@ -189,3 +190,17 @@ def test_check_response():
             check_response(Question("arig", "?", response, boxes, (BARK,)))
     with pytest.raises(UserError, match="1 mended"):
         check_response(Question("igatl", "?", "dog, 1.2, 3.4", (), (BARK,)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I hear a dog: False.", "I hear a dog: True."),
+        ("false, or rather TRUE", "false, or rather True"),
+        ("It is untrue.", None),
+        ("", None),
+    ],
+)
+def test_the_last_verdict_is_replaced(text, expected):
+    assert with_verdict(text, True) == expected
+    assert expected is None or parse_verdict(with_verdict(text, False)) is False
