@@ -57,8 +57,16 @@ class Prompt:
         places = {"image": image_tokens, "audio": audio_tokens}
         return sum(places[part] if isinstance(part, str) else len(part) for part in self.prefix)
 
-    def question_ids(self, instruction: str) -> list[int]:
-        """Ids of the instruction and of what follows it, up to where the answer begins."""
+    def question_ids(self, instruction: str, turns: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Ids of the instruction and of what follows it, up to where the answer begins.
+
+        turns: earlier (instruction, response) of a conversation, which stand before it.
+        """
+        if turns:
+            text, said = self._dialog([*itertools.chain(*turns), instruction], self.system)
+            first = SENSES.sub("", self.style.user[: _senses_end(self.style)])
+            pieces = _pieces(self.tokenizer, text.removeprefix(first))
+            return _filled(self.tokenizer, pieces, said)
         said = self._said(self._inner(self.system) + instruction)
         return _filled(self.tokenizer, self.question, {"instruction": said})
 
@@ -82,18 +90,25 @@ class Prompt:
             system = turns.pop(0)["content"]
             if self.style.system:  # Llama-2's stands within what is stripped
                 system = self._said(system)
-        text = self.style.first + (self.style.system if system else "")
-        said = {"system": system}
         for i, turn in enumerate(turns):
             if turn["role"] != ROLES[i % 2]:
                 raise UserError(
                     f"message {i} is of {turn['role']!r}, expected {ROLES[i % 2]!r}: user and "
                     "assistant take turns, after one system message at most"
                 )
-            said[f"turn{i}"] = self._said((self._inner(system) if i == 0 else "") + turn["content"])
-            turned = SENSES.sub("", self.style.user), self.style.answer + self.style.after
-            text += re.sub(r"\{(instruction|response)\}", f"{{turn{i}}}", turned[i % 2])
-        return _filled(self.tokenizer, _pieces(self.tokenizer, text), said)
+        first = self.style.first + (self.style.system if system else "")
+        text, said = self._dialog([turn["content"] for turn in turns], system)
+        pieces = _pieces(self.tokenizer, first + text)
+        return _filled(self.tokenizer, pieces, said | {"system": system})
+
+    def _dialog(self, contents: Sequence[str], system: str) -> tuple[str, dict[str, str]]:
+        """Questions and answers in turn as the text around them, and what is said by its field."""
+        text, said = "", {}
+        around = SENSES.sub("", self.style.user), self.style.answer + self.style.after
+        for i, content in enumerate(contents):
+            said[f"turn{i}"] = self._said((self._inner(system) if i == 0 else "") + content)
+            text += re.sub(r"\{(instruction|response)\}", f"{{turn{i}}}", around[i % 2])
+        return text, said
 
     def _inner(self, system: str) -> str:
         return self.style.inner.format(system=system) if system else ""
@@ -122,7 +137,7 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
             f"tokenizer has not; its own style is {tokenizer.style!r}"
         )
     system = tokenizer.system if name == tokenizer.style else ""
-    cut = [match.end() for match in SENSES.finditer(layout.user)][-1]
+    cut = _senses_end(layout)
     before = layout.first + (layout.system if system else "") + layout.user[:cut]
     return Prompt(
         prefix=_prefix(tokenizer, _pieces(tokenizer, before), system),
@@ -132,6 +147,11 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
         system=system,
         tokenizer=tokenizer,
     )
+
+
+def _senses_end(style: Style) -> int:
+    """Where in a question's text the places of picture and sound end."""
+    return [match.end() for match in SENSES.finditer(style.user)][-1]
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
