@@ -74,8 +74,8 @@ class Placement(Protocol):
 def init_cache(model: Llama, batch: int, slots: int) -> Cache:
     """An empty cache: k and v float[L, B, K, S, Dh], valid bool[B, S]."""
     shape = (model.depth, batch, model.kv_heads, slots, model.head_width)
-    empty = jnp.zeros(shape, model.dtype)
-    return {"k": empty, "v": empty, "valid": jnp.zeros((batch, slots), bool)}
+    empty = {name: jnp.zeros(shape, model.dtype) for name in ("k", "v")}  # each its own memory
+    return empty | {"valid": jnp.zeros((batch, slots), bool)}
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
