@@ -47,6 +47,7 @@ class Prompt:
 
     prefix: tuple[Part, ...]
     question: tuple[Piece, ...]
+    again: tuple[Piece, ...]  # a later question of a conversation
     answer: tuple[Piece, ...]
     style: Style
     system: str
@@ -62,13 +63,13 @@ class Prompt:
 
         turns: earlier (instruction, response) of a conversation, which stand before it.
         """
-        if turns:
-            text, said = self._dialog([*itertools.chain(*turns), instruction], self.system)
-            first = SENSES.sub("", self.style.user[: _senses_end(self.style)])
-            pieces = _pieces(self.tokenizer, text.removeprefix(first))
-            return _filled(self.tokenizer, pieces, said)
-        said = self._said(self._inner(self.system) + instruction)
-        return _filled(self.tokenizer, self.question, {"instruction": said})
+        first, *later = [*(asked for asked, _ in turns), instruction]
+        said = self._said(self._inner(self.system) + first)
+        ids = _filled(self.tokenizer, self.question, {"instruction": said})
+        for (_, response), asked in zip(turns, later, strict=True):
+            ids += self.answer_ids(response)
+            ids += _filled(self.tokenizer, self.again, {"instruction": self._said(asked)})
+        return ids
 
     def answer_ids(self, response: str) -> list[int]:
         """Ids of the answer and the end token."""
@@ -90,25 +91,18 @@ class Prompt:
             system = turns.pop(0)["content"]
             if self.style.system:  # Llama-2's stands within what is stripped
                 system = self._said(system)
+        text = self.style.first + (self.style.system if system else "")
+        said = {"system": system}
         for i, turn in enumerate(turns):
             if turn["role"] != ROLES[i % 2]:
                 raise UserError(
                     f"message {i} is of {turn['role']!r}, expected {ROLES[i % 2]!r}: user and "
                     "assistant take turns, after one system message at most"
                 )
-        first = self.style.first + (self.style.system if system else "")
-        text, said = self._dialog([turn["content"] for turn in turns], system)
-        pieces = _pieces(self.tokenizer, first + text)
-        return _filled(self.tokenizer, pieces, said | {"system": system})
-
-    def _dialog(self, contents: Sequence[str], system: str) -> tuple[str, dict[str, str]]:
-        """Questions and answers in turn as the text around them, and what is said by its field."""
-        text, said = "", {}
-        around = SENSES.sub("", self.style.user), self.style.answer + self.style.after
-        for i, content in enumerate(contents):
-            said[f"turn{i}"] = self._said((self._inner(system) if i == 0 else "") + content)
-            text += re.sub(r"\{(instruction|response)\}", f"{{turn{i}}}", around[i % 2])
-        return text, said
+            said[f"turn{i}"] = self._said((self._inner(system) if i == 0 else "") + turn["content"])
+            turned = SENSES.sub("", self.style.user), self.style.answer + self.style.after
+            text += re.sub(r"\{(instruction|response)\}", f"{{turn{i}}}", turned[i % 2])
+        return _filled(self.tokenizer, _pieces(self.tokenizer, text), said)
 
     def _inner(self, system: str) -> str:
         return self.style.inner.format(system=system) if system else ""
@@ -137,21 +131,17 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
             f"tokenizer has not; its own style is {tokenizer.style!r}"
         )
     system = tokenizer.system if name == tokenizer.style else ""
-    cut = _senses_end(layout)
+    cut = [match.end() for match in SENSES.finditer(layout.user)][-1]
     before = layout.first + (layout.system if system else "") + layout.user[:cut]
     return Prompt(
         prefix=_prefix(tokenizer, _pieces(tokenizer, before), system),
         question=_pieces(tokenizer, layout.user[cut:]),
+        again=_pieces(tokenizer, layout.after + SENSES.sub("", layout.user)),
         answer=_pieces(tokenizer, layout.answer),
         style=layout,
         system=system,
         tokenizer=tokenizer,
     )
-
-
-def _senses_end(style: Style) -> int:
-    """Where in a question's text the places of picture and sound end."""
-    return [match.end() for match in SENSES.finditer(style.user)][-1]
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:

@@ -101,10 +101,12 @@ def spell(assembly: Assembly, prompt: str, turns: Turns = ()) -> list[int]:
     for one in said:
         if not isinstance(one, str) or not one.strip():
             raise UserError(f"the prompt is {one!r}; expected a question in words")
-    if (size := sum(map(len, [*said, *(answer for _, answer in turns)]))) > MAX_TEXT:
+    answers = [answer for _, answer in turns]
+    if not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"the turns are {turns!r:.80}; expected pairs of a question and an answer")
+    if (size := sum(map(len, [*said, *answers]))) > MAX_TEXT:
         raise UserError(f"the prompt has {size} characters; expected at most {MAX_TEXT}")
     *before, last = (" ".join(one.split()) for one in said)
-    answers = [answer for _, answer in turns]
     ids = assembly.prompt.question_ids(last, list(zip(before, answers, strict=True)))
     if len(ids) > MAX_PROMPT and turns:
         raise UserError(
