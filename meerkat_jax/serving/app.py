@@ -29,7 +29,7 @@ from meerkat_jax.serving.chat import Wanted, read_chat
 from meerkat_jax.serving.completions import DONE, Shape, event
 from meerkat_jax.serving.limits import Limits, check_media, read_body
 from meerkat_jax.serving.metrics import Metrics
-from meerkat_jax.serving.refusals import Refused
+from meerkat_jax.serving.refusals import Refused, bad
 
 LOG = logging.getLogger("meerkat_jax.serving")
 
@@ -114,7 +114,7 @@ class _Server:
         except Busy as busy:
             raise Refused(429, str(busy), code="queue_full") from None
         except UserError as error:
-            raise Refused(400, str(error), "messages", "invalid_value") from None
+            raise bad(str(error), "messages", "invalid_value") from None
         return wanted, reply
 
     async def _pieces(self, reply: Reply, begun: float) -> AsyncIterator[str]:

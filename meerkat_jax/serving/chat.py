@@ -15,16 +15,25 @@ import dataclasses
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from meerkat_jax.serving.refusals import Refused
+from meerkat_jax.serving.refusals import Refused, bad
 
 DATA = re.compile(r"data:image/[\w.+-]+;base64,")
 SHOWN = 40  # characters of an address in a message
 
 
 class _Strict(BaseModel):
+    """Known fields of their own types only; null is as good as nothing."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class Text(_Strict):
@@ -82,7 +91,7 @@ class Message(_Strict):
 class StreamOptions(_Strict):
     """What a stream tells besides."""
 
-    include_usage: bool | None = None
+    include_usage: bool = False
 
 
 class Chat(_Strict):
@@ -90,9 +99,9 @@ class Chat(_Strict):
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    stream: bool | None = None
+    stream: bool = False
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float = Field(0.0, ge=0, le=2)
     seed: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -101,12 +110,12 @@ class Chat(_Strict):
     user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
-    n: Literal[1] | None = None
-    top_p: float | None = Field(None, ge=1, le=1)
-    presence_penalty: float | None = Field(None, ge=0, le=0)
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
-    logprobs: Literal[False] | None = None
+    store: Literal[False] = False
+    n: Literal[1] = 1
+    top_p: float = Field(1.0, ge=1, le=1)
+    presence_penalty: float = Field(0.0, ge=0, le=0)
+    frequency_penalty: float = Field(0.0, ge=0, le=0)
+    logprobs: Literal[False] = False
     modalities: list[Literal["text"]] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
 
@@ -140,11 +149,11 @@ def read_chat(body: bytes, model: str) -> Wanted:
         message = f"the model {chat.model[:SHOWN]!r} is not here; expected {model!r}"
         raise Refused(404, message, "model", "model_not_found")
     if chat.stream_options is not None and not chat.stream:
-        raise Refused(400, "stream_options has no meaning without stream", "stream_options")
+        raise bad("stream_options has no meaning without stream", "stream_options")
     limits = chat.max_tokens, chat.max_completion_tokens
     if None not in limits:
-        raise Refused(400, "max_tokens is the old name of max_completion_tokens; give one of them",
-                      "max_tokens")  # fmt: skip
+        message = "max_tokens is the old name of max_completion_tokens; give one of them"
+        raise bad(message, "max_tokens")
     image, audio = _media(chat.messages)
     *before, prompt = _texts(chat.messages)
     return Wanted(
@@ -152,12 +161,12 @@ def read_chat(body: bytes, model: str) -> Wanted:
         audio=audio,
         prompt=prompt,
         turns=list(zip(before[::2], before[1::2], strict=True)),
-        temperature=chat.temperature or 0.0,
+        temperature=chat.temperature,
         seed=chat.seed,
         form=chat.meerkat_form,
         most=next((limit for limit in limits if limit is not None), None),
-        stream=bool(chat.stream),
-        usage=bool(chat.stream_options and chat.stream_options.include_usage),
+        stream=chat.stream,
+        usage=chat.stream_options is not None and chat.stream_options.include_usage,
     )
 
 
@@ -166,11 +175,13 @@ def _texts(messages: list[Message]) -> list[str]:
     for i, message in enumerate(messages):
         expected = ("user", "assistant")[i % 2]
         if message.role != expected:
-            raise Refused(400, f"a message of {message.role}, expected one of {expected}: they "
-                          "take turns, and the user begins", f"messages.{i}.role")  # fmt: skip
+            raise bad(
+                f"messages.{i}: of {message.role}, expected {expected}: they take turns, and the "
+                "user begins",
+                f"messages.{i}.role",
+            )
     if len(messages) % 2 == 0:
-        raise Refused(400, "the last message is the assistant's; expected a question of the user",
-                      "messages")  # fmt: skip
+        raise bad("messages: the last is of assistant, expected a question of user", "messages")
     parts = [[p.text for p in message.content if p.type == "text"] for message in messages]
     return ["\n".join(texts) for texts in parts]
 
@@ -184,24 +195,27 @@ def _media(messages: list[Message]) -> tuple[bytes | None, bytes | None]:
             if part.type == "text":
                 continue
             if i > 0:
-                raise Refused(400, "a conversation is about one picture and one sound; give them "
-                              "in its first message", where)  # fmt: skip
+                raise bad(
+                    f"{where}: a conversation is about one picture and one sound; give them in its "
+                    "first message",
+                    where,
+                )
             if part.type in found:
-                raise Refused(400, f"a second {part.type}; expected one at most", where)
-            if part.type == "image_url":
-                found[part.type] = _picture(part.image_url.url, f"{where}.image_url.url")
-            else:
-                field = f"{where}.input_audio.data"
-                found[part.type] = _decoded(part.input_audio.data, field)
+                raise bad(f"{where}: a second {part.type}; expected one at most", where)
+            found[part.type] = _data(part, where)
     return found.get("image_url"), found.get("input_audio")
 
 
-def _picture(url: str, field: str) -> bytes:
+def _data(part: Picture | Sound, where: str) -> bytes:
+    """The file in a part of a message."""
+    if part.type == "input_audio":
+        return _decoded(part.input_audio.data, f"{where}.input_audio.data")
+    url, field = part.image_url.url, f"{where}.image_url.url"
     begin = DATA.match(url)
     if not begin:
-        scheme = url[:SHOWN].split(",")[0]
-        raise Refused(400, f"{scheme!r} is opened by nobody here; expected the picture itself: "
-                      "data:image/png;base64,...", field, "invalid_image_url")  # fmt: skip
+        shown = url[:SHOWN].split(",")[0]
+        message = f"{shown!r} is opened by nobody here; expected data:image/png;base64,..."
+        raise bad(f"{field}: {message}", field, "invalid_image_url")
     return _decoded(url[begin.end() :], field)
 
 
@@ -209,7 +223,7 @@ def _decoded(text: str, field: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(400, "not base64", field, "invalid_base64") from None
+        raise bad(f"{field}: not base64", field, "invalid_base64") from None
 
 
 def _tag(loc: tuple[str | int, ...], i: int) -> bool:
@@ -222,10 +236,10 @@ def _refused(error: ValidationError) -> Refused:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = ".".join(str(part) for i, part in enumerate(first["loc"]) if not _tag(first["loc"], i))
     if first["type"] == "extra_forbidden":
-        return Refused(400, f"{field} is no field of this server", field, "unsupported_parameter")
+        return bad(f"{field} is no field of this server", field, "unsupported_parameter")
     if first["type"] == "json_invalid":
-        return Refused(400, f"the body is not JSON ({first['msg']})", None, "invalid_json")
+        return bad(f"the body is not JSON ({first['msg']})", None, "invalid_json")
+    message = first["msg"]
     if field.endswith(".role"):
-        return Refused(400, "expected user or assistant; the model has its own system message",
-                       field)  # fmt: skip
-    return Refused(400, f"{field}: {first['msg']}", field, first["type"])
+        message = "expected user or assistant; the model has its own system message"
+    return bad(f"{field or 'the body'}: {message}", field or None, first["type"])

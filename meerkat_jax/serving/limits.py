@@ -11,7 +11,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 
 from meerkat_jax.data.image import FORMATS
-from meerkat_jax.serving.refusals import Refused
+from meerkat_jax.serving.refusals import Refused, bad
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +54,13 @@ def check_media(image: bytes | None, audio: bytes | None, limits: Limits) -> Non
         except Exception:  # Pillow raises a dozen types; reading it tells the user why
             pixels = 0
         if pixels > limits.pixels:
-            raise Refused(400, f"a picture of {pixels} pixels; expected at most {limits.pixels}",
-                          "messages", "picture_too_large")  # fmt: skip
+            message = f"a picture of {pixels} pixels; expected at most {limits.pixels}"
+            raise bad(message, "messages", "picture_too_large")
     if audio is not None:
         try:
             seconds = soundfile.info(io.BytesIO(audio)).duration
         except (soundfile.SoundFileError, TypeError):
             seconds = 0
         if seconds > limits.sound:
-            raise Refused(400, f"a sound of {seconds:.1f} s; expected at most {limits.sound:g} s",
-                          "messages", "sound_too_long")  # fmt: skip
+            message = f"a sound of {seconds:.1f} s; expected at most {limits.sound:g} s"
+            raise bad(message, "messages", "sound_too_long")

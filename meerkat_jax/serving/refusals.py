@@ -29,3 +29,8 @@ class Refused(Exception):
         """The whole answer; one that may be tried again says when."""
         headers = {"Retry-After": "1"} if self.status == 429 else None
         return JSONResponse(self.to_json(), self.status, headers)
+
+
+def bad(message: str, param: str | None = None, code: str | None = None) -> Refused:
+    """The refusal of a request that the client must mend."""
+    return Refused(400, message, param, code)

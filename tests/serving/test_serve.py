@@ -210,7 +210,7 @@ def parts(*content):
         ({"messages": [user("Is it? " * 20_000, 0)]}, "messages", "140000 characters"),
         ({"messages": parts(PNG, PNG)}, "messages.0.content.1", "a second image_url"),
         ({"messages": parts(picture_part("http://127.0.0.1:1/a.png"))},
-         "messages.0.content.0.image_url.url", "expected the picture itself"),
+         "messages.0.content.0.image_url.url", "expected data:image/png;base64"),
         ({"messages": parts(picture_part("file:///etc/passwd"))},
          "messages.0.content.0.image_url.url", "'file:///etc/passwd' is opened by nobody here"),
         ({"messages": parts(picture_part("data:image/png;base64,?"))},
