@@ -17,6 +17,7 @@ Letters: S rows, P, T, N, C as in generation/sampling.py.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,13 +77,7 @@ class Slots:
         assembly, model = sampler.assembly, sampler.assembly.model
         self._usual = question_room(assembly.shapes.length - assembly.shapes.room)
         self._banned = banned(assembly.tokenizer)
-        self._read = jax.jit(functools.partial(_read, model))
-        self._place = jax.jit(
-            functools.partial(_place, model.prefix_length, sampler.max_new), donate_argnums=(0, 1)
-        )
-        step = functools.partial(_step, model, sampler.max_new, assembly.tokenizer.eos_id)
-        self._step = jax.jit(step, donate_argnums=(1, 2))
-        self._grow = jax.jit(_grow, static_argnums=1)
+        self._model, self._end = model, assembly.tokenizer.eos_id
         self.clear()
 
     @functools.cached_property
@@ -116,10 +111,10 @@ class Slots:
         tokens = np.full((1, room), self.sampler.assembly.tokenizer.pad_id, np.int32)
         tokens[0, : len(question.ids)] = question.ids
         length = np.full(1, len(question.ids), np.int32)
-        logits, asked = self._read(self.sampler.params, prefix, tokens, length)
+        logits, asked = _read(self._model, self.sampler.params, prefix, tokens, length)
         new = Seat(
             logits=logits,
-            position=length + self.sampler.assembly.model.prefix_length,
+            position=length + self._model.prefix_length,
             turn=np.zeros(1, np.int32),
             most=np.full(1, question.most, np.int32),
             temperature=np.full(1, question.temperature, np.float32),
@@ -128,12 +123,15 @@ class Slots:
             busy=np.ones(1, bool),
         )
         self._make_room(room, new)
+        spans = (0, prefix), (self._model.prefix_length + self.sampler.max_new, asked)
         at = np.int32(row)
-        self._cache, self._seats = self._place(self._cache, self._seats, prefix, asked, new, at)
+        self._cache, self._seats = _place(self._cache, self._seats, spans, new, at)
 
     def step(self) -> np.ndarray:
         """One more token int32[S] of each row; those of rows that are over mean nothing."""
-        self._cache, self._seats, tokens = self._step(
+        self._cache, self._seats, tokens = _step(
+            self._model,
+            self._end,
             self.sampler.params,
             self._cache,
             self._seats,
@@ -147,17 +145,18 @@ class Slots:
     def _make_room(self, room: int, new: Seat) -> None:
         """Rows for questions of `room` tokens, and seats of the kind of `new`, kept or empty."""
         if self._cache is None:
-            model, self._size = self.sampler.assembly.model, max(room, self._usual)
-            slots = model.prefix_length + self.sampler.max_new + self._size
-            self._cache = init_cache(model.llama, self.rows, slots)
+            self._size = max(room, self._usual)
+            slots = self._model.prefix_length + self.sampler.max_new + self._size
+            self._cache = init_cache(self._model.llama, self.rows, slots)
             self._seats = jax.tree.map(
                 lambda one: jnp.zeros((self.rows, *one.shape[1:]), one.dtype), new
             )
         elif room > self._size:
-            self._cache = self._grow(self._cache, room - self._size)
+            self._cache = _grow(self._cache, room - self._size)
             self._size = room
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _read(model: Meerkat, params: dict, prefix: Cache, tokens, length) -> tuple[jax.Array, Cache]:
     """A question int32[1, T] behind its prefix: logits float[1, C], and its own part of a cache."""
     start, places = model.prefix_length, jnp.arange(tokens.shape[1])[None]
@@ -175,24 +174,23 @@ def _read(model: Meerkat, params: dict, prefix: Cache, tokens, length) -> tuple[
     return logits, own | {"valid": cache["valid"][:, start:]}
 
 
-def _place(
-    start: int, ring: int, cache: Cache, seats: Seat, prefix: Cache, asked: Cache, new: Seat, row
-) -> tuple[Cache, Seat]:
-    """Write a prefix, a question and its seat over those of `row`."""
-    valid = jnp.zeros((1, cache["valid"].shape[1]), bool)
-    cache = cache | {"valid": jax.lax.dynamic_update_slice(cache["valid"], valid, (row, 0))}
-    for part, slot in ((prefix, 0), (asked, start + ring)):
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _place(cache: Cache, seats: Seat, spans: Sequence, new: Seat, row) -> tuple[Cache, Seat]:
+    """Write the spans, parts of a cache from a slot on each, and a seat over those of `row`."""
+    nothing = jnp.zeros((1, cache["valid"].shape[1]), bool)
+    cache = cache | {"valid": jax.lax.dynamic_update_slice(cache["valid"], nothing, (row, 0))}
+    for slot, part in spans:
+        starts = {"k": (0, row, 0, slot, 0), "v": (0, row, 0, slot, 0), "valid": (row, slot)}
         cache = {
-            "k": jax.lax.dynamic_update_slice(cache["k"], part["k"], (0, row, 0, slot, 0)),
-            "v": jax.lax.dynamic_update_slice(cache["v"], part["v"], (0, row, 0, slot, 0)),
-            "valid": jax.lax.dynamic_update_slice(cache["valid"], part["valid"], (row, slot)),
+            name: jax.lax.dynamic_update_slice(cache[name], part[name], start)
+            for name, start in starts.items()
         }
     return cache, jax.tree.map(lambda old, one: old.at[row].set(one[0]), seats, new)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
 def _step(
     model: Meerkat,
-    ring: int,
     end: int,
     params: dict,
     cache: Cache,
@@ -234,6 +232,7 @@ def _step(
     return cache, moved, token
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _grow(cache: Cache, more: int) -> Cache:
     """`more` empty slots at the end of each row."""
     axes = {"k": 3, "v": 3, "valid": 1}
