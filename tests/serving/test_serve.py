@@ -95,8 +95,9 @@ def test_a_stream_is_the_answer_in_pieces_with_its_usage(chat):
     assert last.meerkat == whole.meerkat
     assert usage.usage == whole.usage and usage.choices == []
     assert len({chunk.id for chunk in (*chunks, last, usage)}) == 1
-    plain = list(chat(user(PROMPT, 1), stream=True))
-    assert len(plain) == len(chunks) + 1 and all(chunk.usage is None for chunk in plain)
+    *plain, end = chat(user(PROMPT, 1), stream=True)
+    assert "".join(chunk.choices[0].delta.content for chunk in plain) == "".join(pieces)
+    assert end.choices[0].finish_reason and all(chunk.usage is None for chunk in (*plain, end))
 
 
 def test_a_form_holds_the_answer_to_boxes(chat, alone):
@@ -300,6 +301,7 @@ def test_who_drops_the_connection_gives_the_row_free_and_a_full_queue_is_told(mo
             for count in range(1, 5):
                 connections.append(raw(url, LENGTH.format(len(whole)), whole))
                 until(lambda: engine.busy + engine.queued == count)  # noqa: B023
+            until(lambda: engine.busy == 3)
             replies = [row.reply for row in engine._rows]
             with pytest.raises(openai.RateLimitError, match="1 questions wait already") as caught:
                 client(url).chat.completions.create(model=NAME, messages=[user(PROMPT, 0)])
