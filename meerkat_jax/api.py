@@ -14,8 +14,6 @@ Whatever of that an answer rests on stands in its `notes`.
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
-import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,50 +22,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import soundfile
-from PIL import Image
 
 from meerkat_jax.assemble import Assembly
-from meerkat_jax.data.audio import load_audio
-from meerkat_jax.data.image import load_image
 from meerkat_jax.errors import UserError
-from meerkat_jax.generation.answers import Answer, View, read_answer
+from meerkat_jax.generation import asking
+from meerkat_jax.generation.answers import Answer, View
+from meerkat_jax.generation.asking import Asked, AudioLike, ImageLike, Loaded
+from meerkat_jax.generation.conversation import Conversation
 from meerkat_jax.generation.sampling import Generated, Sampler
 from meerkat_jax.weights.restore import read_run
 from meerkat_jax.weights.store import FILE as STORE
 
-ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image | None
-AudioLike = str | os.PathLike | bytes | tuple[np.ndarray, int] | None
-
-MAX_PROMPT = 1024  # tokens
 ROWS = 64  # questions that are answered side by side
-GREY = 128
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Asked:
-    """A picture, a sound, and what is asked about the two.
-
-    One per prompt: `seeds` (default 0) and `forms`, what answers are held to (default None).
-    """
-
-    image: ImageLike
-    audio: AudioLike
-    prompts: Sequence[str]
-    seeds: Sequence[int] | None = None
-    forms: Sequence[str | None] | None = None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Loaded:
-    """Decoded: image uint8[H, W, 3], audio float32[samples], token ids of each prompt."""
-
-    image: np.ndarray
-    audio: np.ndarray
-    questions: list[list[int]]
-    seeds: Sequence[int]
-    forms: Sequence[str | None]
-    notes: tuple[str, ...]
 
 
 class Meerkat:
@@ -126,6 +92,13 @@ class Meerkat:
         """
         return next(self.stream([Asked(image, audio, [prompt], [seed], [form])], temperature))[0]
 
+    def converse(self, image: ImageLike, audio: AudioLike) -> Conversation:
+        """Begin a conversation; its `ask` takes what this `ask` does, without picture and sound.
+
+        Raises UserError for media that cannot be read.
+        """
+        return Conversation(self.sampler, asking.load(self.assembly, Asked(image, audio, [])))
+
     def ask_batch(
         self,
         questions: Sequence[Mapping[str, Any] | tuple[ImageLike, AudioLike, str]],
@@ -159,36 +132,41 @@ class Meerkat:
 
         The media of the next batch are decoded meanwhile. Without `views`, answers carry none.
         """
-        if not 0 <= temperature < float("inf"):
-            raise UserError(f"temperature is {temperature}; expected 0 (greedy) or above")
+        asking.check_temperature(temperature)
         for pairs in self._ahead(asked, batch):
             perceived = self._perceive(pairs)
             found = iter(self._answer(pairs, perceived, temperature))
-            seen = self._views(pairs, perceived) if views else [None] * len(pairs)
+            seen = asking.views(self.assembly, pairs, perceived) if views else [None] * len(pairs)
             for pair, view in zip(pairs, seen, strict=True):
-                yield [self._read(ids, next(found), pair.notes, view) for ids in pair.questions]
+                yield [
+                    asking.read(self.assembly, ids, pair.notes, next(found), view)
+                    for ids in pair.questions
+                ]
 
     def look(self, asked: Iterable[Asked], batch: int = 16) -> Iterator[View]:
         """What the model sees and hears of each pair, without answering."""
         for pairs in self._ahead(asked, batch):
-            yield from self._views(pairs, self._perceive(pairs))
+            yield from asking.views(self.assembly, pairs, self._perceive(pairs))
 
-    def _ahead(self, asked: Iterable[Asked], batch: int) -> Iterator[list[_Loaded]]:
+    def _ahead(self, asked: Iterable[Asked], batch: int) -> Iterator[list[Loaded]]:
         """Decoded batches; while one is worked on, the next is decoded."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = None
             for chunk in itertools.chain(_chunks(asked, batch), [None]):
-                loading = chunk and pool.submit(lambda pairs: [*map(self._load, pairs)], chunk)
+                loading = chunk and pool.submit(self._load, chunk)
                 if waiting is not None:
                     yield waiting.result()
                 waiting = loading
 
-    def _perceive(self, pairs: list[_Loaded]) -> dict[str, jax.Array]:
+    def _load(self, chunk: list[Asked]) -> list[Loaded]:
+        return [asking.load(self.assembly, asked) for asked in chunk]
+
+    def _perceive(self, pairs: list[Loaded]) -> dict[str, jax.Array]:
         images, sounds = [pair.image for pair in pairs], [pair.audio for pair in pairs]
         return self.sampler.perceive(np.stack(images), np.stack(sounds))
 
     def _answer(
-        self, pairs: list[_Loaded], perceived: dict[str, jax.Array], temperature: float
+        self, pairs: list[Loaded], perceived: dict[str, jax.Array], temperature: float
     ) -> list[Generated]:
         """The pairs' questions in their order.
 
@@ -208,72 +186,6 @@ class Meerkat:
             answers = self.sampler.answer(perceived, owners, questions, temperature, *others)
             found |= zip(some, answers, strict=True)
         return [found[row] for row in range(len(rows))]
-
-    def _views(self, pairs: list[_Loaded], perceived: dict[str, jax.Array]) -> list[View]:
-        model = self.assembly.model
-        mel, attention, plan = jax.device_get(
-            [perceived[key] for key in ("mel", "attention", "plan")]
-        )
-        return [
-            View(
-                image=pair.image,
-                logmel=mel[b],
-                attention=attention[b].reshape(model.image_grid),
-                plan=plan[b],
-                grid=(*model.image_grid, *model.audio_tower.grid),
-                seconds=self.seconds,
-            )
-            for b, pair in enumerate(pairs)
-        ]
-
-    def _read(
-        self, question: list[int], found: Generated, notes: tuple[str, ...], view: View | None
-    ) -> Answer:
-        length = self.assembly.shapes.length
-        if len(question) >= length:
-            notes += (
-                f"the prompt has {len(question)} tokens, more than any in training ({length}): "
-                "ask in fewer and plainer words",
-            )
-        if not found.ended:
-            notes += (f"the answer was cut off after {len(found.ids)} tokens",)
-        text = self.assembly.tokenizer.decode(found.ids).strip()
-        return read_answer(text, self.seconds, notes, view)
-
-    def _load(self, asked: Asked) -> _Loaded:
-        shapes, notes = self.assembly.shapes, []
-        if asked.image is None and asked.audio is None:
-            raise UserError("neither a picture nor a sound is given; give one of them at least")
-        if asked.image is None:
-            image = np.full((shapes.image_size,) * 2 + (3,), GREY, np.uint8)
-            notes.append("no picture was given: the model saw plain grey")
-        else:
-            image = load_image(_picture_source(asked.image), shapes.image_size)
-        if asked.audio is None:
-            audio = np.zeros(round(shapes.seconds * shapes.sample_rate), np.float32)
-            notes.append("no sound was given: the model heard silence")
-        else:
-            source = _sound_source(asked.audio)
-            audio, info = load_audio(source, shapes.sample_rate, shapes.seconds)
-            if info.truncated:
-                notes.append(
-                    f"the sound is {info.seconds:.1f} s long: heard were its first "
-                    f"{shapes.seconds:g} s"
-                )
-            if info.silent:
-                notes.append("the sound is silent")
-        questions = [self._prompt_ids(prompt) for prompt in asked.prompts]
-        seeds = asked.seeds or [0] * len(questions)
-        forms = asked.forms or [None] * len(questions)
-        return _Loaded(image, audio, questions, seeds, forms, tuple(notes))
-
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"the prompt is {prompt!r}; expected a question in words")
-        ids = self.assembly.prompt.question_ids(" ".join(prompt.split()))
-        if len(ids) > MAX_PROMPT:
-            raise UserError(f"the prompt has {len(ids)} tokens; expected at most {MAX_PROMPT}")
-        return ids
 
 
 def cache_programs(folder: Path) -> None:
@@ -305,38 +217,3 @@ def _same(row: tuple[ImageLike, AudioLike, str]) -> tuple:
     """Equal for questions about the same media: by value where that is cheap, else by identity."""
     plain = (str, os.PathLike, bytes, type(None))
     return tuple(source if isinstance(source, plain) else id(source) for source in row[:2])
-
-
-def _picture_source(image: ImageLike) -> str | os.PathLike | bytes:
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UserError(f"picture array {image.dtype}{image.shape}; expected uint8[H, W, 3]")
-        image = Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)
-        return file.getvalue()
-    if not isinstance(image, str | os.PathLike | bytes):
-        raise UserError(f"picture is a {type(image).__name__}; expected a path, bytes or an array")
-    return image
-
-
-def _sound_source(audio: AudioLike) -> str | os.PathLike | bytes:
-    if isinstance(audio, tuple):
-        try:
-            samples, rate = np.asarray(audio[0]), int(audio[1])
-            if samples.dtype.kind == "i":  # full scale is 1
-                samples = samples / (np.iinfo(samples.dtype).max + 1)
-            file = io.BytesIO()
-            soundfile.write(file, samples.astype(np.float32), rate, "FLOAT", format="WAV")
-            return file.getvalue()
-        except (TypeError, ValueError, IndexError, soundfile.SoundFileError) as error:
-            raise UserError(
-                f"sound: not (samples, sample rate) ({error}); expected float[n] or "
-                "float[n, channels], and Hz"
-            ) from error
-    if not isinstance(audio, str | os.PathLike | bytes):
-        raise UserError(
-            f"sound is a {type(audio).__name__}; expected a path, bytes or (samples, sample rate)"
-        )
-    return audio

@@ -16,6 +16,7 @@ import soundfile
 from meerkat_jax.api import Asked, Meerkat
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
+from meerkat_jax.generation.asking import spell
 from tests import tiny
 from tests.generation.made import STEP, fast_compilation, made, model, picture, png, tone, wav
 
@@ -212,7 +213,7 @@ def test_a_prompt_longer_than_any_in_training_and_a_cut_answer_are_noted(clip):
 
 def test_special_tokens_in_a_prompt_are_plain_text(clip):
     texts = [f"What{special} makes this sound?" for special in ("", "</s>", "<image>", "[/INST]")]
-    ids = [model()._prompt_ids(text) for text in texts]
+    ids = [spell(model().assembly, text) for text in texts]
     ends = 1  # [/INST]
     special = set(model().assembly.tokenizer.special_ids("</s>")) | {
         model().assembly.tokenizer.special_ids(token)[0] for token in ("<image>", "[/INST]")

@@ -198,6 +198,19 @@ def test_the_command_answers_and_draws(door, tmp_path, media):
     assert Image.open(drawn).format == "PNG"
 
 
+@pytest.mark.slow
+def test_several_prompts_are_a_conversation(door, media):
+    asked = f"--checkpoint={made().workdir}", f"--image={media / 'a.png'}"
+    prompts = [f"--prompt={prompt}" for prompt in (PROMPT, "Describe the clip.")]
+    done = door("generate", *asked, *prompts, "--json")
+    assert done.returncode == 0, done.stderr
+    talk = model().converse(media / "a.png", None)
+    expected = [talk.ask(prompt).to_json() for prompt in (PROMPT, "Describe the clip.")]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == expected
+    done = door("generate", *asked, *prompts, "--annotate=x.png")
+    assert done.returncode == 2 and "--annotate has no meaning with several" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

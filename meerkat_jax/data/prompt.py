@@ -47,6 +47,7 @@ class Prompt:
 
     prefix: tuple[Part, ...]
     question: tuple[Piece, ...]
+    again: tuple[Piece, ...]  # a later question of a conversation
     answer: tuple[Piece, ...]
     style: Style
     system: str
@@ -57,10 +58,18 @@ class Prompt:
         places = {"image": image_tokens, "audio": audio_tokens}
         return sum(places[part] if isinstance(part, str) else len(part) for part in self.prefix)
 
-    def question_ids(self, instruction: str) -> list[int]:
-        """Ids of the instruction and of what follows it, up to where the answer begins."""
-        said = self._said(self._inner(self.system) + instruction)
-        return _filled(self.tokenizer, self.question, {"instruction": said})
+    def question_ids(self, instruction: str, turns: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Ids of the instruction and of what follows it, up to where the answer begins.
+
+        turns: earlier (instruction, response) of a conversation, which stand before it.
+        """
+        first, *later = [*(asked for asked, _ in turns), instruction]
+        said = self._said(self._inner(self.system) + first)
+        ids = _filled(self.tokenizer, self.question, {"instruction": said})
+        for (_, response), asked in zip(turns, later, strict=True):
+            ids += self.answer_ids(response)
+            ids += _filled(self.tokenizer, self.again, {"instruction": self._said(asked)})
+        return ids
 
     def answer_ids(self, response: str) -> list[int]:
         """Ids of the answer and the end token."""
@@ -127,6 +136,7 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
     return Prompt(
         prefix=_prefix(tokenizer, _pieces(tokenizer, before), system),
         question=_pieces(tokenizer, layout.user[cut:]),
+        again=_pieces(tokenizer, layout.after + SENSES.sub("", layout.user)),
         answer=_pieces(tokenizer, layout.answer),
         style=layout,
         system=system,

@@ -38,7 +38,7 @@ from meerkat_jax.models.layers import NEGATIVE
 from meerkat_jax.models.llama import Cache, Llama, init_cache
 from meerkat_jax.models.meerkat import Meerkat
 
-QUESTION_STEP = 16  # question lengths are rounded up to a multiple of it
+QUESTION_STEP = 16  # questions are padded to a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,11 @@ def bucket(count: int) -> int:
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
 
 
+def question_room(length: int) -> int:
+    """The length that questions of up to `length` tokens are padded to: one of few."""
+    return QUESTION_STEP * bucket(-(-length // QUESTION_STEP))
+
+
 class Sampler:
     """Generates answers with the model of `assembly` and its parameters `params`."""
 
@@ -64,6 +69,7 @@ class Sampler:
         self._banned = banned(assembly.tokenizer)
         self._sizes: dict[str, set[int]] = {"pairs": set(), "rows": set()}
         self._perceive = jax.jit(functools.partial(_perceive, assembly))
+        self._prefill = jax.jit(functools.partial(_prefilled, assembly.model))
         self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
 
     @functools.cached_property
@@ -80,6 +86,10 @@ class Sampler:
         size = self._size("pairs", len(image))
         batch = {"image": _padded(image, size), "audio": _padded(audio, size)}
         return self._perceive(self.params, batch)
+
+    def prefill(self, perceived: dict[str, jax.Array]) -> Cache:
+        """The cache of the prefixes of B pairs; as `perceived["cache"]` it is not made again."""
+        return self._prefill(self.params, perceived["image"], perceived["audio"])
 
     def answer(
         self,
@@ -101,9 +111,7 @@ class Sampler:
             return []
         rows = self._size("rows", len(questions))
         longest = max(map(len, questions))
-        tokens = np.full(
-            (rows, -(-longest // QUESTION_STEP) * QUESTION_STEP), self.assembly.tokenizer.pad_id
-        )
+        tokens = np.full((rows, question_room(longest)), self.assembly.tokenizer.pad_id)
         lengths = np.ones(rows, np.int32)
         for row, ids in enumerate(questions):
             tokens[row, : len(ids)] = ids
@@ -112,11 +120,12 @@ class Sampler:
         if forms is not None and any(form is not None for form in forms):
             marks = self.grammar.begin([*forms, *[None] * (rows - len(forms))], self.max_new)
             guide = (self.grammar.rules, marks)
+        given = ("cache",) if "cache" in perceived else ("image", "audio")
         seeds = np.zeros(rows, np.int32) if seeds is None else _padded(np.array(seeds), rows)
         found = self._answer(
             temperature > 0,
             self.params,
-            {"image": perceived["image"], "audio": perceived["audio"]},
+            {name: perceived[name] for name in given},
             {
                 "owners": _padded(np.array(owners, np.int32), rows),
                 "tokens": tokens.astype(np.int32),
@@ -142,8 +151,7 @@ class Sampler:
         """
         shapes, (device,) = self.assembly.shapes, media["image"].sharding.device_set
         place = jax.sharding.SingleDeviceSharding(device)
-        rows, room = media["image"].shape[0], shapes.length - shapes.room
-        length = -(-room // QUESTION_STEP) * QUESTION_STEP
+        rows, length = media["image"].shape[0], question_room(shapes.length - shapes.room)
 
         def at(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
@@ -213,25 +221,31 @@ def _answer(
     """New tokens int32[R, N], filled up with the end token, and bool[R]: whether the row ended."""
     model, length = assembly.model, rows["tokens"].shape[1]
 
-    def extend(*tokens_to_last):
-        return model.apply({"params": params}, *tokens_to_last, method=_extend)
+    def extended(*tokens_to_last):
+        return model.apply({"params": params}, *tokens_to_last, method=extend)
 
-    cache = model.apply({"params": params}, pairs["image"], pairs["audio"], method=_prefill)
-    cache = _share(cache, rows["owners"], length + max_new)
+    cache = pairs["cache"] if "cache" in pairs else _prefilled(model, params, **pairs)
+    cache = share(cache, rows["owners"], length + max_new)
     pick = functools.partial(choose, draws, banned, temperature, rows["seeds"])
     end = assembly.tokenizer.eos_id
     prefix = model.prefix_length
-    return go_on(extend, pick, cache, prefix, rows, max_new, end, rules, marks)
+    return go_on(extended, pick, cache, prefix, rows, max_new, end, rules, marks)
 
 
 def choose(draws: bool, banned, temperature, seeds, logits: jax.Array, turn) -> jax.Array:
-    """The next token int32[R] of logits float[R, C]: the likeliest, or one that is drawn."""
+    """The next token int32[R] of logits float[R, C]: the likeliest, or one that is drawn.
+
+    temperature float[] or float[R], above 0; turn int[] or int[R], tokens before this one.
+    """
     logits = jnp.where(banned, NEGATIVE, logits)
     if not draws:
         return logits.argmax(-1).astype(jnp.int32)
-    keys = jax.vmap(jax.random.key)(seeds)
-    draw = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, turn), row))
-    return draw(keys, logits / temperature).astype(jnp.int32)
+
+    def draw(seed, turn, row):
+        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), turn), row)
+
+    turns, heat = jnp.broadcast_to(turn, seeds.shape), jnp.reshape(temperature, (-1, 1))
+    return jax.vmap(draw)(seeds, turns, logits / heat).astype(jnp.int32)
 
 
 def go_on(
@@ -282,6 +296,10 @@ def go_on(
     return state[3], state[2]
 
 
+def _prefilled(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
+    return model.apply({"params": params}, image, audio, method=_prefill)
+
+
 def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
     """The cache of the prefixes, without room for more."""
     row = model.embed_prefix(image, audio)
@@ -290,19 +308,19 @@ def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
     return model.llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
 
 
-def _extend(model: Meerkat, tokens, positions, valid, cache, slot, last):
+def extend(model: Meerkat, tokens, positions, valid, cache, slot, last):
     """`Meerkat.extend`, but with the logits float[R, C] of one place `last` int[R] per row only."""
     return extend_text(model.llama, tokens, positions, valid, cache, slot, last)
 
 
 def extend_text(llama: Llama, tokens, positions, valid, cache, slot, last):
-    """`_extend` of the language model by itself."""
+    """`extend` of the language model by itself."""
     out = llama(llama.embed(tokens), positions, None, valid, cache, slot)
     hidden = jnp.take_along_axis(out["hidden"], last[:, None, None], axis=1)[:, 0]
     return llama.logits(hidden), out["cache"]
 
 
-def _share(cache: Cache, owners: jax.Array, more: int) -> Cache:
+def share(cache: Cache, owners: jax.Array, more: int) -> Cache:
     """Row r gets the prefix of pair owners[r], and `more` empty slots behind it."""
     axes = {"k": (1, 3), "v": (1, 3), "valid": (0, 1)}
 

@@ -74,8 +74,8 @@ class Placement(Protocol):
 def init_cache(model: Llama, batch: int, slots: int) -> Cache:
     """An empty cache: k and v float[L, B, K, S, Dh], valid bool[B, S]."""
     shape = (model.depth, batch, model.kv_heads, slots, model.head_width)
-    empty = jnp.zeros(shape, model.dtype)
-    return {"k": empty, "v": empty, "valid": jnp.zeros((batch, slots), bool)}
+    empty = {name: jnp.zeros(shape, model.dtype) for name in ("k", "v")}  # each its own memory
+    return empty | {"valid": jnp.zeros((batch, slots), bool)}
 
 
 def repeat_cache(cache: Cache, times: int) -> Cache:
@@ -289,8 +289,8 @@ class Llama(nn.Module):
 
         x float[B, S, D]; positions int[B or 1, S], free of the slots; valid bool[B, S], False for
         padding that nobody may attend to; owners int[B, runs, length] go with a layout. With a
-        cache the S tokens take the slots from `slot` on and attend to the valid slots before it
-        and, causally, to one another.
+        cache the S tokens take the slots from `slot` on, none of which may be valid before, and
+        attend to all valid slots and, causally, to one another.
 
         Returns hidden float[B, S, D] (after the final norm), stream float[B, S, D] (before it),
         with a cache the updated `cache`, with keep_layers `layers` float[L, B, S, D]. LoRA drops
@@ -302,7 +302,7 @@ class Llama(nn.Module):
         past = None
         _check_call(x, layout, cache, slot)
         if cache is not None:
-            row["seen"] = cache["valid"] & (jnp.arange(cache["valid"].shape[1]) < slot)
+            row["seen"] = cache["valid"]
             past = (cache["k"], cache["v"])
         mode = Mode(layout, deterministic, keep_layers)
         stream, new = self.layers(x.astype(self.dtype), row, past, mode)

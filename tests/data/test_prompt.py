@@ -44,6 +44,16 @@ def test_release_layout_has_the_sound_first_and_no_chat_markers():
     assert prompt.prefix_length(96, 6) == 96 + 6 + 5
 
 
+def test_earlier_turns_stand_before_the_question():
+    encode, end = TOKENIZER.encode, TOKENIZER.eos_id
+    inner = [*encode("Is it?"), *ids("[/INST]"), *encode("yes"), end]
+    asked = [*inner, *ids("<s>", "[INST]"), *encode("no dog"), *ids("[/INST]")]
+    assert make_prompt(TOKENIZER).question_ids("no dog", [("Is it?", "yes")]) == asked
+    plain = make_prompt(TOKENIZER, "release").question_ids("no dog", [("Is it?", "yes")])
+    markers = ids("[INST]", "[/INST]")
+    assert plain == [i for i in asked if i not in markers]
+
+
 def test_unknown_style():
     with pytest.raises(UserError, match="'vicuna' is unknown; expected one of llama2, release"):
         make_prompt(TOKENIZER, "vicuna")

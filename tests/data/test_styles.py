@@ -144,6 +144,16 @@ def test_without_markers_the_ids_are_those_of_the_template(kind, ours, templates
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
+def test_earlier_turns_stand_before_the_question_as_the_template_has_them(kind, ours, templates):
+    prompt = make_prompt(ours[kind])
+    turns = [("Where is it?", "On the left."), ("a  b", "c\nd")]
+    said = [text for turn in turns for text in turn] + ["Is it?"]
+    roles = ("user", "assistant", "user", "assistant", "user")
+    ids = [*without_places(prompt), *prompt.question_ids("Is it?", turns)]
+    assert ids == templates[kind](list(zip(roles, said, strict=True)))
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
 def test_the_release(kind, ours):
     """Sound first, no chat form: the text follows as a text of its own."""
     prompt, tokenizer = make_prompt(ours[kind], "release"), ours[kind]

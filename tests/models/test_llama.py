@@ -256,12 +256,14 @@ def test_cached_steps_equal_the_full_forward():
         close(np.concatenate(found[i]), full[start[i] :], "stack")
 
 
-def test_a_slot_written_again_hides_what_came_after():
-    """Going back to an earlier slot forgets the later ones, though they are still in the cache."""
+def test_slots_may_be_written_in_any_order_and_those_that_are_not_valid_hide():
+    """Forgotten tokens are still in the cache; later ones may take slots before older ones."""
     model = Llama(**SMALL)
     params, x = random_params(model), tokens(1, 6)
-    cache = run(model, params, x, cache=init_cache(model, 1, 8))["cache"]
-    again = run(model, params, x[:, 2:3], np.array([[2]]), cache=cache, slot=2)["hidden"]
+    cache = run(model, params, x[:, :2], cache=init_cache(model, 1, 8), slot=6)["cache"]
+    cache = run(model, params, tokens(1, 5, seed=1), cache=cache, slot=1)["cache"]
+    cache["valid"] = cache["valid"] & (jnp.arange(8) >= 6)
+    again = run(model, params, x[:, 2:3], np.array([[2]]), cache=cache, slot=0)["hidden"]
     close(again[0, 0], run(model, params, x)["hidden"][0, 2], "stack")
 
 

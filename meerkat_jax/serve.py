@@ -1,0 +1,100 @@
+"""Serve a trained model to clients of OpenAI's chat completions.
+
+    python -m meerkat_jax.serve --checkpoint=runs/mini [--host=127.0.0.1] [--port=8000]
+
+`POST /v1/chat/completions` takes a picture (image_url with a data: URL), a sound (input_audio) and
+words, and answers at once or in pieces; `GET /v1/models`, `/health` and `/metrics` (Prometheus)
+tell of the server. --slots questions are answered side by side, --waiting more wait, the next is
+told to come again (429). SIGTERM lets the answers under way end. docs/use.md has examples.
+
+There is neither a password nor encryption: beyond this machine, put a proxy in front that has both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from pathlib import Path
+
+import numpy as np
+import uvicorn
+from absl import flags
+
+from meerkat_jax.api import Meerkat, cache_programs
+from meerkat_jax.data.mini.packages import default_cache
+from meerkat_jax.errors import UserError
+from meerkat_jax.generation.engine import Engine
+from meerkat_jax.serving.app import make_app
+from meerkat_jax.serving.limits import Limits
+from meerkat_jax.training.config import run_door
+
+GRACE = 10  # seconds that answers under way have to end
+CONNECTIONS = 1000  # open at a time; more get 503
+
+
+def warm(engine: Engine, size: int) -> None:
+    """Compile what the first question needs, with a grey picture of `size` pixels a side."""
+    grey = np.full((size, size, 3), 128, np.uint8)
+    engine.ask(grey, None, "What do you see?", max_new=1).answer()
+
+
+def define_flags() -> None:
+    """The flags of the command line."""
+    limits = Limits()
+    flags.DEFINE_string("checkpoint", None, "Work directory of training.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: all of the machine.")
+    flags.DEFINE_integer("port", 8000, "Port; 0: any that is free.", 0, 65535)
+    flags.DEFINE_string("name", None, "The model's name; default: that of its folder.")
+    flags.DEFINE_integer("slots", 8, "Questions answered side by side.", 1)
+    flags.DEFINE_integer("waiting", 64, "Questions that may wait.", 1)
+    flags.DEFINE_integer("pairs", 16, "Pictures and sounds remembered.", 1)
+    flags.DEFINE_integer("max_body", limits.body, "Bytes of a request.", 1)
+    flags.DEFINE_integer("max_pixels", limits.pixels, "Pixels of a picture.", 1)
+    flags.DEFINE_float("max_sound", limits.sound, "Seconds of a sound.", 0)
+    flags.DEFINE_float("max_seconds", limits.seconds, "From a request to its answer.", 0)
+    flags.DEFINE_string("data_dir", None, "Cache of compiled programs; else $MEERKAT_CACHE.")
+
+
+def main(_: list[str]) -> None:
+    """Read the flags, load, and serve until a signal comes."""
+    given = flags.FLAGS
+    cache_programs(Path(given.data_dir).expanduser() if given.data_dir else default_cache())
+    with _bound(given.host, given.port) as place:
+        model = Meerkat.load(given.checkpoint)
+        name = given.name or Path(given.checkpoint).resolve().name
+        limits = Limits(given.max_body, given.max_pixels, given.max_sound, given.max_seconds)
+        with Engine(model, given.slots, given.waiting, given.pairs) as engine:
+            warm(engine, model.assembly.shapes.image_size)
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    make_app(engine, name, limits),
+                    log_level="warning",
+                    limit_concurrency=CONNECTIONS,
+                    timeout_graceful_shutdown=GRACE,
+                )
+            )
+            host, port = place.getsockname()[:2]
+            print(f"serving {name} on http://{host}:{port}/v1", flush=True)
+            # uvicorn ends in good order and then raises the signal again; that is the end for us.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            with contextlib.suppress(KeyboardInterrupt):
+                server.run(sockets=[place])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket of this address, before the model is loaded: a port in use is told at once."""
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        reason = f"cannot listen there ({error.strerror}); name another --port or --host"
+        raise UserError(f"--host={host} --port={port}: {reason}") from None
+    return place
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_door(main, required=("checkpoint",))
