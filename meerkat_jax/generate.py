@@ -39,6 +39,7 @@ from meerkat_jax.generation.grammar import FORMS
 from meerkat_jax.generation.speaking import Speaker
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
+from meerkat_jax.training.quantise import KINDS
 from meerkat_jax.weights.store import FILE as STORE
 
 KEYS = ("id", "image", "audio", "prompt", "instruction")
@@ -246,6 +247,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print the answer as JSON.")
     flags.DEFINE_float("temperature", 0.0, "0: the likeliest text; above: drawn.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
+    flags.DEFINE_enum("quantise", "none", KINDS, "Bits of the language model's weights.")
     flags.DEFINE_enum("form", None, FORMS, "What answers are held to; default: nothing.")
     flags.DEFINE_string("manifest", None, "Questions, a JSON object per line.")
     flags.DEFINE_string("out", None, "Answers to the manifest, a JSON object per line.")
@@ -261,7 +263,7 @@ def main(_: list[str]) -> None:
     if (Path(given.checkpoint) / STORE).is_file():
         _say_published(given)
         return
-    load = functools.partial(Meerkat.load, given.checkpoint)
+    load = functools.partial(Meerkat.load, given.checkpoint, given.quantise)
     if given.manifest is not None:
         _refuse_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
         if given.out is None:
@@ -299,7 +301,7 @@ def _say_published(given: flags.FlagValues) -> None:
         raise UserError("missing --prompt; see generate --help")
     if given.temperature:
         raise UserError("--temperature has no meaning with weights as published; leave it out")
-    text = Speaker.load(given.checkpoint).ask([given.prompt])[0]
+    text = Speaker.load(given.checkpoint, quantise=given.quantise).ask([given.prompt])[0]
     print(json.dumps({"text": text}, ensure_ascii=False) if given.json else text)
 
 

@@ -217,7 +217,7 @@ def _answer(
         return model.apply({"params": params}, *tokens_to_last, method=_extend)
 
     cache = model.apply({"params": params}, pairs["image"], pairs["audio"], method=_prefill)
-    cache = _share(cache, rows["owners"], length + max_new)
+    cache = share(cache, rows["owners"], length + max_new)
     pick = functools.partial(choose, draws, banned, temperature, rows["seeds"])
     end = assembly.tokenizer.eos_id
     prefix = model.prefix_length
@@ -284,10 +284,14 @@ def go_on(
 
 def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
     """The cache of the prefixes, without room for more."""
-    row = model.embed_prefix(image, audio)
+    return fill(model.llama, model.embed_prefix(image, audio))
+
+
+def fill(llama: Llama, row: jax.Array) -> Cache:
+    """The cache of float[B, P, D], without room for more."""
     # The barrier keeps the compiler from computing attention to an empty cache while it compiles.
-    empty = jax.lax.optimization_barrier(init_cache(model.llama, *row.shape[:2]))
-    return model.llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
+    empty = jax.lax.optimization_barrier(init_cache(llama, *row.shape[:2]))
+    return llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
 
 
 def _extend(model: Meerkat, tokens, positions, valid, cache, slot, last):
@@ -302,7 +306,7 @@ def extend_text(llama: Llama, tokens, positions, valid, cache, slot, last):
     return llama.logits(hidden), out["cache"]
 
 
-def _share(cache: Cache, owners: jax.Array, more: int) -> Cache:
+def share(cache: Cache, owners: jax.Array, more: int) -> Cache:
     """Row r gets the prefix of pair owners[r], and `more` empty slots behind it."""
     axes = {"k": (1, 3), "v": (1, 3), "valid": (0, 1)}
 

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.models.clap import STATISTICS
 
@@ -105,7 +107,7 @@ def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
 
 def count(tree: Mapping[str, Any]) -> int:
     """Number of numbers in the leaves (arrays or ShapeDtypeStructs)."""
-    return sum(math.prod(leaf.shape) for leaf in flatten(tree).values())
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def describe(halves: Mapping[str, Any], trainable: Sequence[str] = ()) -> str:
