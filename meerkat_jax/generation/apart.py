@@ -3,8 +3,9 @@
 One token of one row reads every weight once, so it takes as long as that. In a stack of layers,
 which training scans, each layer is copied out first, and a product of one row then runs on one
 core. Layers that are arrays of their own are read where they lie, and kernels cut into blocks
-(`layers.cut`) by all cores. Compiling takes longer, since every layer is compiled by itself.
-Values stay as they are; float32 sums run in another order.
+(`layers.cut`) by all cores; prompts, many rows at once, take the kernels as they were. It costs
+the memory of the layers once more, and time to compile every layer by itself. Values stay as they
+are; float32 sums run in another order.
 
 Kernels in int8 or nf4 (training/quantise.py) become whole again within the layer that uses them.
 """
@@ -52,17 +53,16 @@ def lay_out_decoder(
 def apart(llama: Llama, params: Mapping[str, Any]) -> tuple[Llama, dict[str, Any]]:
     """The decoder that takes its layers apart, and its parameters so.
 
-    A kernel float[L, I, O] becomes L blocks float[O / BLOCK, I, BLOCK] under the name "blocks" (it
-    stays a kernel where O is no multiple), any other leaf of the layers L arrays.
+    Each leaf of the layers becomes L arrays. Beside kernels float[I, O] come "blocks" float[O /
+    BLOCK, I, BLOCK] where O is a multiple of BLOCK.
     """
     if llama.apart:
         return llama, dict(params)
     layers = {}
     for path, stack in flatten(params["layers"]).items():
+        layers[path] = tuple(stack)
         if path.endswith("/kernel") and stack.shape[-1] % BLOCK == 0:
-            layers[path.removesuffix("kernel") + "blocks"] = tuple(_cut(layer) for layer in stack)
-        else:
-            layers[path] = tuple(stack)
+            layers[path.removesuffix("kernel") + "blocks"] = tuple(map(_cut, layers[path]))
     return llama.clone(apart=True), {**params, "layers": unflatten(layers)}
 
 

@@ -91,33 +91,34 @@ class LoraConfig:
 
 
 BLOCK = 32  # outputs that lie side by side in a kernel cut into blocks: four registers of a CPU
-FEW_ROWS = 16  # up to which products with blocks are sums
+FEW_ROWS = 16  # up to which a sum over blocks is faster than a product
 
 
 def cut(kernel: jax.Array) -> jax.Array:
     """A kernel float[I, O], O a multiple of `BLOCK`, in blocks float[O / BLOCK, I, BLOCK].
 
-    XLA multiplies a few rows with a kernel on one core of a CPU, from memory that is not read in
-    one go; a sum over such blocks is made by all cores, each reading on and on.
+    XLA multiplies a row with a kernel on one core of a CPU, and packs the kernel anew for a few
+    rows; a sum over such blocks is made by all cores, each reading memory from end to end.
     """
     inputs, outputs = kernel.shape
     return kernel.reshape(inputs, outputs // BLOCK, BLOCK).swapaxes(0, 1)
 
 
 def multiply(x: jax.Array, blocks: jax.Array) -> jax.Array:
-    """float[N, I] times a kernel that is `cut` -> float[N, O]."""
-    if len(x) > FEW_ROWS:
-        return jnp.einsum("ni,bio->nbo", x, blocks).reshape(len(x), -1)
-    wide = x.astype(jnp.float32)[None, :, :, None] * blocks[:, None]
-    return wide.sum(2).swapaxes(0, 1).reshape(len(x), -1).astype(x.dtype)
+    """Few rows float[N, I] times a kernel that is `cut` -> float[N, O], summed in float32."""
+    x = x.astype(jnp.float32)
+    if len(x) == 1:  # with an axis of one, XLA gives the sum to a library that is ten times slower
+        return (x[0, None, :, None] * blocks).sum(1).reshape(1, -1)
+    sums = (x[None, :, :, None] * blocks[:, None]).sum(2)
+    return sums.swapaxes(0, 1).reshape(len(x), -1)
 
 
 class Dense(nn.Module):
     """`x @ kernel + bias + alpha/R * dropout(x) @ lora_a @ lora_b`; lora_b starts at zero.
 
     float[..., I] -> float[..., features]. Parameters: kernel float[I, features], bias
-    float[features], lora_a float[I, R], lora_b float[R, features]. In the place of `kernel` may
-    stand `blocks`, the kernel as `cut` gives it.
+    float[features], lora_a float[I, R], lora_b float[R, features]. Beside `kernel` may stand
+    `blocks`, the same as `cut` gives it, for few rows.
     """
 
     features: int
@@ -130,11 +131,11 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
         """Apply to float[..., I]; dropout acts on the LoRA branch only, as in peft."""
         *lead, width = x.shape
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
         x = x.reshape(-1, width).astype(self.dtype)  # XLA's CPU backend is slow on more dimensions
-        if self.has_variable("params", "blocks"):
-            y = multiply(x, self.get_variable("params", "blocks").astype(self.dtype))
+        if len(x) <= FEW_ROWS and self.has_variable("params", "blocks"):
+            y = multiply(x, self.get_variable("params", "blocks")).astype(self.dtype)
         else:
-            kernel = self.param("kernel", self.kernel_init, (width, self.features))
             y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
