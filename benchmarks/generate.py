@@ -33,10 +33,10 @@ from absl import app, flags
 from benchmarks import lora, measure, towers
 from benchmarks.pairs import LLAMA, Setting, language_model, waited
 from meerkat_jax.errors import UserError
-from meerkat_jax.generation.apart import lay_out_decoder
+from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import choose, extend_text, fill, go_on, share
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training.params import flatten, unflatten
+from meerkat_jax.training.params import unflatten
 
 CASES = {  # name: pairs, rows, weights of ours
     "1 question": (1, 1, "none"),
@@ -113,7 +113,7 @@ def case(
     setting, sizes = Setting(size, "cpu", narrow=False), LLAMA[size]
     whole, leaves = language_model(theirs)
     tree = unflatten({path: jnp.asarray(x) for path, x in leaves.items()})
-    model, params = lay_out_decoder(whole, tree, quantise)
+    model, params = in_fewer_bits(whole, tree, quantise)
     del tree, leaves
     given = asked(sizes, size, pairs, rows)
     sides = {
@@ -150,9 +150,7 @@ def steps(whole: Mapping[str, Sequence], first: Mapping[str, Sequence], new: int
 
 def bytes_per_step(params: dict, sizes: Mapping[str, Any], rows: int, slots: int) -> dict[str, int]:
     """What ours must read for one further token; of a tied table both uses are counted once."""
-    flat = flatten(params)
-    read = [p for p in flat if not p.endswith("/kernel") or p[:-6] + "blocks" not in flat]
-    weights = sum(leaf.nbytes for path in read for leaf in jax.tree.leaves(flat[path]))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     place = sizes["depth"] * sizes["kv_heads"] * sizes["width"] // sizes["heads"]
     return {"weights_bytes": weights, "cache_bytes": 2 * 4 * rows * slots * place}
 

@@ -32,7 +32,7 @@ from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import load_image
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.answers import Answer, View, read_answer
-from meerkat_jax.generation.apart import lay_out
+from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import Generated, Sampler
 from meerkat_jax.training.quantise import check_kind
 from meerkat_jax.weights.restore import read_run
@@ -83,8 +83,9 @@ class Meerkat:
         quantise: str = "none",
     ):
         """Use `load` unless you have the parameters at hand."""
-        self.assembly, self.params = lay_out(assembly, params, quantise)
-        self.config = config
+        llama, own = in_fewer_bits(assembly.model.llama, params["llama"], quantise)
+        self.assembly = dataclasses.replace(assembly, model=assembly.model.clone(llama=llama))
+        self.params, self.config = {**params, "llama": own}, config
         self.sampler = Sampler(self.assembly, self.params, assembly.shapes.answer)
         self.meta: dict[str, Any] = {}  # what the checkpoint says of itself
 

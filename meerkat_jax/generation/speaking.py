@@ -17,7 +17,7 @@ import numpy as np
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
-from meerkat_jax.generation.apart import lay_out_decoder
+from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import Generated, banned, choose, cut, extend_text, go_on
 from meerkat_jax.models.llama import Llama, init_cache
 from meerkat_jax.training.params import unflatten
@@ -36,8 +36,8 @@ class Speaker:
         max_new: int = 64,
         quantise: str = "none",
     ):
-        """`max_new` is the most tokens of an answer, `quantise` as of `apart.lay_out`."""
-        model, params = lay_out_decoder(model, params, quantise)
+        """`max_new` is the most tokens of an answer, `quantise` as of `in_fewer_bits`."""
+        model, params = in_fewer_bits(model, params, quantise)
         self.tokenizer, self.max_new = tokenizer, max_new
         self._params, self._banned = params, banned(tokenizer)
         self._answer = jax.jit(functools.partial(_answer, model, tokenizer.eos_id, max_new))

@@ -3,8 +3,7 @@
 LoRA (Hu et al. 2021, eq. 3) lives inside `Dense`, so a model is adapted by its configuration and
 its tree keeps its shape: `kernel` and `bias` as published, `lora_a` and `lora_b` beside them.
 
-Letters: B batch, S sequence, D width, H heads, K key-value heads, Q query places, R LoRA rank; of
-products N rows, I inputs, O outputs.
+Letters: B batch, S sequence, D width, H heads, K key-value heads, Q query places, R LoRA rank.
 """
 
 from __future__ import annotations
@@ -90,35 +89,11 @@ class LoraConfig:
         return self if name in self.targets else None
 
 
-BLOCK = 32  # outputs that lie side by side in a kernel cut into blocks: four registers of a CPU
-FEW_ROWS = 16  # up to which a sum over blocks is faster than a product
-
-
-def cut(kernel: jax.Array) -> jax.Array:
-    """A kernel float[I, O], O a multiple of `BLOCK`, in blocks float[O / BLOCK, I, BLOCK].
-
-    XLA multiplies a row with a kernel on one core of a CPU, and packs the kernel anew for a few
-    rows; a sum over such blocks is made by all cores, each reading memory from end to end.
-    """
-    inputs, outputs = kernel.shape
-    return kernel.reshape(inputs, outputs // BLOCK, BLOCK).swapaxes(0, 1)
-
-
-def multiply(x: jax.Array, blocks: jax.Array) -> jax.Array:
-    """Few rows float[N, I] times a kernel that is `cut` -> float[N, O], summed in float32."""
-    x = x.astype(jnp.float32)
-    if len(x) == 1:  # with an axis of one, XLA gives the sum to a library that is ten times slower
-        return (x[0, None, :, None] * blocks).sum(1).reshape(1, -1)
-    sums = (x[None, :, :, None] * blocks[:, None]).sum(2)
-    return sums.swapaxes(0, 1).reshape(len(x), -1)
-
-
 class Dense(nn.Module):
     """`x @ kernel + bias + alpha/R * dropout(x) @ lora_a @ lora_b`; lora_b starts at zero.
 
     float[..., I] -> float[..., features]. Parameters: kernel float[I, features], bias
-    float[features], lora_a float[I, R], lora_b float[R, features]. Beside `kernel` may stand
-    `blocks`, the same as `cut` gives it, for few rows.
+    float[features], lora_a float[I, R], lora_b float[R, features].
     """
 
     features: int
@@ -133,10 +108,7 @@ class Dense(nn.Module):
         *lead, width = x.shape
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         x = x.reshape(-1, width).astype(self.dtype)  # XLA's CPU backend is slow on more dimensions
-        if len(x) <= FEW_ROWS and self.has_variable("params", "blocks"):
-            y = multiply(x, self.get_variable("params", "blocks")).astype(self.dtype)
-        else:
-            y = x @ kernel.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None:

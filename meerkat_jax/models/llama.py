@@ -154,9 +154,7 @@ class Llama(nn.Module):
     pieces, filled up to a multiple of `ROWS`, and can stay frozen; tokens from W on, which are read
     but never said, have the rows `added` float[C - W, D].
 
-    A `placement` is for models that have parameters, not for making them; so is `apart`, with which
-    each leaf of `layers` is a tuple of L arrays, one per layer, and the program names every layer
-    (generation/apart.py).
+    A `placement` is for models that have parameters, not for making them.
     """
 
     vocab_size: int = 32000
@@ -177,7 +175,6 @@ class Llama(nn.Module):
     rope_scaling: RopeScaling | None = None
     placement: Placement | None = None
     attention: str = "plain"
-    apart: bool = False
 
     def setup(self):
         """Build the scanned layers; raises UserError on sizes that do not divide."""
@@ -194,17 +191,13 @@ class Llama(nn.Module):
         if self.remat != "none":
             policy = REMAT[self.remat]
             block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(4,))
-        stack = nn.scan(
+        self.layers = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, nn.broadcast),
             length=self.depth,
-            unroll=self.depth if self.apart else 1,
-        )
-        if self.apart:  # cut out of the stack again, layers are what they were: nothing is copied
-            stack = nn.map_variables(stack, "params", trans_in_fn=_stacked)
-        self.layers = stack(
+        )(
             self.heads,
             self.kv_heads,
             self.head_width,
@@ -319,11 +312,6 @@ class Llama(nn.Module):
         if keep_layers:
             out["layers"] = new["x"]
         return out
-
-
-def _stacked(variables: dict) -> dict:
-    each = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    return jax.tree.map(jnp.stack, variables, is_leaf=each)
 
 
 def _as_used(placement: Placement, dtype: jnp.dtype, variables: dict) -> dict:

@@ -15,8 +15,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.models.clap import STATISTICS
 
@@ -107,7 +105,7 @@ def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> Tree:
 
 def count(tree: Mapping[str, Any]) -> int:
     """Number of numbers in the leaves (arrays or ShapeDtypeStructs)."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(leaf.shape) for leaf in flatten(tree).values())
 
 
 def describe(halves: Mapping[str, Any], trainable: Sequence[str] = ()) -> str:

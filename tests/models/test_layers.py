@@ -9,15 +9,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from meerkat_jax.models.layers import (
-    FEW_ROWS,
-    Dense,
-    LoraConfig,
-    RMSNorm,
-    attend,
-    cut,
-    same_start,
-)
+from meerkat_jax.models.layers import Dense, LoraConfig, RMSNorm, attend, same_start
 from tests.tolerances import tolerance
 
 
@@ -44,24 +36,6 @@ def test_lora_adds_the_scaled_product():
     layer = Dense(5, use_bias=False, lora=LoraConfig(rank=2, alpha=6.0))
     ours = layer.apply({"params": {"kernel": kernel, "lora_a": a, "lora_b": b}}, x)
     np.testing.assert_allclose(ours, x @ (kernel + 3.0 * a @ b), **tolerance("module"))
-
-
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
-def test_few_rows_take_the_blocks_and_many_the_kernel(rows):
-    x, kernel, a, b = normal(rows, 6), normal(6, 96), normal(6, 2, seed=1), normal(2, 96, seed=2)
-    layer = Dense(96, use_bias=False, lora=LoraConfig(rank=2, alpha=2.0))
-    adapters = {"lora_a": a, "lora_b": b}
-    other = {"blocks": cut(jnp.asarray(2 * kernel)), "kernel": kernel, **adapters}
-    whole = {"kernel": 2 * kernel if rows <= FEW_ROWS else kernel, **adapters}
-    ours, expected = (layer.apply({"params": params}, x) for params in (other, whole))
-    np.testing.assert_allclose(ours, expected, **tolerance("module"))
-
-
-def test_few_rows_of_blocks_add_up_in_float32():
-    x, kernel = jnp.ones((1, 512), jnp.bfloat16), jnp.full((512, 32), 1.0 + 2**-7)
-    layer = Dense(32, use_bias=False, dtype=jnp.bfloat16)
-    params = {"kernel": kernel, "blocks": cut(kernel)}
-    assert layer.apply({"params": params}, x)[0, 0] == 516.0
 
 
 def test_lora_starts_at_zero_with_peft_spread():
