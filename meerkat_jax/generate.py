@@ -7,6 +7,7 @@
 
 The last one asks a store of published weights: its language model answers, in words alone.
 With --form=boxes (or segments) answers always end in well-formed places (or times).
+With --quantise=int8 the language model's weights take a quarter of the memory; answers may differ.
 A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
 "Is it a dog?", "id": "a1"}`. Paths are relative to the manifest; `instruction` may stand for
 `prompt`; `id` (default: the line's number) comes back with the answer; of image and audio one may
