@@ -14,6 +14,7 @@ Whatever of that an answer rests on stands in its `notes`.
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,9 @@ from meerkat_jax.generation import asking
 from meerkat_jax.generation.answers import Answer, View
 from meerkat_jax.generation.asking import Asked, AudioLike, ImageLike, Loaded
 from meerkat_jax.generation.conversation import Conversation
+from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import Generated, Sampler
+from meerkat_jax.training.quantise import check_kind
 from meerkat_jax.weights.restore import read_run
 from meerkat_jax.weights.store import FILE as STORE
 
@@ -39,19 +42,32 @@ ROWS = 64  # questions that are answered side by side
 class Meerkat:
     """A trained model that answers questions about a picture and a sound."""
 
-    def __init__(self, assembly: Assembly, params: dict[str, Any], config: Mapping[str, Any]):
+    def __init__(
+        self,
+        assembly: Assembly,
+        params: dict[str, Any],
+        config: Mapping[str, Any],
+        quantise: str = "none",
+    ):
         """Use `load` unless you have the parameters at hand."""
-        self.assembly, self.params, self.config = assembly, params, config
-        self.sampler = Sampler(assembly, params, assembly.shapes.answer)
+        llama, own = in_fewer_bits(assembly.model.llama, params["llama"], quantise)
+        self.assembly = dataclasses.replace(assembly, model=assembly.model.clone(llama=llama))
+        self.params, self.config = {**params, "llama": own}, config
+        self.sampler = Sampler(self.assembly, self.params, assembly.shapes.answer)
         self.meta: dict[str, Any] = {}  # what the checkpoint says of itself
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Meerkat:
+    def load(cls, path: str | os.PathLike, quantise: str = "none") -> Meerkat:
         """The newest checkpoint of a training's work directory.
 
-        Raises UserError when the folder is not there, is not a work directory, or cannot be read.
+        With `quantise` "int8" or "nf4" the decoder's kernels are kept in a quarter or an eighth of
+        float32's memory; answers may differ.
+
+        Raises UserError when the folder is not there, is not a work directory, or cannot be read,
+        and for another `quantise`.
         """
         path = Path(path)
+        check_kind(quantise)
         if (path / STORE).is_file():
             raise UserError(
                 f"{path} holds published weights, which no training has taught to see and hear; "
@@ -59,7 +75,7 @@ class Meerkat:
                 f"python -m meerkat_jax.generate --checkpoint={path} --prompt=TEXT"
             )
         run = read_run(path)
-        model = cls(run.assembly, run.params(), run.config)
+        model = cls(run.assembly, run.params(), run.config, quantise)
         model.meta = run.meta
         return model
 

@@ -8,6 +8,7 @@
 The last one asks a store of published weights: its language model answers, in words alone.
 Several --prompt are the turns of one conversation about the same picture and sound. With
 --form=boxes (or segments) answers always end in well-formed places (or times).
+With --quantise=int8 the language model's weights take a quarter of the memory; answers may differ.
 A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
 "Is it a dog?", "id": "a1"}`. Paths are relative to the manifest; `instruction` may stand for
 `prompt`; `id` (default: the line's number) comes back with the answer; of image and audio one may
@@ -40,6 +41,7 @@ from meerkat_jax.generation.grammar import FORMS
 from meerkat_jax.generation.speaking import Speaker
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
+from meerkat_jax.training.quantise import KINDS
 from meerkat_jax.weights.store import FILE as STORE
 
 KEYS = ("id", "image", "audio", "prompt", "instruction")
@@ -247,6 +249,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print the answer as JSON.")
     flags.DEFINE_float("temperature", 0.0, "0: the likeliest text; above: drawn.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
+    flags.DEFINE_enum("quantise", "none", KINDS, "Bits of the language model's weights.")
     flags.DEFINE_enum("form", None, FORMS, "What answers are held to; default: nothing.")
     flags.DEFINE_string("manifest", None, "Questions, a JSON object per line.")
     flags.DEFINE_string("out", None, "Answers to the manifest, a JSON object per line.")
@@ -262,7 +265,7 @@ def main(_: list[str]) -> None:
     if (Path(given.checkpoint) / STORE).is_file():
         _say_published(given)
         return
-    load = functools.partial(Meerkat.load, given.checkpoint)
+    load = functools.partial(Meerkat.load, given.checkpoint, given.quantise)
     if given.manifest is not None:
         _refuse_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
         if given.out is None:
@@ -311,7 +314,7 @@ def _say_published(given: flags.FlagValues) -> None:
         raise UserError("published weights are asked by one --prompt; see generate --help")
     if given.temperature:
         raise UserError("--temperature has no meaning with weights as published; leave it out")
-    text = Speaker.load(given.checkpoint).ask(given.prompt)[0]
+    text = Speaker.load(given.checkpoint, quantise=given.quantise).ask(given.prompt)[0]
     print(json.dumps({"text": text}, ensure_ascii=False) if given.json else text)
 
 

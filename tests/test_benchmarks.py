@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import (
     building,
+    generate,
     large,
     lora,
     measure,
@@ -201,6 +202,28 @@ def test_codecs_are_measured_beside_each_other():
     assert all(row["decode_ms"].keys() == SIDE for row in found.values())
     with pytest.raises(UserError, match="--only=sped: expected some of speed"):
         building.run(only=["sped"])
+
+
+def test_answers_are_timed_beside_transformers():
+    lines = []
+    found = generate.run(["1 question"], "tiny", repeats=2, threads=1, new=4, say=lines.append)
+    case = found["cases"]["1 question"]
+    assert case["agreement"] == {"tokens that differ": 0.0} and len(case["seconds"]["ours"]) == 2
+    assert case["step"]["ratio"].keys() == case["first"]["ratio"].keys() == SIDE
+    # norms, seven kernels and a table of words of 48 x 2 layers; two caches of 16 places
+    weights = 2 * (2 * 48 + 48 * (48 + 16 + 16 + 48 + 3 * 64)) + 48 + 128 * 48
+    assert case["facts"]["weights_bytes"] == 4 * weights
+    assert case["facts"]["cache_bytes"] == 4 * 2 * 16 * 2 * 16
+    assert case["bandwidth"]["of_reading"] > 0 and "| 1 question |" in lines[-1]
+    with pytest.raises(UserError, match="--only=2 question: expected some of 1 question, 16"):
+        generate.run(["2 question"])
+
+
+def test_answers_that_differ_are_not_timed():
+    side = generate.our_side
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="answers differ"):
+        patch.setattr(generate, "our_side", lambda *a: lambda: side(*a)() + 1)
+        generate.run(["1 question"], "tiny", threads=1, new=2, say=lambda line: None)
 
 
 def test_work_counts_loops_products_and_elementwise():

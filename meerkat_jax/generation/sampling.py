@@ -302,10 +302,14 @@ def _prefilled(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array)
 
 def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
     """The cache of the prefixes, without room for more."""
-    row = model.embed_prefix(image, audio)
+    return fill(model.llama, model.embed_prefix(image, audio))
+
+
+def fill(llama: Llama, row: jax.Array) -> Cache:
+    """The cache of float[B, P, D], without room for more."""
     # The barrier keeps the compiler from computing attention to an empty cache while it compiles.
-    empty = jax.lax.optimization_barrier(init_cache(model.llama, *row.shape[:2]))
-    return model.llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
+    empty = jax.lax.optimization_barrier(init_cache(llama, *row.shape[:2]))
+    return llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
 
 
 def extend(model: Meerkat, tokens, positions, valid, cache, slot, last):

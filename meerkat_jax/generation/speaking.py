@@ -17,6 +17,7 @@ import numpy as np
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
+from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import Generated, banned, choose, cut, extend_text, go_on
 from meerkat_jax.models.llama import Llama, init_cache
 from meerkat_jax.training.params import unflatten
@@ -27,14 +28,28 @@ from meerkat_jax.weights.store import Store
 class Speaker:
     """The language model of a store and its tokenizer."""
 
-    def __init__(self, model: Llama, params: dict, tokenizer: Tokenizer, max_new: int = 64):
-        """`max_new` is the most tokens of an answer."""
+    def __init__(
+        self,
+        model: Llama,
+        params: dict,
+        tokenizer: Tokenizer,
+        max_new: int = 64,
+        quantise: str = "none",
+    ):
+        """`max_new` is the most tokens of an answer, `quantise` as of `in_fewer_bits`."""
+        model, params = in_fewer_bits(model, params, quantise)
         self.tokenizer, self.max_new = tokenizer, max_new
         self._params, self._banned = params, banned(tokenizer)
         self._answer = jax.jit(functools.partial(_answer, model, tokenizer.eos_id, max_new))
 
     @classmethod
-    def load(cls, folder: str | Path, dtype: str = "float32", max_new: int = 64) -> Speaker:
+    def load(
+        cls,
+        folder: str | Path,
+        dtype: str = "float32",
+        max_new: int = 64,
+        quantise: str = "none",
+    ) -> Speaker:
         """The store at `folder`, computing in `dtype`; UserError if it has no language model."""
         store = Store.open(folder)
         if "llama" not in store.parts:
@@ -47,7 +62,7 @@ class Speaker:
         params = unflatten({path: store.place(path, here) for path in paths})["llama"]
         rows = tokenizer.padded_vocab_size - model.pretrained
         params["added"] = jnp.zeros((rows, model.width))  # markers, which no text holds
-        return cls(model, params, tokenizer, max_new)
+        return cls(model, params, tokenizer, max_new, quantise)
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """Answers to questions in words, greedy, each in the model's own chat form."""

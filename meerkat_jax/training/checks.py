@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meerkat_jax.data.example import TASKS
 from meerkat_jax.errors import UserError, nearest
-from meerkat_jax.training.quantise import KINDS
+from meerkat_jax.training.quantise import check_kind
 
 NUMBERS = ("batch", "accumulate", "loss_pieces", "log_every", "checkpoint_every", "evaluate_every")
 
@@ -14,9 +14,7 @@ def check(config: dict) -> None:
     for key in NUMBERS:
         if key not in config or not isinstance(config[key], int) or config[key] < 1:
             raise UserError(f"config.{key} is {config.get(key)!r}; expected a whole number above 0")
-    if config["quantise"] not in KINDS:
-        known = f"expected one of {', '.join(KINDS)}"
-        raise UserError(f"config.quantise is {config['quantise']!r}; {known}")
+    check_kind(config["quantise"], "config.quantise")
     for batch in (config["batch"], *(p["batch"] for p in config["phases"] if "batch" in p)):
         if not isinstance(batch, int) or batch < 1 or batch % config["accumulate"]:
             raise UserError(f"batch={batch!r} is no multiple of accumulate={config['accumulate']}")

@@ -42,6 +42,12 @@ def nf4_levels() -> np.ndarray:
     return (levels / levels.max()).astype(np.float32)
 
 
+def check_kind(kind: str, name: str = "quantise") -> None:
+    """UserError unless `kind` is one of `KINDS`; `name` is what the user calls it."""
+    if kind not in KINDS:
+        raise UserError(f"{name} is {kind!r}; expected one of {', '.join(KINDS)}")
+
+
 def quantise(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
     """A kernel float[..., I, O] as two leaves.
 
@@ -56,8 +62,7 @@ def quantise(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
         scale = jnp.abs(wide).max(axis=-2, keepdims=True) / 127
         numbers = jnp.round(wide / jnp.where(scale > 0, scale, 1))
         return {"int8": numbers.astype(jnp.int8), "scale": scale}
-    if kind != "nf4":
-        raise UserError(f"config.quantise is {kind!r}; expected one of {', '.join(KINDS)}")
+    check_kind(kind, "config.quantise")
     if inputs % TILE:
         raise UserError(f"nf4: a kernel of {inputs} inputs is no whole tiles of {TILE}; use int8")
     tiles = wide.reshape(*lead, inputs // TILE, TILE, outputs)
