@@ -23,9 +23,10 @@ INNER_DOORS = ("data/build.py", "data/browse.py")  # commands that lie with what
 MIDDLE = ("training", "evaluation", "generation")
 LOWER = {"models", "alignment", "data", "errors", "progress"}
 BELOW = {
-    **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights", "scale"}),
+    **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights", "scale", "demo_page"}),
     **dict.fromkeys(MIDDLE, {*MIDDLE, *LOWER, "assemble"}),
     "generation": {*MIDDLE, *LOWER, "assemble", "weights"},  # what a published model says
+    "demo_page": {"demo_page", *MIDDLE, *LOWER},
     "assemble": LOWER,  # a config's model, which doors build and what runs it names
     "weights": {"weights", "training", "evaluation", "assemble", *LOWER},
     "scale": {"scale", "training", "generation", "weights", "assemble", *LOWER},
@@ -131,16 +132,17 @@ def test_what_is_imported_is_required():
     converting = runtime | requirement_names(extras["convert"])
     reading = runtime | requirement_names([*extras["data"], *extras["tfds"]])
     scoring = runtime | requirement_names(extras["eval"])
-    testing = converting | reading | scoring | requirement_names(extras["test"])
+    showing = runtime | requirement_names(extras["demo"])
+    testing = showing | converting | reading | scoring | requirement_names(extras["test"])
     # where the name of the package is not that of the distribution
     called = {"absl": "absl-py", "PIL": "pillow", "ott": "ott-jax", "orbax": "orbax-checkpoint"}
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
     called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf", "sklearn": "scikit-learn"}
-    called |= {"sed_eval": "sed-eval"}
+    called |= {"sed_eval": "sed-eval", "gradio_client": "gradio"}  # the client comes with it
     called |= {"tensorflow_datasets": "tensorflow-datasets"}
     ours = {"meerkat_jax", *OTHERS}
     rooms = {"tests": testing, "benchmarks": testing, "weights": converting}
-    rooms |= {"data": reading, "evaluation": scoring}
+    rooms |= {"data": reading, "evaluation": scoring, "demo_page": showing}
     for path in SOURCES:
         known = next((rooms[part] for part in path.parts if part in rooms), runtime)
         for package in outside(path) - ours - sys.stdlib_module_names:
@@ -155,7 +157,7 @@ def test_every_requirement_has_a_tested_version():
     wanted = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
     extras = project["optional-dependencies"]
     wanted |= requirement_names(
-        [line for extra in ("convert", "data", "eval", "tfds", "test") for line in extras[extra]]
+        [line for extra in ("convert", "data", "demo", "eval", "tfds", "test") for line in extras[extra]]
     ) - {"meerkat-jax"}
     assert not wanted - requirement_names(pinned)
 

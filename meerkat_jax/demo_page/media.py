@@ -1,4 +1,4 @@
-"""What a visitor drops, within the limits: pictures and sounds to be drawn and played, videos split.
+"""What a visitor drops, within the limits: to draw and to play; videos split.
 
 Errors call a file by its name alone: where the server keeps it is nobody's business.
 """

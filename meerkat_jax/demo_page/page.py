@@ -1,4 +1,4 @@
-"""The page: what stands where, and which button does what. Gradio draws it; no file of it is remote.
+"""The page: what stands where, and which button does what. Gradio draws it.
 
 A content security policy in the page's head forbids the browser every other host, and no font,
 analytics or share link is asked for.
@@ -28,7 +28,8 @@ CSP = (
 )
 HEAD = f'<meta http-equiv="Content-Security-Policy" content="{CSP}"><script>{{script}}</script>'
 TITLE = """# Who makes that sound, where, and when?
-Give a picture and a sound, then ask. The answer points: at a place in the picture, at a time in the sound."""
+Give a picture and a sound, then ask. Answers can point: at a place in the picture, at a time in the
+sound."""
 TASKS = (
     ("Where does it sound?", "arig"),
     ("When does it sound?", "igatl"),
