@@ -28,6 +28,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.generation import asking
 from meerkat_jax.generation.answers import Answer, View
 from meerkat_jax.generation.asking import Asked, AudioLike, ImageLike, Loaded
+from meerkat_jax.generation.conversation import Conversation
 from meerkat_jax.generation.sampling import Generated, Sampler
 from meerkat_jax.weights.restore import read_run
 from meerkat_jax.weights.store import FILE as STORE
@@ -90,6 +91,13 @@ class Meerkat:
         unknown form.
         """
         return next(self.stream([Asked(image, audio, [prompt], [seed], [form])], temperature))[0]
+
+    def converse(self, image: ImageLike, audio: AudioLike) -> Conversation:
+        """Begin a conversation; its `ask` takes what this `ask` does, without picture and sound.
+
+        Raises UserError for media that cannot be read.
+        """
+        return Conversation(self.sampler, asking.load(self.assembly, Asked(image, audio, [])))
 
     def ask_batch(
         self,

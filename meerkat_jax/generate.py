@@ -6,7 +6,8 @@
     python -m meerkat_jax.generate --checkpoint=weights/smollm2 --prompt="What is the capital ..."
 
 The last one asks a store of published weights: its language model answers, in words alone.
-With --form=boxes (or segments) answers always end in well-formed places (or times).
+Several --prompt are the turns of one conversation about the same picture and sound. With
+--form=boxes (or segments) answers always end in well-formed places (or times).
 A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
 "Is it a dog?", "id": "a1"}`. Paths are relative to the manifest; `instruction` may stand for
 `prompt`; `id` (default: the line's number) comes back with the answer; of image and audio one may
@@ -241,7 +242,7 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Work directory of training, or a store of weights.")
     flags.DEFINE_string("image", None, "Picture.")
     flags.DEFINE_string("audio", None, "Sound.")
-    flags.DEFINE_string("prompt", None, "Question, in words.")
+    flags.DEFINE_multi_string("prompt", None, "Question, in words; several: a conversation.")
     flags.DEFINE_string("annotate", None, "Draw the answer into this PNG file.")
     flags.DEFINE_bool("json", False, "Print the answer as JSON.")
     flags.DEFINE_float("temperature", 0.0, "0: the likeliest text; above: drawn.", lower_bound=0)
@@ -274,32 +275,43 @@ def main(_: list[str]) -> None:
     _refuse_flags(("out",), "without --manifest")
     if given.prompt is None:
         raise UserError("missing --prompt (or --manifest); see generate --help")
+    if len(given.prompt) > 1:
+        _refuse_flags(("annotate",), "with several --prompt")
     for key, source in (("image", given.image), ("audio", given.audio)):
         if source is not None and (fault := _fault(Path(source), key)):
             raise UserError(fault)
-    answer = answer_one(
-        load(), given.image, given.audio, given.prompt, given.temperature, given.seed,
-        given.annotate, given.form,
-    )  # fmt: skip
-    if given.json:
-        print(json.dumps(answer.to_json(), ensure_ascii=False))
-        return
-    print(answer.text)
-    for note in answer.notes:
-        print(f"note: {note}", file=sys.stderr)
+    media = given.image, given.audio
+    if len(given.prompt) == 1:
+        how = given.temperature, given.seed, given.annotate, given.form
+        _tell(answer_one(load(), *media, *given.prompt, *how), given.json)
+    else:
+        conversation = load().converse(*media)
+        for prompt in given.prompt:
+            how = given.temperature, given.seed, given.form
+            _tell(conversation.ask(prompt, *how), given.json)
     if given.annotate:
         print(f"drawn: {given.annotate}", file=sys.stderr)
+
+
+def _tell(answer: Answer, as_json: bool) -> None:
+    """Print an answer; notes are for people, beside it."""
+    if as_json:
+        print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
+        return
+    print(answer.text, flush=True)
+    for note in answer.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _say_published(given: flags.FlagValues) -> None:
     """Ask the language model of a store, which knows nothing of pictures and sounds yet."""
     names = ("image", "audio", "annotate", "manifest", "out", "form")
     _refuse_flags(names, "with weights as published")
-    if given.prompt is None:
-        raise UserError("missing --prompt; see generate --help")
+    if given.prompt is None or len(given.prompt) > 1:
+        raise UserError("published weights are asked by one --prompt; see generate --help")
     if given.temperature:
         raise UserError("--temperature has no meaning with weights as published; leave it out")
-    text = Speaker.load(given.checkpoint).ask([given.prompt])[0]
+    text = Speaker.load(given.checkpoint).ask(given.prompt)[0]
     print(json.dumps({"text": text}, ensure_ascii=False) if given.json else text)
 
 

@@ -29,6 +29,7 @@ AudioLike = str | os.PathLike | bytes | tuple[np.ndarray, int] | None
 Turns = Sequence[tuple[str, str]]  # earlier questions of a conversation with their answers
 
 MAX_PROMPT = 1024  # tokens
+MAX_TEXT = 64 * MAX_PROMPT  # characters; longer text is not even cut into tokens
 GREY = 128
 
 
@@ -100,6 +101,8 @@ def spell(assembly: Assembly, prompt: str, turns: Turns = ()) -> list[int]:
     for one in said:
         if not isinstance(one, str) or not one.strip():
             raise UserError(f"the prompt is {one!r}; expected a question in words")
+    if (size := sum(map(len, [*said, *(answer for _, answer in turns)]))) > MAX_TEXT:
+        raise UserError(f"the prompt has {size} characters; expected at most {MAX_TEXT}")
     *before, last = (" ".join(one.split()) for one in said)
     answers = [answer for _, answer in turns]
     ids = assembly.prompt.question_ids(last, list(zip(before, answers, strict=True)))

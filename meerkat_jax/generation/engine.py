@@ -77,6 +77,16 @@ class Engine:
         return self._slots.sampler.max_new
 
     @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return self._thread.is_alive()
+
+    @property
+    def slots(self) -> int:
+        """S, the rows."""
+        return len(self._rows)
+
+    @property
     def queued(self) -> int:
         """Questions that wait for a row."""
         with self._changed:

@@ -32,6 +32,7 @@ class Reply:
         self._view: View | None = None
         self._error: Exception | None = None
         self._changed = threading.Condition()
+        self._watch: Callable[[], None] = lambda: None
 
     @property
     def new_tokens(self) -> int:
@@ -51,16 +52,30 @@ class Reply:
         sent, seen, over = "", 0, False
         while not over:
             with self._changed:
-                self._changed.wait_for(lambda: self.over or len(self._ids) > seen)  # noqa: B023
-                ids, over = self._ids[:], self.over
-            if self._error is not None:
-                raise self._error
-            seen, text = len(ids), self._decode(ids)
-            # White space at the end, and bytes of half a character, wait for what follows them.
-            text = text.strip() if over else text.lstrip().rstrip(UNFINISHED).rstrip()
-            if text.startswith(sent) and text != sent:
+                self._changed.wait_for(lambda: self.over or self.new_tokens > seen)  # noqa: B023
+                seen = self.new_tokens
+            text, over = self.so_far(sent)
+            if text != sent:
                 yield text[len(sent) :]
                 sent = text
+
+    def so_far(self, sent: str = "") -> tuple[str, bool]:
+        """The text that is there, not less than `sent` of before, and whether that is all.
+
+        Raises what made the engine fail.
+        """
+        with self._changed:
+            ids, over = self._ids[:], self.over
+        if self._error is not None:
+            raise self._error
+        text = self._decode(ids)
+        # White space at the end, and bytes of half a character, wait for what follows them.
+        text = text.strip() if over else text.lstrip().rstrip(UNFINISHED).rstrip()
+        return text if text.startswith(sent) else sent, over
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Have `changed` called, by the engine's thread, whenever there is more or all is over."""
+        self._watch = changed
 
     def answer(self, timeout: float | None = None) -> Answer:
         """Wait for the whole answer; of a cancelled reply, what there was of it.
@@ -76,7 +91,10 @@ class Reply:
 
     def cancel(self) -> None:
         """Ask for no more; the engine gives the place to another question."""
-        self._end(CANCELLED)
+        with self._changed:
+            if not self.over:
+                self.finish = CANCELLED
+                self._tell()
 
     # For the engine ------------------------------------------------------------------------------
 
@@ -92,7 +110,7 @@ class Reply:
                     self._ids.append(token)
                 if token == end or len(self._ids) == most:
                     self.finish = STOP if token == end else LENGTH
-                self._changed.notify_all()
+                self._tell()
             return self.over
 
     def fail(self, error: Exception) -> None:
@@ -100,10 +118,8 @@ class Reply:
         with self._changed:
             if not self.over:
                 self._error = error
-                self._changed.notify_all()
+                self._tell()
 
-    def _end(self, finish: str) -> None:
-        with self._changed:
-            if not self.over:
-                self.finish = finish
-                self._changed.notify_all()
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        self._watch()

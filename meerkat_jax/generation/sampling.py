@@ -38,7 +38,7 @@ from meerkat_jax.models.layers import NEGATIVE
 from meerkat_jax.models.llama import Cache, Llama, init_cache
 from meerkat_jax.models.meerkat import Meerkat
 
-QUESTION_STEP = 16  # question lengths are rounded up to a multiple of it
+QUESTION_STEP = 16  # questions are padded to a multiple of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,11 @@ def bucket(count: int) -> int:
     """`count` rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most a third is padding."""
     power = 1 << max(count - 1, 0).bit_length()
     return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
+
+
+def question_room(length: int) -> int:
+    """The length that questions of up to `length` tokens are padded to: one of few."""
+    return QUESTION_STEP * bucket(-(-length // QUESTION_STEP))
 
 
 class Sampler:
@@ -106,9 +111,7 @@ class Sampler:
             return []
         rows = self._size("rows", len(questions))
         longest = max(map(len, questions))
-        tokens = np.full(
-            (rows, -(-longest // QUESTION_STEP) * QUESTION_STEP), self.assembly.tokenizer.pad_id
-        )
+        tokens = np.full((rows, question_room(longest)), self.assembly.tokenizer.pad_id)
         lengths = np.ones(rows, np.int32)
         for row, ids in enumerate(questions):
             tokens[row, : len(ids)] = ids
@@ -148,8 +151,7 @@ class Sampler:
         """
         shapes, (device,) = self.assembly.shapes, media["image"].sharding.device_set
         place = jax.sharding.SingleDeviceSharding(device)
-        rows, room = media["image"].shape[0], shapes.length - shapes.room
-        length = -(-room // QUESTION_STEP) * QUESTION_STEP
+        rows, length = media["image"].shape[0], question_room(shapes.length - shapes.room)
 
         def at(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

@@ -26,12 +26,11 @@ import numpy as np
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.grammar import Marks, Rules, advance, constrain
 from meerkat_jax.generation.sampling import (
-    QUESTION_STEP,
     Sampler,
     banned,
-    bucket,
     choose,
     extend,
+    question_room,
     share,
 )
 from meerkat_jax.models.llama import Cache, init_cache
@@ -75,7 +74,7 @@ class Slots:
         """Nothing is allocated before the first question."""
         self.sampler, self.rows = sampler, rows
         assembly, model = sampler.assembly, sampler.assembly.model
-        self._usual = _room(assembly.shapes.length - assembly.shapes.room)
+        self._usual = question_room(assembly.shapes.length - assembly.shapes.room)
         self._banned = banned(assembly.tokenizer)
         self._read = jax.jit(functools.partial(_read, model))
         self._place = jax.jit(
@@ -113,7 +112,7 @@ class Slots:
 
     def seat(self, row: int, prefix: Cache, question: Question) -> None:
         """Put a question into `row`, behind the `prefix` of its pair (one row, P slots)."""
-        room = _room(len(question.ids))
+        room = question_room(len(question.ids))
         tokens = np.full((1, room), self.sampler.assembly.tokenizer.pad_id, np.int32)
         tokens[0, : len(question.ids)] = question.ids
         length = np.full(1, len(question.ids), np.int32)
@@ -157,11 +156,6 @@ class Slots:
         elif room > self._size:
             self._cache = self._grow(self._cache, room - self._size)
             self._size = room
-
-
-def _room(length: int) -> int:
-    """Slots for a question of `length` tokens: few sizes, so that few programs are compiled."""
-    return QUESTION_STEP * bucket(-(-length // QUESTION_STEP))
 
 
 def _read(model: Meerkat, params: dict, prefix: Cache, tokens, length) -> tuple[jax.Array, Cache]:
