@@ -157,7 +157,11 @@ def test_every_requirement_has_a_tested_version():
     wanted = requirement_names((ROOT / "requirements.txt").read_text().splitlines())
     extras = project["optional-dependencies"]
     wanted |= requirement_names(
-        [line for extra in ("convert", "data", "demo", "eval", "tfds", "test") for line in extras[extra]]
+        [
+            line
+            for extra in ("convert", "data", "demo", "eval", "tfds", "test")
+            for line in extras[extra]
+        ]
     ) - {"meerkat-jax"}
     assert not wanted - requirement_names(pinned)
 
