@@ -40,38 +40,6 @@ FORMS = {"free": None, "places": "boxes", "times": "segments"}
 IDLE = '<p class="meerkat idle">What the answer points at is drawn here.</p>'
 
 
-class _Dropped:
-    """A component whose files stay as they came, and come from the visitor alone.
-
-    Gradio's own would decode a picture before its pixels are counted, and fetch what an address
-    names that a forged request gives instead of a file.
-    """
-
-    is_template = True  # it is drawn as the component that it derives from
-
-    async def async_move_resource_to_block_cache(self, path: str | None) -> str | None:
-        """Only files; see the class."""
-        if path and is_http_url_like(path):
-            raise gr.Error("a file is expected, not an address", print_exception=False)
-        return await super().async_move_resource_to_block_cache(path)
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path of the file."""
-        return payload and payload.path
-
-
-class Picture(_Dropped, gr.Image):
-    """A picture that is dropped, taken or pasted."""
-
-
-class Sound(_Dropped, gr.Audio):
-    """A sound that is dropped or recorded."""
-
-
-class Video(_Dropped, gr.UploadButton):
-    """A video to take a picture and a sound from."""
-
-
 def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -> gr.Blocks:
     """The page, not launched; `source` says where the media of `samples` come from.
 
@@ -83,17 +51,19 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
         state = gr.State(Talk(), time_to_live=round(60 * limits.keep_minutes))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
-                picture = Picture(
+                picture = gr.Image(
                     label="Picture", type="filepath", height=260, elem_id="picture",
                     sources=["upload", "webcam", "clipboard"], buttons=[],
                 )  # fmt: skip
-                sound = Sound(
+                sound = gr.Audio(
                     label="Sound", type="filepath", elem_id="sound", buttons=[],
                     sources=["upload", "microphone"],
                 )  # fmt: skip
-                video = Video(
+                video = gr.UploadButton(
                     "Take both from a video", file_types=["video"], size="sm", elem_id="video"
                 )
+                for component in (picture, sound, video):
+                    _as_sent(component)
                 gr.Markdown("Or begin with an example:")
                 with gr.Row(elem_classes="few"):
                     examples = [gr.Button(sample.title, size="sm") for sample in samples]
@@ -155,6 +125,24 @@ def launch(page: gr.Blocks, host: str, port: int, limits: Limits, waiting: int, 
     except OSError as error:
         raise UserError(f"--host={host} --port={port} cannot be had ({error})") from None
     return address
+
+
+def _as_sent(component: gr.components.Component) -> None:
+    """Let the files of a component stay as they came, and come from the visitor alone.
+
+    Gradio would decode a picture before its pixels are counted, and fetch what an address names
+    that a forged request gives instead of a file. (A class of its own would make Gradio write a
+    stub beside this module.)
+    """
+    keep = component.async_move_resource_to_block_cache
+
+    async def keep_files(path: str | None) -> str | None:
+        if path and is_http_url_like(path):
+            raise gr.Error("a file is expected, not an address", print_exception=False)
+        return await keep(path)
+
+    component.async_move_resource_to_block_cache = keep_files
+    component.preprocess = lambda payload: payload and payload.path
 
 
 def _answer(
