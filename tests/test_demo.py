@@ -48,41 +48,43 @@ def desk():
 # ---- asking ----
 
 
-def test_an_answer_grows_and_its_boxes_are_drawn_at_the_end(desk, files):
-    (image, _), (audio, _) = files
-    steps = [*desk.ask(Talk(), image, audio, QUESTION, "boxes")]
-    texts = [talk.turns[-1][1] for talk, _ in steps]
-    assert len(texts) > 2 and all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
-    assert [drawn is None for _, drawn in steps] == [True] * (len(steps) - 1) + [False]
-    expected = model().ask(image, audio, QUESTION, form="boxes")
-    assert texts[-1] == expected.text and expected.boxes
-    assert steps[-1][1].count('<rect class="answer"') == 2 * len(expected.boxes)  # and on the heat
-
-
-def test_a_talk_goes_on_about_the_same_pair_and_begins_anew_with_another(desk, files):
-    images, (audio, _) = files
-    talk = last(desk.ask(Talk(), images[0], audio, "What is it?"))
-    talk = last(desk.ask(talk, images[0], audio, QUESTION))
-    assert [question for question, _ in talk.turns] == ["What is it?", QUESTION]
-    turns = talk.turns[:1]
-    assert talk.turns[1][1] == desk.engine.ask(images[0], audio, QUESTION, turns).answer().text
-    alone = last(
-        desk.ask(dataclasses.replace(talk, turns=turns), *files_of(files), QUESTION, None, False)
-    )
-    assert alone.turns[1][1] == model().ask(images[0], audio, QUESTION).text
-    assert len(last(desk.ask(talk, images[1], audio, QUESTION)).turns) == 1
-
-
-def files_of(files):
-    return files[0][0], files[1][0]
+def pair(files, number=0):
+    return files[0][number], files[1][number]
 
 
 def last(steps):
     return [*steps][-1][0]
 
 
+def test_an_answer_grows_and_its_boxes_are_drawn_at_the_end(desk, files):
+    steps = [*desk.ask(Talk(), *pair(files), QUESTION, "boxes")]
+    texts = [talk.turns[-1][1] for talk, _ in steps]
+    assert len(texts) > 2 and all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
+    assert [drawn is None for _, drawn in steps] == [True] * (len(steps) - 1) + [False]
+    expected = desk.engine.ask(*pair(files), QUESTION, form="boxes").answer()
+    assert texts[-1] == expected.text and expected.boxes
+    assert steps[-1][1].count('<rect class="answer"') == 2 * len(expected.boxes)  # and on the heat
+
+
+def test_a_talk_goes_on_about_the_same_pair_and_begins_anew_with_another(desk, files):
+    talk = last(desk.ask(Talk(), *pair(files), QUESTION))
+    talk = last(desk.ask(talk, *pair(files), QUESTION, "segments"))
+    expected = desk.engine.ask(*pair(files), QUESTION, form="segments").answer().text
+    assert talk.turns[1] == (QUESTION, expected) != talk.turns[0]
+    other = last(desk.ask(talk, files[0][1], files[1][0], QUESTION))
+    assert len(other.turns) == 1 and other.turns != talk.turns[:1]
+
+
+@pytest.mark.slow
+def test_the_model_reads_the_turns_before_if_it_is_to(desk, files):
+    talk = last(desk.ask(Talk(), *pair(files), QUESTION))
+    following = last(desk.ask(talk, *pair(files), QUESTION, follow=True))
+    expected = desk.engine.ask(*pair(files), QUESTION, turns=talk.turns).answer().text
+    assert following.turns[1][1] == expected
+
+
 def test_who_leaves_gives_the_place_free(desk, files):
-    steps = desk.ask(Talk(), *files_of(files), QUESTION)
+    steps = desk.ask(Talk(), *pair(files), QUESTION)
     next(steps)
     steps.close()
     deadline = time.monotonic() + 5
@@ -94,14 +96,14 @@ def test_who_leaves_gives_the_place_free(desk, files):
 def test_an_answer_that_takes_too_long_is_stopped_and_says_so(desk, files):
     hasty = Desk(desk.engine, desk.seconds, dataclasses.replace(desk.limits, answer_seconds=1e-9))
     try:
-        talk, drawn = [*hasty.ask(Talk(), *files_of(files), QUESTION)][-1]
+        talk, drawn = [*hasty.ask(Talk(), *pair(files), QUESTION)][-1]
         assert "stopped after 1e-09 s" in drawn
     except UserError as error:  # before the picture was looked at
         assert "stopped after 1e-09 s" in str(error)
 
 
 def test_what_is_over_a_limit_is_refused_in_one_line(desk, files, tmp_path):
-    image, audio = files_of(files)
+    image, audio = pair(files)
     Image.new("L", (3000, 2000)).save(tmp_path / "large.png")
     (tmp_path / "text.png").write_text("no picture")
     soundfile.write(tmp_path / "long.wav", np.zeros(9000), 1000)

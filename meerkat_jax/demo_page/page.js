@@ -21,11 +21,9 @@
     const share = svg.matches(".seen")
       ? (i) => plan[index * others.length + i]
       : (i) => plan[i * own.length + index];
-    let largest = 1;
-    others.forEach((_, i) => { largest = Math.max(largest, share(i)); });
     others.forEach((cell, i) => {
       cell.classList.remove("chosen");
-      cell.style.fillOpacity = 0.85 * share(i) / largest;
+      cell.style.fillOpacity = 0.85 * Math.sqrt(share(i) / 255);  // of the plan's strongest tie
     });
     own.forEach((cell, i) => {
       cell.classList.toggle("chosen", i === index);

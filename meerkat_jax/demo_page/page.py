@@ -85,14 +85,16 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
                     list(FORMS), value="free", label="Hold answers to well-formed", elem_id="form"
                 )
                 follow = gr.Checkbox(
-                    True, label="Read the questions and answers before it too", elem_id="follow"
-                )
+                    False, label="Let the model read the questions and answers before",
+                    info="For models that were trained on conversations", elem_id="follow",
+                )  # fmt: skip
         drawn = gr.HTML(IDLE, elem_id="drawn")
         gr.Markdown(_small_print(limits, source), elem_classes="fine")
 
         inputs, outputs = [state, picture, sound, form, follow], [state, chat, drawn]
         answer = functools.partial(_answer, desk)
         asking = {"concurrency_limit": slots, "concurrency_id": "ask", "show_progress": "minimal"}
+        asking |= {"api_visibility": "private"}
         for listen in (ask.click, question.submit):
             listen(answer, [question, *inputs], outputs, **asking)
         for button, (_, task) in zip(tasks, TASKS, strict=True):
@@ -102,7 +104,7 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
             values = str(sample.picture), str(sample.sound), sample.question
             button.click(functools.partial(tuple, values), None, [picture, sound, question])
         split = functools.partial(_split, desk)
-        video.upload(split, video, [picture, sound], concurrency_limit=2)
+        video.upload(split, video, [picture, sound], concurrency_limit=2, api_visibility="private")
         anew.click(lambda: (Talk(), [], IDLE), None, outputs)
     return page
 

@@ -39,7 +39,7 @@ class Desk:
         sound: str | None,
         question: str,
         form: str | None = None,
-        follow: bool = True,
+        follow: bool = False,
     ) -> Iterator[tuple[Talk, str | None]]:
         """The talk as its newest answer grows, and with the last one the answer drawn (HTML).
 
