@@ -93,7 +93,7 @@ def demo(tmp_path_factory):
         process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=60)[0]
     assert process.returncode == 0, rest
-    assert "all that was sent is deleted" in rest and "Traceback" not in rest
+    assert rest.endswith("ended; all that was sent is deleted\n")
     assert [*home.iterdir()] == []
 
 
@@ -141,6 +141,10 @@ def answers(folder, forms):
     return found
 
 
+def plain(text):
+    return " ".join(text.split())
+
+
 def width(page):
     return page.evaluate("document.documentElement.scrollWidth")
 
@@ -169,8 +173,8 @@ def test_two_visitors_at_once_each_get_their_own_answer_drawn(visit, demo, media
         page.locator(".meerkat .figures").wait_for()
     places, times = answers(media, ("boxes", "segments"))
     for page, answer in zip(pages, (places, times), strict=True):
-        assert page.locator(".meerkat .talk b").inner_text() == answer["text"]
-        assert answer["text"] in page.locator("#chat").inner_text()
+        assert page.locator(".meerkat .talk b").text_content() == answer["text"]
+        assert plain(answer["text"]) in plain(page.locator("#chat").text_content())
     box = places["boxes"][0]
     drawn = box_of(pages[0])
     assert drawn == pytest.approx([box[name] for name in ("x0", "y0", "x1", "y1")], abs=2e-3)
