@@ -190,12 +190,12 @@ def test_the_plan_lights_up_and_the_sound_plays(visit, demo, media):
     give(page, media, 0)
     ask(page, "free")
     page.locator(".plan .heard rect").nth(1).hover()
-    lit = "[...document.querySelectorAll('.plan .seen rect')].filter(r => r.style.fillOpacity > .8)"
+    lit = "[...document.querySelectorAll('.plan .seen rect')].filter(r => r.style.fillOpacity > 0)"
     assert page.evaluate(f"{lit}.length") >= 1
     assert "goes most with the patch in row" in page.locator(".plan [role=status]").inner_text()
     page.locator(".plan .seen").focus()
     page.keyboard.press("ArrowRight")
-    assert "the patch in row 1, column 2 goes most" in page.locator(".plan").inner_text()
+    assert "The patch in row 1, column 2 goes most" in page.locator(".plan").inner_text()
     page.locator(".meerkat .spectrogram").click()
     page.wait_for_function("document.querySelector('.meerkat audio').currentTime > 4")
 

@@ -60,11 +60,11 @@ def _said(answer: Answer, question: str) -> str:
 
 
 def _plan(answer: Answer, picture: np.ndarray) -> str:
-    """Two grids of patches, and the plan between them as uint8, a share of its largest entry."""
+    """Two grids of patches, and the plan between them as uint16, a share of its largest entry."""
     view = answer.view
     rows, columns, notes, times = view.grid
     plan = np.nan_to_num(np.asarray(view.plan, np.float32))
-    levels = np.rint(255 * plan / max(float(plan.max()), 1e-12)).astype(np.uint8)
+    levels = np.rint(65535 * plan / max(float(plan.max()), 1e-12)).astype("<u2")
     packed = base64.b64encode(levels.tobytes()).decode()
     seen = _grid("seen", columns, rows, picture_uri(picture), "Patches of the picture")
     # Low notes are the first tokens, and the lowest row of a spectrogram.

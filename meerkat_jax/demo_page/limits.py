@@ -9,7 +9,7 @@ import dataclasses
 class Limits:
     """Sizes and times; what is over them is refused with a message that names them."""
 
-    megabytes: float = 25  # of one file
+    megabytes: float = 25  # of one file, of 2**20 bytes
     megapixels: float = 50  # of a picture
     seconds: float = 60  # of a sound or a video
     answer_seconds: float = 60  # until an answer is stopped

@@ -88,7 +88,7 @@ def _check_file(path: str, limits: Limits) -> str:
     """The file's name; UserError when it is not there any more or too large."""
     name = Path(path).name
     try:
-        megabytes = Path(path).stat().st_size / 1e6
+        megabytes = Path(path).stat().st_size / 2**20
     except OSError:
         raise UserError(
             f"{name} is not here any more: files are deleted after {limits.keep_minutes:g} "

@@ -7,7 +7,8 @@
   function planOf(figure) {
     if (!plans.has(figure)) {
       const text = atob(figure.dataset.plan);
-      plans.set(figure, Uint8Array.from(text, (letter) => letter.charCodeAt(0)));
+      const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+      plans.set(figure, new Uint16Array(bytes.buffer));
     }
     return plans.get(figure);
   }
@@ -21,26 +22,30 @@
     const share = svg.matches(".seen")
       ? (i) => plan[index * others.length + i]
       : (i) => plan[i * own.length + index];
+    const shares = [...others.keys()].map(share), total = shares.reduce((a, b) => a + b, 0) || 1;
+    const times = shares.map((one) => one * shares.length / total);  // an even share
+    const best = times.indexOf(Math.max(...times));
     others.forEach((cell, i) => {
       cell.classList.remove("chosen");
-      cell.style.fillOpacity = 0.85 * Math.sqrt(share(i) / 255);  // of the plan's strongest tie
+      // Twice an even share is bright: what is tied to all alike stays dark.
+      cell.style.fillOpacity = 0.85 * Math.max(0, times[i] - 1) / Math.max(1, times[best] - 1);
     });
     own.forEach((cell, i) => {
       cell.classList.toggle("chosen", i === index);
       cell.style.fillOpacity = 0;
     });
     svg.dataset.index = index;
-    const best = [...others.keys()].reduce((a, b) => (share(b) > share(a) ? b : a), 0);
+    const words = `The ${name(figure, svg, index)} goes most with the ${name(figure, other, best)}`;
     figure.querySelector("[role=status]").textContent =
-      `${name(figure, svg, index)} goes most with ${name(figure, other, best)}.`;
+      `${words}: ${times[best].toFixed(1)} times an even share.`;
   }
 
   function name(figure, svg, index) {
     const columns = Number(svg.dataset.columns), column = index % columns;
     const row = Math.floor(index / columns);
-    if (svg.matches(".seen")) return `the patch in row ${row + 1}, column ${column + 1}`;
+    if (svg.matches(".seen")) return `patch in row ${row + 1}, column ${column + 1}`;
     const step = Number(figure.dataset.seconds) / columns;
-    return `the sound from ${(column * step).toFixed(1)} to ${((column + 1) * step).toFixed(1)} s`;
+    return `sound from ${(column * step).toFixed(1)} to ${((column + 1) * step).toFixed(1)} s`;
   }
 
   function pointed(event) {
