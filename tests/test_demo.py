@@ -157,9 +157,7 @@ def test_boxes_segments_and_plan_stand_where_they_belong():
     seen, heard = (part.split("</svg>")[0] for part in html.split('<svg class="')[-2:])
     cells = [re.findall(r'<rect x="(\d)" y="(\d)"', part) for part in (seen, heard)]
     assert cells[0][5] == ("2", "1") and cells[1][7] == ("3", "0")  # high notes on top
-    assert (
-        'data-plan="' + "AAAA" * 15 + 'AAD/"' in html
-    )  # 48 bytes, and more than none but the last
+    assert 'data-plan="' + "AAAA" * 31 + 'AP//"' in html  # 48 numbers, none but the last above 0
 
 
 def test_a_picture_is_shown_in_its_proportions():

@@ -35,12 +35,13 @@ def draw_answer(answer: Answer, question: str, picture: np.ndarray | None, sound
     boxes = [("answer", box) for box in answer.boxes]
     drawn = picture_figure(picture, boxes, f"The picture, with {_listed(answer)}")
     heat = picture_figure(picture, boxes, "Attention of the sound on it", view.attention)
+    pointed = "What it points at" if boxes else "The picture; the answer points at no place in it"
     tracks = [("answered", "answer", answer.segments)]
     clip = clip_figure(view.logmel, tracks, view.seconds)
     return (
         f'<section class="meerkat" aria-label="The answer, drawn">{_said(answer, question)}'
         '<div class="figures">'
-        f"{_figure(drawn, 'What it points at')}{_figure(heat, 'Where the sound draws attention')}"
+        f"{_figure(drawn, pointed)}{_figure(heat, 'Where the sound draws attention')}"
         f"{_figure(clip + audio_player(sound, MOST_SOUND), 'When, and the sound that it heard')}"
         f"</div>{_plan(answer, picture)}</section>"
     )

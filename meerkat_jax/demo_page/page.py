@@ -119,8 +119,8 @@ def launch(page: gr.Blocks, host: str, port: int, limits: Limits, waiting: int, 
     try:
         _, address, _ = page.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False,
-            max_file_size=round(limits.megabytes * 2**20), footer_links=[], ssr_mode=False, pwa=False,
-            mcp_server=False, enable_monitoring=False, run_history=False, theme=_theme(),
+            max_file_size=round(limits.megabytes * 2**20), footer_links=[], ssr_mode=False,
+            pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, theme=_theme(),
             css_paths=HERE / "page.css",
             head=HEAD.format(script=(HERE / "page.js").read_text(encoding="utf-8")),
         )  # fmt: skip
