@@ -37,7 +37,7 @@
     svg.dataset.index = index;
     const words = `The ${name(figure, svg, index)} goes most with the ${name(figure, other, best)}`;
     figure.querySelector("[role=status]").textContent =
-      `${words}: ${times[best].toFixed(1)} times an even share.`;
+      `${words}: ${times[best].toFixed(2)} times an even share.`;
   }
 
   function name(figure, svg, index) {
