@@ -23,10 +23,14 @@ INNER_DOORS = ("data/build.py", "data/browse.py")  # commands that lie with what
 MIDDLE = ("training", "evaluation", "generation")
 LOWER = {"models", "alignment", "data", "errors", "progress"}
 BELOW = {
-    **dict.fromkeys(DOORS, {*DOORS, *MIDDLE, *LOWER, "assemble", "weights", "scale", "serving"}),
+    **dict.fromkeys(
+        DOORS,
+        {*DOORS, *MIDDLE, *LOWER, "assemble", "weights", "scale", "serving", "demo_page"},
+    ),
     **dict.fromkeys(MIDDLE, {*MIDDLE, *LOWER, "assemble"}),
     "generation": {*MIDDLE, *LOWER, "assemble", "weights"},  # what a published model says
     "serving": {"serving", "generation", "data", "errors"},  # what asks, behind HTTP
+    "demo_page": {"demo_page", *MIDDLE, *LOWER},
     "assemble": LOWER,  # a config's model, which doors build and what runs it names
     "weights": {"weights", "training", "evaluation", "assemble", *LOWER},
     "scale": {"scale", "training", "generation", "weights", "assemble", *LOWER},
@@ -133,17 +137,20 @@ def test_what_is_imported_is_required():
     reading = runtime | requirement_names([*extras["data"], *extras["tfds"]])
     scoring = runtime | requirement_names(extras["eval"])
     serving = runtime | requirement_names(extras["serve"])
-    testing = converting | reading | scoring | serving | requirement_names(extras["test"])
+    showing = runtime | requirement_names(extras["demo"])
+    testing = converting | reading | scoring | serving | showing
+    testing |= requirement_names(extras["test"])
     # where the name of the package is not that of the distribution
     called = {"absl": "absl-py", "PIL": "pillow", "ott": "ott-jax", "orbax": "orbax-checkpoint"}
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
     called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf", "sklearn": "scikit-learn"}
     called |= {"sed_eval": "sed-eval", "prometheus_client": "prometheus-client"}
+    called |= {"gradio_client": "gradio"}  # comes with it
     called |= {"tensorflow_datasets": "tensorflow-datasets"}
     ours = {"meerkat_jax", *OTHERS}
     rooms = {"tests": testing, "benchmarks": testing, "weights": converting}
     rooms |= {"data": reading, "evaluation": scoring}
-    rooms |= {"serving": serving, "serve.py": serving}
+    rooms |= {"serving": serving, "serve.py": serving, "demo_page": showing}
     for path in SOURCES:
         known = next((rooms[part] for part in path.parts if part in rooms), runtime)
         for package in outside(path) - ours - sys.stdlib_module_names:
@@ -160,7 +167,7 @@ def test_every_requirement_has_a_tested_version():
     wanted |= requirement_names(
         [
             line
-            for extra in ("convert", "data", "eval", "serve", "tfds", "test")
+            for extra in ("convert", "data", "demo", "eval", "serve", "tfds", "test")
             for line in extras[extra]
         ]
     ) - {"meerkat-jax"}

@@ -49,6 +49,16 @@ def load_frame(path: str | os.PathLike, at: float) -> Image.Image:
         return picture.rotate(turn, expand=True) if turn else picture
 
 
+def video_seconds(path: str | os.PathLike) -> float:
+    """How long the video is; UserError when the file is no video or does not say."""
+    with _opened(path, "video") as (container, stream):
+        if container.duration:
+            return container.duration / 1e6  # it counts in microseconds
+        if stream.duration:
+            return float(stream.duration * stream.time_base)
+    raise UserError(f"{path}: the video does not say how long it is; save it anew as MP4")
+
+
 def _frame_before(container: Any, stream: Any, time: float) -> tuple[Any, bool]:
     """The last frame that begins at or before `time`, and whether no other follows."""
     found = None

@@ -1,0 +1,1 @@
+"""The page on which people ask about a picture and a sound of their own."""

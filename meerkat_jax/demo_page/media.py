@@ -1,0 +1,104 @@
+"""What a visitor drops, within the limits: to draw and to play; videos split.
+
+Errors call a file by its name alone: where the server keeps it is nobody's business.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from meerkat_jax.data.audio import load_audio
+from meerkat_jax.data.image import FORMATS, read_image
+from meerkat_jax.data.video import load_frame, load_sound, video_seconds
+from meerkat_jax.demo_page.limits import Limits
+from meerkat_jax.errors import UserError
+
+SHOWN_SIZE = 640  # pixels of the longest side
+PLAYED_RATE = 16_000  # Hz
+VIDEO_RATE = 48_000
+
+
+def check_picture(path: str, limits: Limits) -> None:
+    """Raises UserError when the file is gone, too large or has too many pixels; decodes nothing."""
+    name = _check_file(path, limits)
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            pixels = picture.width * picture.height / 1e6
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return  # reading it tells what is wrong
+    if pixels > limits.megapixels:
+        raise UserError(
+            f"{name}: {pixels:.0f} million pixels; at most {limits.megapixels:g} million are taken"
+        )
+
+
+def check_sound(path: str, limits: Limits) -> None:
+    """Raises UserError when the file is gone, too large or too long; decodes nothing."""
+    name = _check_file(path, limits)
+    try:
+        seconds = soundfile.info(path).duration
+    except (soundfile.SoundFileError, RuntimeError):
+        return
+    _check_seconds(name, seconds, limits)
+
+
+def read_picture(content: bytes) -> np.ndarray:
+    """uint8[H, W, 3] for the page: upright, in its proportions, the longest side 640 at most."""
+    picture = read_image(content)
+    picture.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
+    return np.array(picture)
+
+
+def read_sound(content: bytes, seconds: float) -> bytes:
+    """WAV bytes of the `seconds` that are heard, mono."""
+    wave, _ = load_audio(content, PLAYED_RATE, seconds)
+    file = io.BytesIO()
+    soundfile.write(file, wave, PLAYED_RATE, "PCM_16", format="WAV")
+    return file.getvalue()
+
+
+def split_video(path: str, seconds: float, limits: Limits) -> tuple[Path, Path | None, str]:
+    """A frame (PNG) and the first `seconds` of sound (WAV) beside `path`, and a note on them.
+
+    The frame is the one in the middle of what is heard. A video without sound gives a frame alone.
+    Raises UserError when it is no video, too long or too large.
+    """
+    name = _check_file(path, limits)
+    length = video_seconds(path)
+    _check_seconds(name, length, limits)
+    at = min(length, seconds) / 2
+    picture = Path(path).with_suffix(".frame.png")
+    load_frame(path, at).save(picture)
+    note = f"the picture is the frame at {at:.1f} s"
+    try:
+        wave = load_sound(path, 0.0, seconds, VIDEO_RATE)
+    except UserError as error:
+        return picture, None, f"{note}; {str(error).replace(path, name)}"
+    sound = Path(path).with_suffix(".sound.wav")
+    soundfile.write(sound, wave, VIDEO_RATE)
+    return picture, sound, f"{note}, the sound its first {len(wave) / VIDEO_RATE:.1f} s"
+
+
+def _check_file(path: str, limits: Limits) -> str:
+    """The file's name; UserError when it is not there any more or too large."""
+    name = Path(path).name
+    try:
+        megabytes = Path(path).stat().st_size / 2**20
+    except OSError:
+        raise UserError(
+            f"{name} is not here any more: files are deleted after {limits.keep_minutes:g} "
+            "minutes; give it again"
+        ) from None
+    if megabytes > limits.megabytes:
+        raise UserError(f"{name}: {megabytes:.1f} MB; at most {limits.megabytes:g} MB are taken")
+    return name
+
+
+def _check_seconds(name: str, seconds: float, limits: Limits) -> None:
+    if seconds > limits.seconds:
+        raise UserError(f"{name}: {seconds:.1f} s long; at most {limits.seconds:g} s are taken")

@@ -1,0 +1,99 @@
+"""A conversation about one picture and one sound, without the page around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from meerkat_jax.demo_page.drawing import draw_answer
+from meerkat_jax.demo_page.limits import Limits
+from meerkat_jax.demo_page.media import check_picture, check_sound, read_picture, read_sound
+from meerkat_jax.errors import UserError
+from meerkat_jax.generation.answers import Answer
+from meerkat_jax.generation.engine import Engine
+from meerkat_jax.generation.reply import CANCELLED, Reply
+
+
+@dataclasses.dataclass(frozen=True)
+class Talk:
+    """The files that are talked about, and the (question, answer) pairs so far."""
+
+    picture: str | None = None
+    sound: str | None = None
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+class Desk:
+    """Answers the visitors of a page within its limits."""
+
+    def __init__(self, engine: Engine, seconds: float, limits: Limits):
+        """`seconds` of a sound are heard."""
+        self.engine, self.seconds, self.limits = engine, seconds, limits
+
+    def ask(
+        self,
+        talk: Talk,
+        picture: str | None,
+        sound: str | None,
+        question: str,
+        form: str | None = None,
+        follow: bool = False,
+    ) -> Iterator[tuple[Talk, str | None]]:
+        """The talk as its newest answer grows, and with the last one the answer drawn (HTML).
+
+        Another picture or sound begins another talk. With `follow` the model reads the turns
+        before. Raises UserError for what is over the limits or cannot be read, Busy when too many
+        ask. Closing the iterator gives the place in the engine free.
+        """
+        self._check(picture, sound, question)
+        if (picture, sound) != (talk.picture, talk.sound):
+            talk = Talk(picture, sound)
+        # As bytes, since a file may be swept meanwhile, and errors are not to name its folder.
+        image, audio = (path and Path(path).read_bytes() for path in (picture, sound))
+        turns = talk.turns if follow else ()
+        reply = self.engine.ask(image, audio, question, turns=turns, form=form)
+        alarm = threading.Timer(self.limits.answer_seconds, reply.cancel)
+        alarm.start()
+        try:
+            text = ""
+            for piece in reply:
+                text += piece
+                yield _with(talk, question, text), None
+            answer = self._finished(reply)
+            shown = None if image is None else read_picture(image)
+            heard = b"" if audio is None else read_sound(audio, self.seconds)
+            drawn = draw_answer(answer, question, shown, heard)
+            yield _with(talk, question, answer.text), drawn
+        finally:
+            alarm.cancel()
+            reply.cancel()
+
+    def _check(self, picture: str | None, sound: str | None, question: str) -> None:
+        if picture is None and sound is None:
+            raise UserError("give a picture or a sound first, or choose an example")
+        if not question.strip():
+            raise UserError("ask something, in words or with one of the buttons")
+        if len(question) > self.limits.characters:
+            raise UserError(
+                f"the question has {len(question)} characters; at most "
+                f"{self.limits.characters} are read"
+            )
+        if picture is not None:
+            check_picture(picture, self.limits)
+        if sound is not None:
+            check_sound(sound, self.limits)
+
+    def _finished(self, reply: Reply) -> Answer:
+        answer = reply.answer()
+        if reply.finish != CANCELLED:
+            return answer
+        late = f"stopped after {self.limits.answer_seconds:g} s, which is the limit"
+        if answer.view is None:  # nothing was looked at yet
+            raise UserError(f"no answer: {late}; ask again when there is less to do")
+        return dataclasses.replace(answer, notes=(*answer.notes, late))
+
+
+def _with(talk: Talk, question: str, text: str) -> Talk:
+    return dataclasses.replace(talk, turns=(*talk.turns, (question, text)))
