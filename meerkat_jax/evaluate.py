@@ -48,6 +48,7 @@ from meerkat_jax.training import config as configs
 from meerkat_jax.training import hosts
 from meerkat_jax.training.metrics import read_metrics
 from meerkat_jax.training.params import count
+from meerkat_jax.training.quantise import KINDS
 
 SHOWN_SIZE = 256  # pixels
 FORMS = {"arig": "boxes", "igatl": "segments"}  # what answers to a task can be held to
@@ -68,6 +69,7 @@ def evaluate(
     overwrite: bool = False,
     host_timeout: int = 300,
     diagnosed: int = 200,
+    quantise: str = "none",
 ) -> dict[str, Any]:
     """Score the run in `workdir`; returns what benchmark.json holds (in process 0, else nothing).
 
@@ -76,12 +78,13 @@ def evaluate(
     time, `cache` where the data set is kept. With `forms` answers about places and times are held
     to well-formed ones. Answers that are there already are taken, unless `overwrite`. The first
     `diagnosed` examples of each benchmark are looked at more closely (evaluation/diagnostics.py).
+    `quantise` is the model's storage, as of `Meerkat.load`.
 
     Raises UserError for a work directory without a checkpoint, for a benchmark that is not there,
     that was trained on or that cannot be scored here, and for answers of another model.
     """
     out = Path(out or workdir)
-    model = Meerkat.load(workdir)
+    model = Meerkat.load(workdir, quantise)
     folder = _data_folder(model, cache or default_cache())
     root = Path(root).expanduser() if root else _trained_root(model)
     chosen = on_disk.choose(on_disk.find(folder, root), benchmarks, folder, root)
@@ -133,7 +136,7 @@ def evaluate(
         _metrics(Path(workdir)),
         examples,
         model.config,
-        notes(model, workdir, chosen, limit, forms, missing),
+        notes(model, workdir, chosen, limit, forms, quantise, missing),
         names,
         diagnostics,
         write_pages(out, worst, totals, names),
@@ -313,6 +316,7 @@ def notes(
     benchmarks: Sequence[Benchmark],
     limit: int | None,
     forms: bool,
+    quantise: str,
     missing: str | None,
 ) -> list[str]:
     """How the scores came about, in plain words."""
@@ -332,6 +336,7 @@ def notes(
             if forms
             else ""
         )
+        + (f" --quantise={quantise}" if quantise != "none" else "")
         + (f" --limit={limit}: only the first examples of each benchmark" if limit else ""),
         f"Made on {datetime.datetime.now():%Y-%m-%d} with {platform.platform()}, {os.cpu_count()} "
         f"CPU cores, {jax.process_count()} process(es), device {device.device_kind}, "
@@ -386,6 +391,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for scores and report; default: the work directory.")
     flags.DEFINE_integer("limit", None, "At most so many examples of each.", lower_bound=1)
     flags.DEFINE_integer("batch", 16, "Examples answered at a time.", lower_bound=1)
+    flags.DEFINE_enum("quantise", "none", KINDS, "Bits of the language model's weights.")
     flags.DEFINE_bool("forms", False, "Hold answers to well-formed boxes and times.")
     flags.DEFINE_integer("diagnosed", 200, "Examples of each that are diagnosed.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Answer anew what was answered before.")
@@ -416,6 +422,7 @@ def main(_: list[str]) -> None:
         overwrite=given.overwrite,
         host_timeout=given.host_timeout,
         diagnosed=given.diagnosed,
+        quantise=given.quantise,
     )
 
 

@@ -42,7 +42,7 @@ def quick():
 def loaded(monkeypatch):
     """The model that is loaded already, so that nothing is compiled again."""
     there = model()  # before its `load` is another
-    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir: there)
+    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir, quantise: there)
 
 
 @pytest.fixture(scope="module")
