@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.assemble import Assembly
-from meerkat_jax.generation.sampling import Sampler, _padded, _prefill, _share, banned, bucket
+from meerkat_jax.generation.sampling import Sampler, _padded, _prefill, banned, bucket, share
 from meerkat_jax.models.layers import NEGATIVE
 from meerkat_jax.models.meerkat import Meerkat
 
@@ -97,7 +97,7 @@ def _score(
     def apply(*args, method):
         return model.apply({"params": params}, *args, method=method)
 
-    cache = _share(apply(pairs["image"], pairs["audio"], method=_prefill), rows["owners"], length)
+    cache = share(apply(pairs["image"], pairs["audio"], method=_prefill), rows["owners"], length)
     hidden = apply(tokens, rows["lengths"], cache, model.prefix_length, method=_hidden)
     places = jnp.minimum(rows["begins"][:, None] + jnp.arange(most), length - 1)
     before = jnp.take_along_axis(hidden, places[..., None] - 1, axis=1)
