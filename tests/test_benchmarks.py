@@ -53,6 +53,7 @@ def report(tmp_path_factory):
     return json.loads(out.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_a_report_tells_setting_and_spread(report):
     found, printed = report
     assert {"date", "device", "processor", "threads", "versions", "command"} <= set(
@@ -71,6 +72,7 @@ def test_a_report_tells_setting_and_spread(report):
         assert f"| {name} |" in printed
 
 
+@pytest.mark.slow
 def test_both_sides_compute_the_same(report):
     cases = report[0]["cases"]
     for name in CASES[:-1]:
@@ -80,6 +82,7 @@ def test_both_sides_compute_the_same(report):
     assert (np.diff(losses, axis=0) < 0).all()  # both learn, from the first step on
 
 
+@pytest.mark.slow
 def test_the_large_step_tells_what_was_tried(report):
     facts = report[0]["cases"]["lora7b_512"]["facts"]
     for side in ("ours", "theirs"):

@@ -159,7 +159,13 @@ def test_a_killed_evaluation_goes_on_with_the_same_result(evaluated, tmp_path, l
         (tmp_path / "predictions" / f"{name}.jsonl").write_text("".join(kept))
     said = []
     again = evaluate(
-        made().workdir, out=tmp_path, limit=LIMIT, batch=1, cache=made().cache, say=said.append
+        made().workdir,
+        out=tmp_path,
+        limit=LIMIT,
+        batch=1,
+        cache=made().cache,
+        say=said.append,
+        diagnosed=0,
     )
     assert again == found and texts(tmp_path) == texts(out)
     told = "\n".join(said)
@@ -177,7 +183,14 @@ def test_answers_of_another_model_are_refused(evaluated, tmp_path, loaded, monke
     with pytest.raises(UserError, match="answered with weights '.*', now it is 'others'.*--overw"):
         evaluate(made().workdir, out=tmp_path, limit=1, cache=made().cache, say=list)
     evaluate(
-        made().workdir, ["instances"], tmp_path, 1, cache=made().cache, say=list, overwrite=True
+        made().workdir,
+        ["instances"],
+        tmp_path,
+        1,
+        cache=made().cache,
+        say=list,
+        overwrite=True,
+        diagnosed=0,
     )
     first = (tmp_path / "predictions" / "instances.jsonl").read_text().splitlines()[0]
     assert json.loads(first)["weights"] == "others"
@@ -224,7 +237,7 @@ def root(tmp_path_factory):
 def test_built_sources_are_benchmarks_beside_the_run_s_own(root, tmp_path, loaded):
     found = evaluate(
         made().workdir, ["llp", "vggss", "instances"], tmp_path, 2, cache=made().cache, say=list,
-        root=root,
+        root=root, diagnosed=0,
     )  # fmt: skip
     assert {key.split("/")[0] for key in found} == {"llp", "vggss", "instances"}
     assert main_metric(found["llp/igatl"]) == "segment_audio_visual"
@@ -299,7 +312,9 @@ def test_a_split_that_is_not_there(tmp_path):
 
 
 def test_only_the_splits_that_were_asked_for(tmp_path, loaded):
-    found = evaluate(made().workdir, ["instances"], tmp_path, limit=1, cache=made().cache, say=list)
+    found = evaluate(
+        made().workdir, ["instances"], tmp_path, 1, cache=made().cache, say=list, diagnosed=0
+    )
     assert {key.split("/")[0] for key in found} == {"instances"}
 
 

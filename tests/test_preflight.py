@@ -18,6 +18,7 @@ def preflight(door):
     return run
 
 
+@pytest.mark.slow
 def test_two_devices_as_json(preflight):
     done = preflight("--topology=cpu:2", "--config.mesh.fsdp=2", "--json")
     assert done.returncode == 0, done.stderr

@@ -94,7 +94,7 @@ def tree(width=128):
     )
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_a_decoder_computes_with_the_restored_kernels(kind):
     model, params, logits = tree()
     few = q.quantise_tree(params, kind)

@@ -85,6 +85,7 @@ def test_what_is_kept_is_what_the_towers_give(parts, kept, sense):
             np.testing.assert_allclose(given[name], tokens, **tolerance("kept"))
 
 
+@pytest.mark.slow
 def test_a_step_on_kept_senses_is_that_on_media(parts, kept):
     assembly, data, fresh = parts
     config, optimizer = to_json(tiny.get_config()), optax.sgd(0.1)
