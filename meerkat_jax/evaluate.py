@@ -396,10 +396,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("diagnosed", 200, "Examples of each that are diagnosed.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Answer anew what was answered before.")
     flags.DEFINE_string("data_dir", None, "Cache of data and programs; else $MEERKAT_CACHE.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, on several hosts.")
-    flags.DEFINE_integer("processes", None, "How many processes run this command.")
-    flags.DEFINE_integer("process", None, "The number of this one, from 0.")
-    flags.DEFINE_integer("host_timeout", 3600, "Seconds that hosts wait for each other.")
+    hosts.define_flags(timeout=3600)  # one may have the longer answers
 
 
 def main(_: list[str]) -> None:

@@ -49,10 +49,7 @@ flags.DEFINE_bool("overwrite", False, "Delete the run in --workdir and start ane
 flags.DEFINE_integer("stop_after", None, "Save and stop after this step; schedules do not change.")
 flags.DEFINE_string("data_dir", None, "Cache of data and compiled programs; else $MEERKAT_CACHE.")
 flags.DEFINE_string("profile", None, "FIRST:COUNT; trace these steps into WORKDIR/profile/.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if hosts are named by hand.")
-flags.DEFINE_integer("processes", None, "How many processes run this command.")
-flags.DEFINE_integer("process", None, "The number of this one, from 0.")
-flags.DEFINE_integer("host_timeout", 300, "Seconds that hosts wait for each other.", lower_bound=1)
+hosts.define_flags(timeout=300)
 FLAGS = flags.FLAGS
 
 # What may change when a run is resumed: how it runs and what it shows, not what it learns.

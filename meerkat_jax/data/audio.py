@@ -91,6 +91,15 @@ def load_audio(
     return mono, info
 
 
+def count_seconds(source: str | os.PathLike | bytes) -> float | None:
+    """The length by the header, nothing decoded; None for what `load_audio` refuses."""
+    try:
+        with _opened(source, "") as file:
+            return soundfile.info(file).duration
+    except (UserError, soundfile.SoundFileError, TypeError):  # reading it tells what is wrong
+        return None
+
+
 def _fit(mono: np.ndarray, samples: int, pad: str) -> np.ndarray:
     mono = mono[:samples]
     if pad == "repeat" and 0 < len(mono) < samples:

@@ -59,6 +59,15 @@ def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> Im
         return _decode(file, name)
 
 
+def count_pixels(source: str | os.PathLike | bytes) -> int | None:
+    """Width times height by the header, nothing decoded; None for what `read_image` refuses."""
+    try:
+        with _opened(source, "") as file, Image.open(file, formats=FORMATS) as picture:
+            return picture.width * picture.height
+    except Exception:  # of any of Pillow's types; reading it tells what is wrong
+        return None
+
+
 @jax.jit
 def normalise_pixels(pixels: jax.Array) -> jax.Array:
     """uint8[B, H, W, 3] -> float32[B, H, W, 3], CLIP's mean 0 and variance 1 per colour."""

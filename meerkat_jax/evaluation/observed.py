@@ -74,6 +74,7 @@ def _rows(sampler, scorer, pairs, strangers, said) -> Iterator[Row]:
 
     own = looked([one.audio for one in pairs])
     other = looked([(other or one).audio for one, other in zip(pairs, strangers, strict=True)])
+    own["cache"] = sampler.prefill(own)  # once, for all claims
     chances = _verdicts(scorer, own, said)
     attention = np.asarray(own["attention"])
     plans, distances = zip(

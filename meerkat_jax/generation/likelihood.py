@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.assemble import Assembly
-from meerkat_jax.generation.sampling import Sampler, _padded, _prefill, banned, bucket, share
+from meerkat_jax.generation.sampling import Sampler, banned, bucket, given, padded, prefilled, share
 from meerkat_jax.models.layers import NEGATIVE
 from meerkat_jax.models.meerkat import Meerkat
 
@@ -66,12 +66,12 @@ class Scorer:
         found = self._score(
             most,
             self.params,
-            {"image": perceived["image"], "audio": perceived["audio"]},
+            given(perceived),
             {
-                "owners": _padded(np.array(owners, np.int32), rows),
+                "owners": padded(np.array(owners, np.int32), rows),
                 "tokens": tokens.astype(np.int32),
-                "lengths": _padded(np.array([*map(len, texts)], np.int32), rows),
-                "begins": _padded(np.array([*map(len, questions)], np.int32), rows),
+                "lengths": padded(np.array([*map(len, texts)], np.int32), rows),
+                "begins": padded(np.array([*map(len, questions)], np.int32), rows),
             },
             self._banned,
         )
@@ -97,7 +97,8 @@ def _score(
     def apply(*args, method):
         return model.apply({"params": params}, *args, method=method)
 
-    cache = share(apply(pairs["image"], pairs["audio"], method=_prefill), rows["owners"], length)
+    cache = pairs["cache"] if "cache" in pairs else prefilled(model, params, **pairs)
+    cache = share(cache, rows["owners"], length)
     hidden = apply(tokens, rows["lengths"], cache, model.prefix_length, method=_hidden)
     places = jnp.minimum(rows["begins"][:, None] + jnp.arange(most), length - 1)
     before = jnp.take_along_axis(hidden, places[..., None] - 1, axis=1)

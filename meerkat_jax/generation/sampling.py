@@ -69,13 +69,18 @@ class Sampler:
         self._banned = banned(assembly.tokenizer)
         self._sizes: dict[str, set[int]] = {"pairs": set(), "rows": set()}
         self._perceive = jax.jit(functools.partial(_perceive, assembly))
-        self._prefill = jax.jit(functools.partial(_prefilled, assembly.model))
+        self._prefill = jax.jit(functools.partial(prefilled, assembly.model))
         self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
 
     @functools.cached_property
     def grammar(self) -> Grammar:
         """The forms that answers can be held to, for this tokenizer and length of clips."""
         return compile_grammar(self.assembly.tokenizer, self.assembly.shapes.seconds)
+
+    @functools.cached_property
+    def rules(self) -> Rules:
+        """The grammar's tables, on the device."""
+        return jax.device_put(self.grammar.rules)
 
     def perceive(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
         """Pictures uint8[B, H, W, 3] and sounds float[B, samples], looked at and listened to.
@@ -84,7 +89,7 @@ class Sampler:
         rounded up to its bucket.
         """
         size = self._size("pairs", len(image))
-        batch = {"image": _padded(image, size), "audio": _padded(audio, size)}
+        batch = {"image": padded(image, size), "audio": padded(audio, size)}
         return self._perceive(self.params, batch)
 
     def prefill(self, perceived: dict[str, jax.Array]) -> Cache:
@@ -119,15 +124,14 @@ class Sampler:
         guide: tuple[()] | tuple[Rules, Marks] = ()
         if forms is not None and any(form is not None for form in forms):
             marks = self.grammar.begin([*forms, *[None] * (rows - len(forms))], self.max_new)
-            guide = (self.grammar.rules, marks)
-        given = ("cache",) if "cache" in perceived else ("image", "audio")
-        seeds = np.zeros(rows, np.int32) if seeds is None else _padded(np.array(seeds), rows)
+            guide = (self.rules, marks)
+        seeds = np.zeros(rows, np.int32) if seeds is None else padded(np.array(seeds), rows)
         found = self._answer(
             temperature > 0,
             self.params,
-            {name: perceived[name] for name in given},
+            given(perceived),
             {
-                "owners": _padded(np.array(owners, np.int32), rows),
+                "owners": padded(np.array(owners, np.int32), rows),
                 "tokens": tokens.astype(np.int32),
                 "lengths": lengths,
                 "idle": np.arange(rows) >= len(questions),
@@ -194,7 +198,13 @@ def banned(tokenizer: Tokenizer) -> np.ndarray:
     return table
 
 
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
+def given(perceived: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What answers start from: the pairs' prefixes if they are there, else their tokens."""
+    names = ("cache",) if "cache" in perceived else ("image", "audio")
+    return {name: perceived[name] for name in names}
+
+
+def padded(array: np.ndarray, size: int) -> np.ndarray:
     """Repeat the first entry at the end, up to `size` entries."""
     array = np.asarray(array)
     return np.concatenate([array, np.repeat(array[:1], size - len(array), axis=0)])
@@ -224,7 +234,7 @@ def _answer(
     def extended(*tokens_to_last):
         return model.apply({"params": params}, *tokens_to_last, method=extend)
 
-    cache = pairs["cache"] if "cache" in pairs else _prefilled(model, params, **pairs)
+    cache = pairs["cache"] if "cache" in pairs else prefilled(model, params, **pairs)
     cache = share(cache, rows["owners"], length + max_new)
     pick = functools.partial(choose, draws, banned, temperature, rows["seeds"])
     end = assembly.tokenizer.eos_id
@@ -296,7 +306,8 @@ def go_on(
     return state[3], state[2]
 
 
-def _prefilled(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
+def prefilled(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
+    """The cache of the prefixes of B pairs (tokens as `Meerkat.perceive` gives them)."""
     return model.apply({"params": params}, image, audio, method=_prefill)
 
 

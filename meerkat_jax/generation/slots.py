@@ -84,7 +84,7 @@ class Slots:
     def rules(self) -> Rules | None:
         """The tables of all forms; None where the tokenizer can write none."""
         try:
-            return jax.device_put(self.sampler.grammar.rules)
+            return self.sampler.rules
         except UserError:  # a question that wants a form is told why (`begin`)
             return None
 

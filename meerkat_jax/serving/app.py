@@ -73,7 +73,7 @@ class _Server:
             response = await self._chat(request, begun)
         except Refused as refused:
             response = refused.response()
-        except Exception:
+        except Exception:  # whatever failed here, the next request is to be answered
             LOG.exception("a request failed")
             response = _failed().response()
         self.metrics.requests.labels(response.status_code).inc()
@@ -170,7 +170,7 @@ class _Server:
                 yield DONE
             except Refused as refused:
                 yield event(refused.to_json())
-            except Exception:
+            except Exception:  # the status has been sent: the stream itself must say so
                 LOG.exception("an answer failed")
                 yield event(_failed().to_json())
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import io
 
-import soundfile
-from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 
-from meerkat_jax.data.image import FORMATS
+from meerkat_jax.data.audio import count_seconds
+from meerkat_jax.data.image import count_pixels
 from meerkat_jax.serving.refusals import Refused, bad
 
 
@@ -48,19 +46,12 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 def check_media(image: bytes | None, audio: bytes | None, limits: Limits) -> None:
     """Refuse what its header says is too large; what has no header is refused where it is read."""
     if image is not None:
-        try:
-            with Image.open(io.BytesIO(image), formats=FORMATS) as picture:
-                pixels = picture.width * picture.height
-        except Exception:  # Pillow raises a dozen types; reading it tells the user why
-            pixels = 0
+        pixels = count_pixels(image) or 0
         if pixels > limits.pixels:
             message = f"a picture of {pixels} pixels; expected at most {limits.pixels}"
             raise bad(message, "messages", "picture_too_large")
     if audio is not None:
-        try:
-            seconds = soundfile.info(io.BytesIO(audio)).duration
-        except (soundfile.SoundFileError, TypeError):
-            seconds = 0
+        seconds = count_seconds(audio) or 0
         if seconds > limits.sound:
             message = f"a sound of {seconds:.1f} s; expected at most {limits.sound:g} s"
             raise bad(message, "messages", "sound_too_long")

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from absl import flags
 
 # Not public: which cluster this is, and the key-value store that all processes share.
 from jax._src import clusters, distributed
@@ -40,6 +41,14 @@ T = TypeVar("T")
 
 
 # Joining ------------------------------------------------------------------------------------------
+
+
+def define_flags(timeout: int) -> None:
+    """The flags that `join` takes, for a door; `timeout` is the default of --host_timeout."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if hosts are named by hand.")
+    flags.DEFINE_integer("processes", None, "How many processes run this command.")
+    flags.DEFINE_integer("process", None, "The number of this one, from 0.")
+    flags.DEFINE_integer("host_timeout", timeout, "Seconds that hosts wait for each other.", 1)
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None, timeout: int) -> None:
