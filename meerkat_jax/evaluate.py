@@ -89,7 +89,7 @@ def evaluate(
     root = Path(root).expanduser() if root else _trained_root(model)
     chosen = on_disk.choose(on_disk.find(folder, root), benchmarks, folder, root)
     on_disk.refuse_leaks(folder, chosen)
-    missing = lacking({one.source for one in chosen})
+    missing = lacking({one.records()[0].source for one in chosen})
     _make_folder(out)
     names = ", ".join(one.name for one in chosen)
     say(f"step {model.step} of {workdir}; benchmarks {names}; data {folder}")
@@ -97,9 +97,9 @@ def evaluate(
     answered: list[Answered] = []
     weights = weights_hash(model.params)
     for one in chosen:
-        facts = {"weights": weights, "data": data_name(one), "forms": forms}
-        kept = Predictions(out, one.name, facts | {"step": model.step}, jax.process_index())
-        answered += answer(model, one, kept, limit, batch, say, overwrite, host_timeout)
+        facts = {"step": model.step, "weights": weights, "data": data_name(one), "forms": forms}
+        kept = Predictions(out, one.name, facts, jax.process_index())
+        answered += answer(model, one, kept, forms, limit, batch, say, overwrite, host_timeout)
     if not hosts.is_first():
         return {}
     benchmark = score(answered, model.seconds, captions=missing is None)
@@ -153,6 +153,7 @@ def answer(
     model: Meerkat,
     benchmark: Benchmark,
     kept: Predictions,
+    forms: bool = False,
     limit: int | None = None,
     batch: int = 16,
     say: Say = print,
@@ -163,27 +164,27 @@ def answer(
     if overwrite:
         hosts.lead(f"{benchmark.name} anew", kept.forget, host_timeout)
     kept.read()
-    records = benchmark.records()
-    total = min(limit or len(records), len(records))
-    left = [i for i in range(total) if records[i].id not in kept.answers]
+    records = benchmark.records()[:limit]
+    asked = [
+        (one.id, one.source, one.questions) for one in map(records.__getitem__, range(len(records)))
+    ]
+    left = [i for i, (name, *_) in enumerate(asked) if name not in kept.answers]
     same = {"answers that are there": kept.fingerprint()}
     hosts.meet(f"{benchmark.name} begins", same, host_timeout)
-    if len(left) < total:
-        say(f"{benchmark.name}: {total - len(left)} of {total} examples were answered before")
+    if done := len(asked) - len(left):
+        say(f"{benchmark.name}: {done} of {len(asked)} examples were answered before")
     mine = left[jax.process_index() :: jax.process_count()]
     progress = Progress(f"{benchmark.name}: examples", len(mine), say=say)
-    _answer(model, records, mine, kept, batch, progress)
+    _answer(model, records, mine, kept, forms, batch, progress)
     hosts.meet(f"{benchmark.name} is answered", {}, host_timeout)
     if not hosts.is_first():
         return []
     kept.read()
-    done = []
-    for index in range(total):
-        example = records[index]
-        texts = kept.answers[example.id]
-        for question, text in zip(example.questions, texts, strict=True):
-            done.append(Answered(example.id, benchmark.name, question, text, benchmark.source))
-    return done
+    return [
+        Answered(name, benchmark.name, question, text, source)
+        for name, source, questions in asked
+        for question, text in zip(questions, kept.answers[name], strict=True)
+    ]
 
 
 def _answer(
@@ -191,6 +192,7 @@ def _answer(
     records: Sequence[Example],
     numbers: Sequence[int],
     kept: Predictions,
+    forms: bool,
     batch: int,
     progress: Progress,
 ) -> None:
@@ -202,8 +204,7 @@ def _answer(
             example = records[index]
             waiting.append(example.id)
             prompts = [question.instruction for question in example.questions]
-            held = [form_of(question) for question in example.questions]
-            held = held if kept.facts["forms"] else None
+            held = [form_of(question) for question in example.questions] if forms else None
             yield Asked(example.image, example.audio, prompts, forms=held)
 
     try:

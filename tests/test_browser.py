@@ -14,14 +14,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 
 from meerkat_jax.data import browse
 from meerkat_jax.evaluation.benchmark import score
 from meerkat_jax.evaluation.report import write_report
 from tests.conftest import ROOT, door_environment, free_port
 from tests.evaluation.test_report import CHROMIUM, shown
-from tests.generation.made import made, picture, tone
+from tests.generation.made import made, write_media
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
 WAIT = 60_000  # ms; the first answer compiles
@@ -101,9 +100,7 @@ def demo(tmp_path_factory):
 def media(tmp_path_factory):
     """Two pictures and two sounds on disk."""
     folder = tmp_path_factory.mktemp("media")
-    for i in range(2):
-        picture(i + 3, 96).save(folder / f"{i}.png")
-        soundfile.write(folder / f"{i}.wav", tone(440 * (i + 1)), 16000)
+    write_media(folder)
     return folder
 
 

@@ -24,7 +24,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.generation.answers import Answer, View
 from meerkat_jax.generation.engine import Engine
 from tests.data.sources.fill import video as write_video
-from tests.generation.made import fast_compilation, model, picture, tone
+from tests.generation.made import fast_compilation, model, write_media
 
 QUESTION = "Find the object that makes the sound."
 
@@ -33,9 +33,7 @@ QUESTION = "Find the object that makes the sound."
 def files(tmp_path_factory):
     """(two pictures, two sounds) as paths."""
     folder = tmp_path_factory.mktemp("files")
-    for i in range(2):
-        picture(i + 3, 96).save(folder / f"{i}.png")
-        soundfile.write(folder / f"{i}.wav", tone(440 * (i + 1)), 16000)
+    write_media(folder)
     return [[str(folder / f"{i}.{kind}") for i in range(2)] for kind in ("png", "wav")]
 
 

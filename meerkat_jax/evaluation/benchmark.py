@@ -30,6 +30,8 @@ CLIP_SECONDS = 10.0
 # The score that a benchmark's task is known by: the first of these that it has.
 MAIN = ("ciou", "segment_audio_visual", "segment_f1", "accuracy", "names_right", "bleu4")
 
+CAPTIONED = frozenset({"valor"})  # sources without any other task
+
 Scores = dict[str, Any]
 
 
@@ -84,16 +86,20 @@ def lacking(sources: Collection[str]) -> str | None:
 
     Raises UserError when a source has no other measure.
     """
-    if "valor" in sources and coco.missing():
-        raise UserError(f"valor is scored by captions alone: {coco.missing()}")
+    captioned = CAPTIONED & {*sources}
+    if captioned and coco.missing():
+        raise UserError(f"{min(captioned)} is scored by captions alone: {coco.missing()}")
     if "openimages_strong" in sources:
         events.require()
     return coco.missing()
 
 
-def main_metric(entry: Mapping[str, Any]) -> str:
-    """The score that this entry of a benchmark is known by."""
-    return next((metric for metric in MAIN if metric in entry), next(iter(entry)))
+def main_metric(entry: Mapping[str, Any]) -> str | None:
+    """The score that this entry of a benchmark is known by; None where nothing could be measured.
+
+    So it is with captions of people where the caption tools are not installed.
+    """
+    return next((metric for metric in MAIN if metric in entry), None)
 
 
 def judge(record: Answered, names: Collection[str]) -> Judged:

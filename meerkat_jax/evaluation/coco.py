@@ -44,28 +44,13 @@ def missing() -> str | None:
     return None
 
 
-def caption_scores(
-    candidates: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """bleu1 to bleu4, meteor, rouge_l (0..1) and cider (0..10) of one candidate per sample.
-
-    Raises UserError where the extra or Java is missing and for a sample without references.
-    """
-    return caption_sums([(candidates, references)])[0].scores()
-
-
-def sample_scores(
-    candidates: Sequence[str], references: Sequence[Sequence[str]]
-) -> dict[str, np.ndarray]:
-    """The same scores float[samples] of each candidate by itself, as the tools give them."""
-    (summed,) = caption_sums([(candidates, references)])
-    return {name: np.asarray(value) for name, value in summed.score(summed.table).items()}
-
-
 def caption_sums(sets: Sequence[CaptionSet]) -> list[Summed]:
     """What each candidate adds to the scores of its set; for `bootstrap.intervals`.
 
-    A set is (candidates, references). Java, which takes seconds to start, reads all sets at once.
+    A set is (candidates, references). Its scores are bleu1 to bleu4, meteor, rouge_l (0..1) and
+    cider (0..10). Java, which takes seconds to start, reads all sets at once.
+
+    Raises UserError where the extra or Java is missing and for a sample without references.
     """
     for candidates, references in sets:
         _check(candidates, references)

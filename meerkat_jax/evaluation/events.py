@@ -41,16 +41,12 @@ _CLASS = "class "  # and a number
 _COUNTS = ("Ntp", "Nsys", "Nref")
 
 
-def detection_scores(predicted: Clips, true: Clips) -> dict[str, float]:
-    """f1, precision, recall and f1_macro of all clips, as sed_segment_f1 and sed_event_f1.
-
-    Raises UserError where the extra is missing.
-    """
-    return segment_sums(predicted, true).scores() | event_sums(predicted, true).scores()
-
-
 def segment_sums(predicted: Clips, true: Clips, resolution: float = RESOLUTION) -> Summed:
-    """Counts of each clip and class in segments of `resolution` seconds."""
+    """Counts of each clip and class in segments of `resolution` seconds.
+
+    Scores are f1, precision, recall and f1_macro behind sed_segment_. UserError where the extra is
+    missing.
+    """
     tool = _library().SegmentBasedMetrics
     return _sums(
         predicted,
@@ -63,7 +59,10 @@ def segment_sums(predicted: Clips, true: Clips, resolution: float = RESOLUTION) 
 def event_sums(
     predicted: Clips, true: Clips, collar: float = COLLAR, share: float = SHARE
 ) -> Summed:
-    """Counts of each clip and class in events; `collar` in seconds, `share` of a true length."""
+    """Counts of each clip and class in events; `collar` in seconds, `share` of a true length.
+
+    Scores as of `segment_sums`, behind sed_event_.
+    """
     tool = _library().EventBasedMetrics
     return _sums(
         predicted,

@@ -78,11 +78,13 @@ def matched_iou(predicted: Sequence[Box], true: Sequence[Box]) -> float:
     return float(table[rows, columns].sum() / max(table.shape))
 
 
-def auc(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    """Area under "share of samples with value >= t" for t = 0, 0.05, ..., 1 (trapezoid rule)."""
+def areas(values: Sequence[float]) -> np.ndarray:
+    """float[n], whose mean is the AUC: the area under "share of samples with value >= t".
+
+    t = 0, 0.05, ..., 1, by the trapezoid rule; of a sample by itself the share is 0 or 1.
+    """
     reached = np.asarray(values, float)[:, None] >= THRESHOLDS
-    share = np.average(reached, axis=0, weights=weights)
-    return float(np.trapezoid(share, THRESHOLDS))
+    return np.trapezoid(reached.astype(float), THRESHOLDS, axis=1)
 
 
 def grounding_scores(
@@ -105,19 +107,15 @@ def grounding_samples(
     true: Sequence[Sequence[Box]],
     annotators: Sequence[Sequence[Sequence[Box]] | None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """float[samples] of each score, whose mean it is; for `bootstrap.means`.
-
-    The area under a share over thresholds is the mean of the samples' own areas.
-    """
+    """float[samples] of each score, whose mean it is; for `bootstrap.means`."""
     people = annotators if annotators is not None else [None] * len(true)
     agreed = np.array(
         [ciou(p, t, annotators=a) for p, t, a in zip(predicted, true, people, strict=True)]
     )
     plain = np.array([matched_iou(p, t) for p, t in zip(predicted, true, strict=True)])
-    reached = (agreed[:, None] >= THRESHOLDS).astype(float)
     return {
         "ciou": (agreed >= 0.5).astype(float),
-        "auc": np.trapezoid(reached, THRESHOLDS, axis=1),
+        "auc": areas(agreed),
         "mean_ciou": agreed,
         "mean_iou": plain,
         # the slack keeps a half a half where corners are not exact in binary

@@ -27,11 +27,6 @@ class Benchmark:
     folder: Path
     split: str
 
-    @property
-    def source(self) -> str:
-        """The source that its examples are from."""
-        return "mini" if self.split in MINI else self.name
-
     def records(self):
         """Its examples by index."""
         return Split(self.folder, self.split).open()

@@ -135,6 +135,9 @@ def text_table(benchmark: Mapping[str, Any]) -> str:
         lines += ["", f"{split_words(split)[0]:<30}score  interval     best baseline"]
         for task, entry in entries.items():
             metric = main_metric(entry)
+            if metric is None:
+                lines.append(f"  {task:<28}not scored here ({entry['n']} questions)")
+                continue
             known = _baselines(entry, metric)
             best = max(known, key=known.get) if known else None
             beside = f"{known[best]:.3f} {BASELINES[best]}" if best else "none"
@@ -231,18 +234,21 @@ def _baselines(entry: Mapping[str, Any], metric: str) -> dict[str, float]:
     return found
 
 
-def _meter(entry: Mapping[str, Any] | None, metric: str) -> str:
-    if entry is None or metric not in entry:
+def _meter(entry: Mapping[str, Any] | None, usual: str) -> str:
+    """The main score of one cell, named where it is not the `usual` one of its row."""
+    metric = main_metric(entry) if entry else None
+    if metric is None:
         return "–"
     value, known = entry[metric], _baselines(entry, metric)
     best = max(known, key=known.get) if known else None
     name = BASELINES.get(best, best) if best else ""
-    words = f"best baseline {number(known[best])}" if best else "no baseline"
+    words = "" if metric == usual else f"{_metric_name(metric)}; "
+    words += f"best baseline {number(known[best])}" if best else "no baseline"
     marks = f'<span style="width:{_percent(value)}%"></span>'
     marks += f'<i style="left:{_percent(known[best])}%"></i>' if best else ""
     return (
         f'<b>{number(value)}</b><div class="meter" aria-hidden="true">{marks}</div>'
-        f'<small title="{escape(name)}">{words}; n {entry.get("n", "?")}</small>'
+        f'<small title="{escape(name)}">{escape(words)}; n {entry.get("n", "?")}</small>'
     )
 
 
@@ -252,7 +258,7 @@ def _percent(value: float) -> str:
 
 def _main(splits: Mapping[str, Mapping[str, Any]], task: str) -> str:
     entry = next(entries[task] for entries in splits.values() if task in entries)
-    return main_metric(entry)
+    return main_metric(entry) or ""
 
 
 def _task_name(task: str) -> str:

@@ -205,7 +205,7 @@ def _scores(benchmark: Mapping[str, Any]) -> str:
     for split, entries in by_split(benchmark).items():
         lines += ["", f"{split_words(split)[0]}:", "", "| task | score | n |", "|---|---|---|"]
         for task, entry in entries.items():
-            metric = main_metric(entry)
+            metric = main_metric(entry) or ""
             told = f"{METRICS.get(metric, metric)}: {number(entry.get(metric))}"
             lines.append(f"| {TASK_NAMES.get(task, task)} | {told} | {entry.get('n', '')} |")
     return "\n".join(["## Scores", *lines]) if lines else ""

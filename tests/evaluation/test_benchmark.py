@@ -16,6 +16,7 @@ from meerkat_jax.evaluation.benchmark import (
     main_metric,
     score,
 )
+from meerkat_jax.evaluation.tables import overview, text_table
 
 DOG_BOX, OWL_BOX = Box("dog", 0.0, 0.0, 0.4, 0.4), Box("owl", 0.6, 0.6, 1.0, 1.0)
 
@@ -299,3 +300,19 @@ def test_captions_of_people_are_scored_by_the_tools_and_have_no_right_one():
     assert entry["baselines"]["frequent_caption"]["bleu4"] < 0.01
     assert judge(records[0], ()).right is None
     assert lacking({"valor"}) is None
+
+
+def test_captions_that_nothing_here_measures_are_said_to_be_unscored():
+    """Of people, without their tools: no number may stand where the score would."""
+    record = real("avc", "jsonl", "a dog", "x", references=["a dog barks"])
+    found = score([record, answered("avc", "I see a dog and an owl. I hear a dog.")])
+    assert main_metric(found["jsonl/avc"]) is None and main_metric(found["new/avc"])
+    assert "not scored here (1 questions)" in text_table({"jsonl/avc": found["jsonl/avc"]})
+    assert "–" in overview({"jsonl/avc": found["jsonl/avc"]})
+
+
+def test_the_overview_names_a_score_that_is_not_its_row_s_own():
+    dog = Segment("dog", 1.0, 4.0)
+    some = [real("igatl", source, "", segments=[dog]) for source in ("mini", "llp")]
+    page = overview(score(some))
+    assert "LLP: seconds, F1" in page and page.count("seconds found and named right") == 1

@@ -97,7 +97,8 @@ def test_a_bootstrap_draw_is_scored_as_that_corpus():
     candidates, references = corpus()
     summed = coco.caption_sums([(candidates, references)])[0]
     drawn = np.random.default_rng(0).integers(0, len(candidates), len(candidates))
-    again = coco.caption_scores([candidates[i] for i in drawn], [references[i] for i in drawn])
+    redrawn = [candidates[i] for i in drawn], [references[i] for i in drawn]
+    again = coco.caption_sums([redrawn])[0].scores()
     sums = {name: float(v) for name, v in summed.score(summed.table[drawn].sum(axis=0)).items()}
     assert again.pop("cider") != sums.pop("cider")  # word weights stay those of the whole set
     assert sums == pytest.approx(again, rel=1e-9)
@@ -110,7 +111,8 @@ def test_a_bootstrap_draw_is_scored_as_that_corpus():
 def test_text_that_is_not_ascii_and_a_sign_between_texts_are_scored_in_any_locale(monkeypatch):
     texts = ["naïve fête", "one ||| two", "||| x", "\ud800"]
     monkeypatch.setenv("LC_ALL", "C")
-    here = coco.sample_scores(texts, [[text] for text in texts])
+    (summed,) = coco.caption_sums([(texts, [[text] for text in texts])])
+    here = summed.score(summed.table)
     np.testing.assert_allclose(here["meteor"][:3], 1)
     np.testing.assert_allclose(here["rouge_l"], 1)
 
@@ -137,15 +139,15 @@ def test_scores_of_sums_by_hand():
 
 def test_what_is_missing_is_named(monkeypatch):
     with pytest.raises(UserError, match="caption 1: no references"):
-        coco.caption_scores(["a", "b"], [["a"], []])
+        coco.caption_sums([(["a", "b"], [["a"], []])])
     with pytest.raises(ValueError, match="2 candidates for 1"):
-        coco.caption_scores(["a", "b"], [["a"]])
+        coco.caption_sums([(["a", "b"], [["a"]])])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="no java on the PATH"):
-        coco.caption_scores(["a"], [["a"]])
+        coco.caption_sums([(["a"], [["a"]])])
     monkeypatch.setitem(sys.modules, "pycocoevalcap.tokenizer.ptbtokenizer", None)
     with pytest.raises(UserError, match=r"meerkat_jax\[eval\]"):
-        coco.caption_scores(["a"], [["a"]])
+        coco.caption_sums([(["a"], [["a"]])])
 
 
 @java

@@ -15,7 +15,7 @@ from meerkat_jax.data.example import Box
 from meerkat_jax.evaluation.bootstrap import means
 from meerkat_jax.evaluation.grounding import (
     annotators_of,
-    auc,
+    areas,
     box_iou,
     ciou,
     consensus,
@@ -100,7 +100,7 @@ def test_matched_iou(predicted, true, expected):
     ],
 )
 def test_auc(values, expected):
-    assert auc(values) == pytest.approx(expected)
+    assert areas(values).mean() == pytest.approx(expected)
 
 
 def test_scores_over_samples():

@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics
 
 from meerkat_jax.data.example import Question
-from meerkat_jax.evaluation.grounding import THRESHOLDS, auc
+from meerkat_jax.evaluation.grounding import THRESHOLDS, areas
 from meerkat_jax.evaluation.measures import Answered, measure
 
 
@@ -58,4 +58,4 @@ def test_answers():
 def test_area_under_the_overlap_curve(size):
     values = np.random.default_rng(size).random(size)
     share = [float(np.mean(values >= t)) for t in THRESHOLDS]
-    assert auc(values) == pytest.approx(metrics.auc(THRESHOLDS, share))
+    assert areas(values).mean() == pytest.approx(metrics.auc(THRESHOLDS, share))

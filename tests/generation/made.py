@@ -101,6 +101,13 @@ def picture(seed: int, side: int = 48) -> Image.Image:
     return Image.fromarray(squares).resize((side, side), Image.Resampling.NEAREST)
 
 
+def write_media(folder: Path) -> None:
+    """Two pictures and two sounds: 0.png, 1.png, 0.wav, 1.wav."""
+    for i in range(2):
+        picture(i + 3, 96).save(folder / f"{i}.png")
+        soundfile.write(folder / f"{i}.wav", tone(440 * (i + 1)), 16000)
+
+
 def png(seed: int) -> bytes:
     """`picture` as a file."""
     file = io.BytesIO()
