@@ -1,15 +1,17 @@
 """Answers of our decoder beside `generate` of transformers: the first token, each further one.
 
     python -m benchmarks.generate --repeats=5 --out=generate.json
+    python -m benchmarks.generate --device=gpu --dtype=bfloat16 --size=7b --out=generate.json
 
-Both sides have the same weights (random, of SmolLM2-135M's shape, through our conversion's tables),
-begin with the same embeddings in the place of a picture and a sound, go on with the same question,
-and say N tokens, greedily, with a cache; they must say the same ones. Calls are timed in turns.
-"16 questions" are about one pair, whose prefix ours fills once; "16 pairs" have one question each.
+Both sides have the same weights (random, of SmolLM2-135M's shape or Llama-2-7B's, through our
+conversion's tables), begin with the same embeddings in the place of a picture and a sound, go on
+with the same question, and say N tokens, greedily, with a cache; in float32 they must say the same
+ones. Calls are timed in turns. "16 questions" are about one pair, whose prefix ours fills once;
+"16 pairs" have one question each.
 
 A step, for one further token, is timed as the difference between calls of N tokens and of one. It
 reads all weights of the decoder (of its table of words what makes logits) and the cache, and is
-told as part of the rate at which all cores read 512 MiB of memory in the same run.
+told as part of the rate at which memory is read in the same run, by all cores or by the GPU.
 
 Letters: B pairs, R rows (questions), P prefix places, T question tokens, N new tokens, D width.
 """
@@ -30,8 +32,9 @@ import numpy as np
 import torch
 from absl import app, flags
 
-from benchmarks import lora, measure, towers
-from benchmarks.pairs import LLAMA, Setting, language_model, waited
+from benchmarks import large, lora, measure, towers
+from benchmarks import pairs as models
+from benchmarks.pairs import Setting, language_model, waited
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import choose, extend_text, fill, go_on, share
@@ -42,11 +45,12 @@ CASES = {  # name: pairs, rows, weights of ours
     "1 question": (1, 1, "none"),
     "16 questions": (1, 16, "none"),
     "16 pairs": (16, 16, "none"),
-    "1 question, int8": (1, 1, "int8"),
-    "16 questions, int8": (1, 16, "int8"),
+    "1 question in int8": (1, 1, "int8"),
+    "16 questions in int8": (1, 16, "int8"),
 }
-PLACES, QUESTION = {"real": 184, "tiny": 8}, {"real": 16, "tiny": 4}
-READ = 2**29  # bytes
+LLAMA = models.LLAMA | {"7b": large.SIZES["real"]}
+PLACES, QUESTION = {"real": 184, "7b": 184, "tiny": 8}, {"real": 16, "7b": 16, "tiny": 4}
+READ = {"cpu": 2**29, "gpu": 2**32}  # bytes, more than any cache holds
 NEVER = -1  # a token that ends an answer: none does
 
 
@@ -91,7 +95,8 @@ def our_answers(
 def our_side(model: Llama, params: dict, given: Asked, new: int) -> Callable[[], np.ndarray]:
     """A compiled call that waits."""
     run = jax.jit(functools.partial(our_answers, model, new))
-    inputs = [jnp.asarray(x) for x in (given.prefix, given.owners, given.questions)]
+    prefix = jnp.asarray(given.prefix, model.dtype)
+    inputs = [prefix, jnp.asarray(given.owners), jnp.asarray(given.questions)]
     return lambda: np.asarray(run(params, *inputs))
 
 
@@ -101,34 +106,45 @@ def their_side(model: Any, given: Asked, new: int, setting: Setting) -> Callable
     words = model.get_input_embeddings()(setting.tensor(given.questions.astype(np.int64)))
     row = torch.cat([prefix, words], 1).detach()
     fixed = {"max_new_tokens": new, "do_sample": False, "use_cache": True, "pad_token_id": 0}
-    fixed |= {"inputs_embeds": row, "attention_mask": torch.ones(row.shape[:2], dtype=torch.long)}
+    mask = torch.ones(row.shape[:2], dtype=torch.long, device=row.device)
+    fixed |= {"inputs_embeds": row, "attention_mask": mask}
     call = waited(setting, lambda: model.generate(**fixed))
-    return lambda: call().numpy()
+    return lambda: call().cpu().numpy()
+
+
+def our_decoder(theirs: Any, dtype: Any) -> tuple[Llama, dict]:
+    """Our decoder and torch's weights, on our device."""
+    model, leaves = language_model(theirs, dtype=dtype)
+    return model, unflatten({path: jnp.asarray(leaf, dtype) for path, leaf in leaves.items()})
 
 
 def case(
-    size: str, theirs: Any, pairs: int, rows: int, quantise: str, new: int, repeats: int
+    setting: Setting,
+    whole: tuple[Llama, dict],
+    theirs: Any,
+    pairs: int,
+    rows: int,
+    quantise: str,
+    new: int,
+    repeats: int,
 ) -> dict[str, Any]:
     """The report of one case; ValueError when float32 answers differ."""
-    setting, sizes = Setting(size, "cpu", narrow=False), LLAMA[size]
-    whole, leaves = language_model(theirs)
-    tree = unflatten({path: jnp.asarray(x) for path, x in leaves.items()})
-    model, params = in_fewer_bits(whole, tree, quantise)
-    del tree, leaves
-    given = asked(sizes, size, pairs, rows)
+    size = setting.size
+    model, params = in_fewer_bits(*whole, quantise)
+    given = asked(LLAMA[size], size, pairs, rows)
     sides = {
         n: (our_side(model, params, given, n), their_side(theirs, given, n, setting))
         for n in (1, new)
     }
     ours, gold = (side() for side in sides[new])
     differ = float((ours != gold).mean())
-    if differ and quantise == "none":
+    if differ and quantise == "none" and not setting.narrow:
         raise ValueError(f"answers differ: ours {ours.tolist()}, theirs {gold.tolist()}")
     rate = lambda seconds: {"tokens_per_second": rows * new / seconds}  # noqa: E731
     agreement = {"tokens that differ": differ}
     found = measure.in_turns(measure.Pair(*sides[new], agreement, rate=rate), repeats)
     first = measure.in_turns(measure.Pair(*sides[1]), repeats)
-    reads = bytes_per_step(params, sizes, rows, PLACES[size] + QUESTION[size] + new)
+    reads = bytes_per_step(params, model, rows, PLACES[size] + QUESTION[size] + new)
     return found | {
         "first": first,
         "step": steps(found["seconds"], first["seconds"], new),
@@ -148,17 +164,22 @@ def steps(whole: Mapping[str, Sequence], first: Mapping[str, Sequence], new: int
     }
 
 
-def bytes_per_step(params: dict, sizes: Mapping[str, Any], rows: int, slots: int) -> dict[str, int]:
-    """What ours must read for one further token; of a tied table both uses are counted once."""
+def bytes_per_step(params: dict, model: Llama, rows: int, slots: int) -> dict[str, int]:
+    """What ours must read for one further token; of an untied table of words only the head."""
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    place = sizes["depth"] * sizes["kv_heads"] * sizes["width"] // sizes["heads"]
-    return {"weights_bytes": weights, "cache_bytes": 2 * 4 * rows * slots * place}
+    if not model.tied:
+        weights -= params["embedding"].nbytes
+    place = 2 * model.depth * model.kv_heads * model.head_width * jnp.dtype(model.dtype).itemsize
+    return {"weights_bytes": weights, "cache_bytes": rows * slots * place}
 
 
-def read_rate(repeats: int = 10) -> float:
-    """Bytes a second that all cores read together, at best."""
-    memory = torch.ones(READ // 4)
-    return READ / min(measure.seconds(memory.sum) for _ in range(repeats))
+def read_rate(setting: Setting, repeats: int = 10) -> float:
+    """Bytes a second that all cores, or the GPU, read at best."""
+    size = READ[setting.device]
+    memory = torch.ones(size // 4, device=setting.torch_device)
+    call = waited(setting, memory.sum)
+    call()
+    return size / min(measure.seconds(call) for _ in range(repeats))
 
 
 def run(
@@ -168,25 +189,33 @@ def run(
     threads: int = 2,
     new: int = 64,
     say: Callable[[str], Any] = print,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Measure the cases `only` (none: all); UserError for an unknown one."""
+    """Measure the cases `only` (none: all).
+
+    UserError for an unknown one, for a device that is not there and a dtype that it does not take.
+    """
     for name in only:
         if name not in CASES:
             raise UserError(f"--only={name}: expected some of {', '.join(CASES)}")
-    towers.prepare("cpu", "float32", threads)
-    theirs = lora.peer_model(LLAMA[size], "cpu", narrow=False)
+    towers.prepare(device, dtype, threads)
+    setting = Setting(size, device, narrow=dtype == "bfloat16")
+    theirs = lora.peer_model(LLAMA[size], setting.torch_device, setting.narrow)
+    whole = our_decoder(theirs, setting.dtype)
     report: dict[str, Any] = {
-        "setting": measure.setting("CPU", threads),
+        "setting": measure.setting(*towers.machine(device, threads)),
         "size": size,
+        "dtype": dtype,
         "repeats": repeats,
         "prompt": {"prefix": PLACES[size], "question": QUESTION[size]},
         "cases": {},
     }
     for name in only or CASES:
         say(f"{name} ...")
-        before = read_rate()
-        found = case(size, theirs, *CASES[name], new, repeats)
-        found["read_bytes_per_second"] = max(before, read_rate())
+        before = read_rate(setting)
+        found = case(setting, whole, theirs, *CASES[name], new, repeats)
+        found["read_bytes_per_second"] = max(before, read_rate(setting))
         found["bandwidth"] = bandwidth(found)
         report["cases"][name] = found
         say(row(name, found))
@@ -225,7 +254,7 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     try:
         report = run(given.only, given.size, given.repeats, given.threads, given.new,
-                     lambda line: print(line, flush=True))  # fmt: skip
+                     lambda line: print(line, flush=True), given.device, given.dtype)  # fmt: skip
     except UserError as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)
@@ -237,9 +266,11 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_list("only", [], f"Cases, some of: {', '.join(CASES)}.")
-    flags.DEFINE_enum("size", "real", ["real", "tiny"], "SmolLM2-135M's, or a tiny one for tests.")
+    flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where both sides run.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What they compute in.")
+    flags.DEFINE_enum("size", "real", [*LLAMA], "SmolLM2-135M's, Llama-2-7B's, or tiny for tests.")
     flags.DEFINE_integer("repeats", 5, "Pairs of calls that are timed.", lower_bound=1)
-    flags.DEFINE_integer("threads", 2, "Cores of either side.", lower_bound=1)
+    flags.DEFINE_integer("threads", 2, "Cores of either side on a CPU.", lower_bound=1)
     flags.DEFINE_integer("new", 64, "Tokens of an answer.", lower_bound=2)
     flags.DEFINE_string("out", None, "Where the JSON goes; default: nowhere.")
     app.run(main)

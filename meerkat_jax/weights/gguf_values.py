@@ -79,7 +79,7 @@ def _scaling(file: Path, head: Head, width: int, theta: float) -> dict[str, Any]
     factors = read_bytes(file, np.dtype("<f4"), entry.shape, entry.offset)
     rule = {
         "rope_type": "llama3",
-        "factor": _decimal(factors.max()),
+        "factor": float(f"{factors.max():.5g}"),  # a quotient of float32s may be 8.000001
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,

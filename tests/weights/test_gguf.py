@@ -156,8 +156,9 @@ def llama3_factors(factor=8.0, theta=10000.0, width=16, low=1.0, high=4.0, lengt
     return (plain / turned).astype(np.float32)
 
 
-def test_rule_of_llama3_is_found_from_its_factors(tmp_path):
-    factors = llama3_factors(theta=500000.0)
+@pytest.mark.parametrize("rounded", [0.0, 1e-7, -1e-7])
+def test_rule_of_llama3_is_found_from_its_factors(tmp_path, rounded):
+    factors = llama3_factors(theta=500000.0) * np.float32(1 + rounded)
     assert {1.0, 8.0} < set(factors.round(3).tolist())  # and others between the two
     file = write(tmp_path / "m.gguf", model().state_dict(), extra={"rope_freqs.weight": factors},
                  rope_freq_base=500000.0)  # fmt: skip
