@@ -36,6 +36,7 @@ from benchmarks import large, lora, measure, towers
 from benchmarks import pairs as models
 from benchmarks.pairs import Setting, language_model, waited
 from meerkat_jax.errors import UserError
+from meerkat_jax.generation.apart import taken_apart
 from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import choose, extend_text, fill, go_on, share
 from meerkat_jax.models.llama import Llama
@@ -127,10 +128,13 @@ def case(
     quantise: str,
     new: int,
     repeats: int,
+    apart: bool,
 ) -> dict[str, Any]:
     """The report of one case; ValueError when float32 answers differ."""
     size = setting.size
     model, params = in_fewer_bits(*whole, quantise)
+    if apart:
+        model, params = taken_apart(model, params)
     given = asked(LLAMA[size], size, pairs, rows)
     sides = {
         n: (our_side(model, params, given, n), their_side(theirs, given, n, setting))
@@ -191,8 +195,9 @@ def run(
     say: Callable[[str], Any] = print,
     device: str = "cpu",
     dtype: str = "float32",
+    apart: bool = False,
 ) -> dict[str, Any]:
-    """Measure the cases `only` (none: all).
+    """Measure the cases `only` (none: all), with our layers stacked or `apart`.
 
     UserError for an unknown one, for a device that is not there and a dtype that it does not take.
     """
@@ -207,6 +212,7 @@ def run(
         "setting": measure.setting(*towers.machine(device, threads)),
         "size": size,
         "dtype": dtype,
+        "apart": apart,
         "repeats": repeats,
         "prompt": {"prefix": PLACES[size], "question": QUESTION[size]},
         "cases": {},
@@ -214,7 +220,7 @@ def run(
     for name in only or CASES:
         say(f"{name} ...")
         before = read_rate(setting)
-        found = case(setting, whole, theirs, *CASES[name], new, repeats)
+        found = case(setting, whole, theirs, *CASES[name], new, repeats, apart)
         found["read_bytes_per_second"] = max(before, read_rate(setting))
         found["bandwidth"] = bandwidth(found)
         report["cases"][name] = found
@@ -254,7 +260,8 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     try:
         report = run(given.only, given.size, given.repeats, given.threads, given.new,
-                     lambda line: print(line, flush=True), given.device, given.dtype)  # fmt: skip
+                     lambda line: print(line, flush=True), given.device, given.dtype,
+                     given.apart)  # fmt: skip
     except UserError as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)
@@ -269,6 +276,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where both sides run.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What they compute in.")
     flags.DEFINE_enum("size", "real", [*LLAMA], "SmolLM2-135M's, Llama-2-7B's, or tiny for tests.")
+    flags.DEFINE_bool("apart", False, "Layers of ours by themselves.")
     flags.DEFINE_integer("repeats", 5, "Pairs of calls that are timed.", lower_bound=1)
     flags.DEFINE_integer("threads", 2, "Cores of either side on a CPU.", lower_bound=1)
     flags.DEFINE_integer("new", 64, "Tokens of an answer.", lower_bound=2)

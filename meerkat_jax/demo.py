@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from meerkat_jax.api import Meerkat, cache_programs
+from meerkat_jax.api import Meerkat, cache_programs, define_storage_flags
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.demo_page.samples import compose_samples
@@ -74,6 +74,7 @@ def define_flags() -> None:
     flags.DEFINE_float("seconds", limits.seconds, "Longest sound or video.", lower_bound=0.1)
     flags.DEFINE_float("answer_seconds", limits.answer_seconds, "Longest answer.", lower_bound=0.1)
     flags.DEFINE_float("keep_minutes", limits.keep_minutes, "Until files go.", lower_bound=0.1)
+    define_storage_flags()
     flags.DEFINE_string("data_dir", None, "Cache of programs and media; else $MEERKAT_CACHE.")
 
 
@@ -87,7 +88,8 @@ def main(_: list[str]) -> None:
     limits = Limits(
         given.megabytes, given.megapixels, given.seconds, given.answer_seconds, given.keep_minutes
     )
-    model, stop = Meerkat.load(given.checkpoint), threading.Event()
+    model = Meerkat.load(given.checkpoint, given.quantise, given.apart)
+    stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     serve(model, cache, stop, given.host, given.port, given.slots, given.waiting, limits)

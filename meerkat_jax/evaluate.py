@@ -26,7 +26,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from meerkat_jax.api import Asked, Meerkat, cache_programs
+from meerkat_jax.api import Asked, Meerkat, cache_programs, define_storage_flags
 from meerkat_jax.data import leaks
 from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.image import load_image
@@ -48,7 +48,6 @@ from meerkat_jax.training import config as configs
 from meerkat_jax.training import hosts
 from meerkat_jax.training.metrics import read_metrics
 from meerkat_jax.training.params import count
-from meerkat_jax.training.quantise import KINDS
 
 SHOWN_SIZE = 256  # pixels
 FORMS = {"arig": "boxes", "igatl": "segments"}  # what answers to a task can be held to
@@ -70,6 +69,7 @@ def evaluate(
     host_timeout: int = 300,
     diagnosed: int = 200,
     quantise: str = "none",
+    apart: bool = False,
 ) -> dict[str, Any]:
     """Score the run in `workdir`; returns what benchmark.json holds (in process 0, else nothing).
 
@@ -78,13 +78,13 @@ def evaluate(
     time, `cache` where the data set is kept. With `forms` answers about places and times are held
     to well-formed ones. Answers that are there already are taken, unless `overwrite`. The first
     `diagnosed` examples of each benchmark are looked at more closely (evaluation/diagnostics.py).
-    `quantise` is the model's storage, as of `Meerkat.load`.
+    `quantise` and `apart` are the model's storage, as of `Meerkat.load`.
 
     Raises UserError for a work directory without a checkpoint, for a benchmark that is not there,
     that was trained on or that cannot be scored here, and for answers of another model.
     """
     out = Path(out or workdir)
-    model = Meerkat.load(workdir, quantise)
+    model = Meerkat.load(workdir, quantise, apart)
     folder = _data_folder(model, cache or default_cache())
     root = Path(root).expanduser() if root else _trained_root(model)
     chosen = on_disk.choose(on_disk.find(folder, root), benchmarks, folder, root)
@@ -136,7 +136,7 @@ def evaluate(
         _metrics(Path(workdir)),
         examples,
         model.config,
-        notes(model, workdir, chosen, limit, forms, quantise, missing),
+        notes(model, workdir, chosen, limit, forms, quantise, apart, missing),
         names,
         diagnostics,
         write_pages(out, worst, totals, names),
@@ -318,6 +318,7 @@ def notes(
     limit: int | None,
     forms: bool,
     quantise: str,
+    apart: bool,
     missing: str | None,
 ) -> list[str]:
     """How the scores came about, in plain words."""
@@ -338,6 +339,7 @@ def notes(
             else ""
         )
         + (f" --quantise={quantise}" if quantise != "none" else "")
+        + (" --apart" if apart else "")
         + (f" --limit={limit}: only the first examples of each benchmark" if limit else ""),
         f"Made on {datetime.datetime.now():%Y-%m-%d} with {platform.platform()}, {os.cpu_count()} "
         f"CPU cores, {jax.process_count()} process(es), device {device.device_kind}, "
@@ -392,7 +394,7 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for scores and report; default: the work directory.")
     flags.DEFINE_integer("limit", None, "At most so many examples of each.", lower_bound=1)
     flags.DEFINE_integer("batch", 16, "Examples answered at a time.", lower_bound=1)
-    flags.DEFINE_enum("quantise", "none", KINDS, "Bits of the language model's weights.")
+    define_storage_flags()
     flags.DEFINE_bool("forms", False, "Hold answers to well-formed boxes and times.")
     flags.DEFINE_integer("diagnosed", 200, "Examples of each that are diagnosed.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Answer anew what was answered before.")
@@ -421,6 +423,7 @@ def main(_: list[str]) -> None:
         host_timeout=given.host_timeout,
         diagnosed=given.diagnosed,
         quantise=given.quantise,
+        apart=given.apart,
     )
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 from PIL import Image
 
-from meerkat_jax.api import Asked, Meerkat, cache_programs
+from meerkat_jax.api import Asked, Meerkat, cache_programs, define_storage_flags
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
@@ -41,7 +41,6 @@ from meerkat_jax.generation.grammar import FORMS
 from meerkat_jax.generation.speaking import Speaker
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
-from meerkat_jax.training.quantise import KINDS
 from meerkat_jax.weights.store import FILE as STORE
 
 KEYS = ("id", "image", "audio", "prompt", "instruction")
@@ -249,7 +248,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("json", False, "Print the answer as JSON.")
     flags.DEFINE_float("temperature", 0.0, "0: the likeliest text; above: drawn.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
-    flags.DEFINE_enum("quantise", "none", KINDS, "Bits of the language model's weights.")
+    define_storage_flags()
     flags.DEFINE_enum("form", None, FORMS, "What answers are held to; default: nothing.")
     flags.DEFINE_string("manifest", None, "Questions, a JSON object per line.")
     flags.DEFINE_string("out", None, "Answers to the manifest, a JSON object per line.")
@@ -265,7 +264,7 @@ def main(_: list[str]) -> None:
     if (Path(given.checkpoint) / STORE).is_file():
         _say_published(given)
         return
-    load = functools.partial(Meerkat.load, given.checkpoint, given.quantise)
+    load = functools.partial(Meerkat.load, given.checkpoint, given.quantise, given.apart)
     if given.manifest is not None:
         _refuse_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
         if given.out is None:
@@ -314,7 +313,8 @@ def _say_published(given: flags.FlagValues) -> None:
         raise UserError("published weights are asked by one --prompt; see generate --help")
     if given.temperature:
         raise UserError("--temperature has no meaning with weights as published; leave it out")
-    text = Speaker.load(given.checkpoint, quantise=given.quantise).ask(given.prompt)[0]
+    storage = {"quantise": given.quantise, "apart": given.apart}
+    text = Speaker.load(given.checkpoint, **storage).ask(given.prompt)[0]
     print(json.dumps({"text": text}, ensure_ascii=False) if given.json else text)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import uvicorn
 from absl import flags
 
-from meerkat_jax.api import Meerkat, cache_programs
+from meerkat_jax.api import Meerkat, cache_programs, define_storage_flags
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.engine import Engine
@@ -53,6 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_pixels", limits.pixels, "Pixels of a picture.", 1)
     flags.DEFINE_float("max_sound", limits.sound, "Seconds of a sound.", 0)
     flags.DEFINE_float("max_seconds", limits.seconds, "From a request to its answer.", 0)
+    define_storage_flags()
     flags.DEFINE_string("data_dir", None, "Cache of compiled programs; else $MEERKAT_CACHE.")
 
 
@@ -61,7 +62,7 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     cache_programs(Path(given.data_dir).expanduser() if given.data_dir else default_cache())
     with _bound(given.host, given.port) as place:
-        model = Meerkat.load(given.checkpoint)
+        model = Meerkat.load(given.checkpoint, given.quantise, given.apart)
         name = given.name or Path(given.checkpoint).resolve().name
         limits = Limits(given.max_body, given.max_pixels, given.max_sound, given.max_seconds)
         with Engine(model, given.slots, given.waiting, given.pairs) as engine:

@@ -17,6 +17,7 @@ import numpy as np
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
+from meerkat_jax.generation.apart import taken_apart
 from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import Generated, banned, choose, cut, extend_text, go_on
 from meerkat_jax.models.llama import Llama, init_cache
@@ -35,9 +36,12 @@ class Speaker:
         tokenizer: Tokenizer,
         max_new: int = 64,
         quantise: str = "none",
+        apart: bool = False,
     ):
-        """`max_new` is the most tokens of an answer, `quantise` as of `in_fewer_bits`."""
+        """`max_new` is the most tokens of an answer; the rest is as of `Meerkat.load`."""
         model, params = in_fewer_bits(model, params, quantise)
+        if apart:
+            model, params = taken_apart(model, params)
         self.tokenizer, self.max_new = tokenizer, max_new
         self._params, self._banned = params, banned(tokenizer)
         self._answer = jax.jit(functools.partial(_answer, model, tokenizer.eos_id, max_new))
@@ -49,6 +53,7 @@ class Speaker:
         dtype: str = "float32",
         max_new: int = 64,
         quantise: str = "none",
+        apart: bool = False,
     ) -> Speaker:
         """The store at `folder`, computing in `dtype`; UserError if it has no language model."""
         store = Store.open(folder)
@@ -62,7 +67,7 @@ class Speaker:
         params = unflatten({path: store.place(path, here) for path in paths})["llama"]
         rows = tokenizer.padded_vocab_size - model.pretrained
         params["added"] = jnp.zeros((rows, model.width))  # markers, which no text holds
-        return cls(model, params, tokenizer, max_new, quantise)
+        return cls(model, params, tokenizer, max_new, quantise, apart)
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """Answers to questions in words, greedy, each in the model's own chat form."""

@@ -154,7 +154,10 @@ class Llama(nn.Module):
     pieces, filled up to a multiple of `ROWS`, and can stay frozen; tokens from W on, which are read
     but never said, have the rows `added` float[C - W, D].
 
-    A `placement` is for models that have parameters, not for making them.
+    With `apart` layers are read where they lie, as trees of their own, which are `layers/0` and so
+    on; each is compiled by itself then (generation/apart.py).
+
+    A `placement` and `apart` are for models that have parameters, not for making them.
     """
 
     vocab_size: int = 32000
@@ -175,6 +178,7 @@ class Llama(nn.Module):
     rope_scaling: RopeScaling | None = None
     placement: Placement | None = None
     attention: str = "plain"
+    apart: bool = False
 
     def setup(self):
         """Build the scanned layers; raises UserError on sizes that do not divide."""
@@ -191,13 +195,17 @@ class Llama(nn.Module):
         if self.remat != "none":
             policy = REMAT[self.remat]
             block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(4,))
-        self.layers = nn.scan(
+        stack = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, nn.broadcast),
             length=self.depth,
-        )(
+            unroll=self.depth if self.apart else 1,
+        )
+        if self.apart:
+            stack = nn.map_variables(stack, "params", trans_in_fn=_stacked)
+        self.layers = stack(
             self.heads,
             self.kv_heads,
             self.head_width,
@@ -316,6 +324,13 @@ class Llama(nn.Module):
 
 def _as_used(placement: Placement, dtype: jnp.dtype, variables: dict) -> dict:
     return {"params": placement.layer(variables["params"], dtype)}
+
+
+def _stacked(variables: dict) -> dict:
+    """Of an unrolled scan the compiler takes each slice of a stack for what was stacked."""
+    layers = variables["params"]
+    each = [layers[str(number)] for number in range(len(layers))]
+    return {"params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)}
 
 
 def _check_call(x, layout, cache, slot) -> None:
