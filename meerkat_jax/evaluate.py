@@ -85,7 +85,7 @@ def evaluate(
     """
     out = Path(out or workdir)
     model = Meerkat.load(workdir, quantise, apart)
-    folder = _data_folder(model, cache or default_cache())
+    folder = open_folder(model.config["data"], cache or default_cache(), model.meta.get("data"))
     root = Path(root).expanduser() if root else _trained_root(model)
     chosen = on_disk.choose(on_disk.find(folder, root), benchmarks, folder, root)
     on_disk.refuse_leaks(folder, chosen)
@@ -351,17 +351,6 @@ def notes(
 
 
 # Files -------------------------------------------------------------------------------------------
-
-
-def _data_folder(model: Meerkat, cache: Path) -> Path:
-    folder, trained = open_folder(model.config["data"], cache), model.meta.get("data")
-    if trained not in (None, folder.name):
-        raise UserError(
-            f"the model was trained on the data set {trained}, but its config now gives "
-            f"{folder.name} (other media, or another version): name the cache that has it with "
-            "--data_dir, or train anew"
-        )
-    return folder
 
 
 def _trained_root(model: Meerkat) -> Path | None:

@@ -42,7 +42,7 @@ def quick():
 def loaded(monkeypatch):
     """The model that is loaded already, so that nothing is compiled again."""
     there = model()  # before its `load` is another
-    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir, quantise: there)
+    monkeypatch.setattr("meerkat_jax.evaluate.Meerkat.load", lambda workdir, *storage: there)
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +321,8 @@ def test_only_the_splits_that_were_asked_for(tmp_path, loaded):
 def test_scores_on_another_data_set_are_refused(tmp_path, loaded, monkeypatch):
     monkeypatch.setitem(model().meta, "data", "mini-other")
     with pytest.raises(UserError, match="trained on the data set mini-other.*--data_dir"):
-        evaluate(made().workdir, cache=made().cache, out=tmp_path, say=list)
+        evaluate(made().workdir, cache=tmp_path / "empty", out=tmp_path, say=list)
+    assert not [*tmp_path.glob("empty/mini-*")]  # refused before it was rendered
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from meerkat_jax.data import instructions
-from meerkat_jax.data.mini.build import MiniConfig, build
+from meerkat_jax.data.mini.build import MiniConfig, build, check_name
 from meerkat_jax.data.mixture import mix
 from meerkat_jax.data.pipeline import Shapes
 from meerkat_jax.data.prompt import Prompt
@@ -120,15 +120,20 @@ def open_data(data: Mapping, cache: Path, tokenizer: Tokenizer | None = None) ->
     return DataSet(folder, classes, tokenizer, Path(cache))
 
 
-def open_folder(data: Mapping, cache: Path) -> Path:
-    """The folder alone, rendered now if it is not there; that of a mixture names its sources."""
+def open_folder(data: Mapping, cache: Path, trained: str | None = None) -> Path:
+    """The folder alone, rendered now if it is not there; that of a mixture names its sources.
+
+    UserError when it is not the folder named `trained` (None: any is).
+    """
     if data["kind"] not in KINDS:
         raise UserError(f"data.kind {data['kind']!r} is unknown; there is: {', '.join(KINDS)}")
     if data["kind"] == "avfit":
-        return mix(Path(data["root"]).expanduser(), data["sources"], cache)
+        folder = mix(Path(data["root"]).expanduser(), data["sources"], cache)
+        check_name(folder, trained)
+        return folder
     settings = {"sample_rate": data["sample_rate"], **data["mini"]}
     try:
-        return build(construct(MiniConfig, settings, "data.mini"), cache)
+        return build(construct(MiniConfig, settings, "data.mini"), cache, trained=trained)
     except OSError as error:
         raise UserError(
             f"data folder {cache}: {error.strerror or error}; name another with --data_dir"

@@ -105,11 +105,27 @@ def scene(config: MiniConfig, media: dict[str, Media], split: str, index: int) -
     )
 
 
-def build(config: MiniConfig, cache: Path, workers: int | None = None) -> Path:
-    """Render the data set below `cache` unless it is there; return its folder."""
+def check_name(folder: Path, trained: str | None) -> None:
+    """UserError unless the folder is named `trained`, as the data set of a model (None: any is)."""
+    if trained not in (None, folder.name):
+        raise UserError(
+            f"the model was trained on the data set {trained}, but its config now gives "
+            f"{folder.name} (other media, or another version): name the cache that has it with "
+            "--data_dir, or train anew"
+        )
+
+
+def build(
+    config: MiniConfig, cache: Path, workers: int | None = None, trained: str | None = None
+) -> Path:
+    """Render the data set below `cache` unless it is there; return its folder.
+
+    UserError, before anything is rendered, if it is not the one named `trained`.
+    """
     media = load_media(config.media, config.sample_rate, cache)
     key = json.dumps([VERSION, dataclasses.asdict(config), media.notes])
     folder = Path(cache) / f"mini-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    check_name(folder, trained)
     with alone(folder):
         if (folder / "manifest.json").exists():
             print(f"mini data: reusing {folder}", flush=True)
