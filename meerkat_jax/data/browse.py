@@ -34,6 +34,7 @@ from meerkat_jax.data.statistics import (
 from meerkat_jax.data.statistics_html import statistics_html
 from meerkat_jax.errors import UserError
 from meerkat_jax.evaluation import figures
+from meerkat_jax.evaluation.pages import style
 from meerkat_jax.evaluation.tables import TASK_NAMES
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
@@ -91,7 +92,7 @@ def write_page(
         unfinished.write_text(
             Template(FRAME.read_text(encoding="utf-8")).substitute(
                 _texts(folder, found, told),
-                style=_style(),
+                style=style(),
                 examples=_examples(records, picks),
                 statistics=statistics_html(found, ids, manifest),
             ),
@@ -143,12 +144,6 @@ def _spread(total: int, limit: int | None) -> Sequence[int]:
 def _first_split(folder: Path) -> str:
     have = sorted({path.name.split("-")[0] for path in folder.glob("*.array_record")})
     return "train" if "train" in have or not have else have[0]
-
-
-def _style() -> str:
-    """The style sheet of the report: both pages look alike."""
-    text = Path(figures.__file__).with_name("report.html").read_text(encoding="utf-8")
-    return text[text.index("<style>") : text.index("</style>") + len("</style>")]
 
 
 def _texts(folder: Path, found: Statistics, told: dict[str, Any]) -> dict[str, str]:

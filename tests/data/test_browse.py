@@ -276,6 +276,12 @@ def test_counts_are_those_made_by_hand(page):
     assert found.distinct("instruction") == 6 and found.distinct("response") == 6
 
 
+def test_the_page_has_the_style_of_the_report(page):
+    sheet = re.search(r"<style>(.*?)</style>", page[1], re.DOTALL)[1]
+    assert ".spectrogram { width: 100%" in sheet and ".picture rect.scene" in sheet
+    assert "$" not in sheet
+
+
 def test_duplicates_are_found_and_named(page):
     found, text, _, _ = page
     assert found.repeats("picture") == (2, 2, 1, [(0, 3)])
