@@ -1,6 +1,6 @@
 """A decoder that answers with its kernels in fewer bits: int8 or nf4 (training/quantise.py).
 
-A kernel becomes whole again within the layer that uses it, so one layer is whole at a time.
+int8 numbers are multiplied as they are; of nf4 one layer's kernels are whole at a time.
 """
 
 from __future__ import annotations

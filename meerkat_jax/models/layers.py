@@ -93,7 +93,9 @@ class Dense(nn.Module):
     """`x @ kernel + bias + alpha/R * dropout(x) @ lora_a @ lora_b`; lora_b starts at zero.
 
     float[..., I] -> float[..., features]. Parameters: kernel float[I, features], bias
-    float[features], lora_a float[I, R], lora_b float[R, features].
+    float[features], lora_a float[I, R], lora_b float[R, features]. A kernel may be int8 if there is
+    kernel_scale float[1, features], too (training/quantise.py): int8 numbers are exact in any
+    dtype, and scaling what comes out spares a scaled copy of the kernel.
     """
 
     features: int
@@ -109,6 +111,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (width, self.features))
         x = x.reshape(-1, width).astype(self.dtype)  # XLA's CPU backend is slow on more dimensions
         y = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", "kernel_scale"):
+            y *= self.get_variable("params", "kernel_scale").astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None:

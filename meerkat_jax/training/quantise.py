@@ -2,8 +2,9 @@
 
 The kernels of the decoder's layers are nearly all of a large model, and no gradient changes them.
 A quantised kernel is two leaves in the place of one, `kernel/int8` or `kernel/nf4` and
-`kernel/scale`; they are laid out, gathered and scanned like any other, and become a kernel again
-within the layer that uses it (`training/sharding.py`), so one layer is whole at a time.
+`kernel/scale`; they are laid out, gathered and scanned like any other. In the layer that uses it
+(`training/sharding.py`) nf4 becomes a kernel again, so one layer is whole at a time; int8 is
+multiplied as it is, and what comes out is scaled.
 
 Sources: Dettmers et al. 2022 (arXiv 2208.07339, int8 by absolute maximum), Dettmers et al. 2023
 (arXiv 2305.14314, section 3: the levels of nf4 are quantiles of a normal distribution).
@@ -114,15 +115,18 @@ def quantise_tree(frozen: Mapping[str, Any], kind: str) -> dict:
     return unflatten({**flat, **{path: quantise(flat[path], kind) for path in kernels}})
 
 
-def restore_tree(tree: Mapping[str, Any], dtype: Any) -> dict:
-    """A tree with all quantised kernels restored."""
+def as_used(tree: Mapping[str, Any], dtype: Any) -> dict:
+    """A tree as `Dense` takes it: nf4 kernels restored, int8 ones with their scales beside them."""
 
     def visit(node: Any) -> Any:
         if not isinstance(node, Mapping):
             return node
-        if "scale" in node and ("int8" in node or "nf4" in node):
-            return restore(node, dtype)
-        return {name: visit(child) for name, child in node.items()}
+        kernel = node.get("kernel")
+        if not isinstance(kernel, Mapping):
+            return {name: visit(child) for name, child in node.items()}
+        if "int8" in kernel:
+            return {**node, "kernel": kernel["int8"], "kernel_scale": kernel["scale"]}
+        return {**node, "kernel": restore(kernel, dtype)}
 
     return visit(tree)
 

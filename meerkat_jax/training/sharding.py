@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import params as trees
-from meerkat_jax.training.quantise import restore_tree
+from meerkat_jax.training.quantise import as_used
 
 AXES = ("data", "fsdp", "tensor")
 SIZE_FLOOR = 2**20  # numbers; a smaller leaf may stay whole on each device, it costs < 4 MiB there
@@ -132,8 +132,8 @@ class Placement:
     rules: tuple[Rule, ...] = RULES
 
     def layer(self, params: Mapping[str, Any], dtype: Any) -> dict:
-        """A layer's parameters as it uses them: collected over fsdp, quantised ones restored."""
-        return restore_tree(self._collected(params, ".", "fsdp"), dtype)
+        """A layer's parameters as it uses them: collected over fsdp, nf4 ones restored."""
+        return as_used(self._collected(params, ".", "fsdp"), dtype)
 
     def whole(self, params: Mapping[str, Any]) -> Any:
         """All other parameters: whole, but the columns of the head, which are over `tensor`."""

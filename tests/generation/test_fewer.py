@@ -11,8 +11,8 @@ import pytest
 
 from meerkat_jax.api import Meerkat
 from meerkat_jax.errors import UserError
-from meerkat_jax.training.quantise import restore_tree
 from tests.generation.made import fast_compilation, made, picture, tone
+from tests.training.test_quantise import restored
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
 ASKED = (picture(0), (tone(440), 16000), "What makes this sound?")
@@ -33,9 +33,9 @@ def test_a_loaded_model_keeps_its_kernels_in_int8():
     layers, whole = (params["llama"]["layers"] for params in (few().params, made().params))
     assert all(layers[name]["kernel"]["int8"].dtype == jnp.int8 for name in NAMES)
     assert few().sampler.params is few().params
-    restored = restore_tree(layers, jnp.float32)
+    back = restored(layers)
     for name in NAMES:  # half a step of the largest number of a column, at most
-        off = np.abs(restored[name]["kernel"] - whole[name]["kernel"]).max()
+        off = np.abs(back[name]["kernel"] - whole[name]["kernel"]).max()
         assert 0 < off <= np.abs(whole[name]["kernel"]).max() / 253
     jax.tree.map(
         np.testing.assert_array_equal, few().params["image_tower"], made().params["image_tower"]
@@ -44,9 +44,7 @@ def test_a_loaded_model_keeps_its_kernels_in_int8():
 
 @pytest.mark.slow
 def test_a_model_in_int8_answers_as_its_restored_kernels_do():
-    whole = Meerkat(
-        few().assembly.laid(None), restore_tree(few().params, jnp.float32), few().config
-    )
+    whole = Meerkat(few().assembly.laid(None), restored(few().params), few().config)
     assert few().ask(*ASKED).text == whole.ask(*ASKED).text != ""
 
 
