@@ -7,6 +7,7 @@ time (docs/results.md). A program without the loop takes longer to compile.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def taken_apart(llama: Llama, params: Mapping[str, Any]) -> tuple[Llama, dict[st
     Until the caller lets go of `params` both are in memory.
     """
     layers = {
-        str(number): jax.tree.map(lambda leaf: leaf[number], params["layers"])  # noqa: B023
+        str(number): jax.tree.map(operator.itemgetter(number), params["layers"])
         for number in range(llama.depth)
     }
     return llama.clone(apart=True), {**params, "layers": layers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ def test_each_layer_has_arrays_of_its_own():
     layers, whole = (params["llama"]["layers"] for params in (apart().params, made().params))
     assert sorted(layers) == [str(i) for i in range(apart().assembly.model.llama.depth)]
     for number, layer in layers.items():
-        own = jax.tree.map(lambda leaf: leaf[int(number)], whole)  # noqa: B023
+        own = jax.tree.map(operator.itemgetter(int(number)), whole)
         jax.tree.map(np.testing.assert_array_equal, layer, own)
 
 
