@@ -33,12 +33,10 @@ import torch
 from absl import app, flags
 
 from benchmarks import large, lora, measure, towers
-from benchmarks import pairs as models
-from benchmarks.pairs import Setting, language_model, waited
+from benchmarks.pairs import LLAMA, Setting, language_model, waited
 from meerkat_jax.errors import UserError
-from meerkat_jax.generation.apart import taken_apart
-from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import choose, extend_text, fill, go_on, share
+from meerkat_jax.generation.storage import stored
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.training.params import unflatten
 
@@ -49,7 +47,7 @@ CASES = {  # name: pairs, rows, weights of ours
     "1 question in int8": (1, 1, "int8"),
     "16 questions in int8": (1, 16, "int8"),
 }
-LLAMA = models.LLAMA | {"7b": large.SIZES["real"]}
+SIZES = LLAMA | {"7b": large.SIZES["real"]}
 PLACES, QUESTION = {"real": 184, "7b": 184, "tiny": 8}, {"real": 16, "7b": 16, "tiny": 4}
 READ = {"cpu": 2**29, "gpu": 2**32}  # bytes, more than any cache holds
 NEVER = -1  # a token that ends an answer: none does
@@ -132,10 +130,8 @@ def case(
 ) -> dict[str, Any]:
     """The report of one case; ValueError when float32 answers differ."""
     size = setting.size
-    model, params = in_fewer_bits(*whole, quantise)
-    if apart:
-        model, params = taken_apart(model, params)
-    given = asked(LLAMA[size], size, pairs, rows)
+    model, params = stored(*whole, quantise, apart)
+    given = asked(SIZES[size], size, pairs, rows)
     sides = {
         n: (our_side(model, params, given, n), their_side(theirs, given, n, setting))
         for n in (1, new)
@@ -206,7 +202,7 @@ def run(
             raise UserError(f"--only={name}: expected some of {', '.join(CASES)}")
     towers.prepare(device, dtype, threads)
     setting = Setting(size, device, narrow=dtype == "bfloat16")
-    theirs = lora.peer_model(LLAMA[size], setting.torch_device, setting.narrow)
+    theirs = lora.peer_model(SIZES[size], setting.torch_device, setting.narrow)
     whole = our_decoder(theirs, setting.dtype)
     report: dict[str, Any] = {
         "setting": measure.setting(*towers.machine(device, threads)),
@@ -275,7 +271,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("only", [], f"Cases, some of: {', '.join(CASES)}.")
     flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where both sides run.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What they compute in.")
-    flags.DEFINE_enum("size", "real", [*LLAMA], "SmolLM2-135M's, Llama-2-7B's, or tiny for tests.")
+    flags.DEFINE_enum("size", "real", [*SIZES], "SmolLM2-135M's, Llama-2-7B's, or tiny for tests.")
     flags.DEFINE_bool("apart", False, "Layers of ours by themselves.")
     flags.DEFINE_integer("repeats", 5, "Pairs of calls that are timed.", lower_bound=1)
     flags.DEFINE_integer("threads", 2, "Cores of either side on a CPU.", lower_bound=1)

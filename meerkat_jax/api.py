@@ -29,11 +29,10 @@ from meerkat_jax.assemble import Assembly
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation import asking
 from meerkat_jax.generation.answers import Answer, View
-from meerkat_jax.generation.apart import taken_apart
 from meerkat_jax.generation.asking import Asked, AudioLike, ImageLike, Loaded
 from meerkat_jax.generation.conversation import Conversation
-from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import Generated, Sampler
+from meerkat_jax.generation.storage import stored
 from meerkat_jax.training.quantise import KINDS, check_kind
 from meerkat_jax.weights.restore import read_run
 from meerkat_jax.weights.store import FILE as STORE
@@ -53,9 +52,7 @@ class Meerkat:
         apart: bool = False,
     ):
         """Use `load` unless you have the parameters at hand."""
-        llama, own = in_fewer_bits(assembly.model.llama, params["llama"], quantise)
-        if apart:
-            llama, own = taken_apart(llama, own)
+        llama, own = stored(assembly.model.llama, params["llama"], quantise, apart)
         self.assembly = dataclasses.replace(assembly, model=assembly.model.clone(llama=llama))
         self.params, self.config = {**params, "llama": own}, config
         self.sampler = Sampler(self.assembly, self.params, assembly.shapes.answer)
@@ -66,8 +63,8 @@ class Meerkat:
         """The newest checkpoint of a training's work directory.
 
         With `quantise` "int8" or "nf4" the decoder's kernels are kept in a quarter or an eighth of
-        float32's memory; answers may differ. With `apart` its layers lie apart: a further token
-        takes less than half of the time on a GPU, and compiling several times as long.
+        float32's memory; answers may differ. With `apart` its layers lie apart, which is for
+        large models on a GPU: there a further token takes less time, compiling more.
 
         Raises UserError when the folder is not there, is not a work directory, or cannot be read,
         and for another `quantise`.

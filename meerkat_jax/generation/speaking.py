@@ -17,9 +17,8 @@ import numpy as np
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
-from meerkat_jax.generation.apart import taken_apart
-from meerkat_jax.generation.fewer import in_fewer_bits
 from meerkat_jax.generation.sampling import Generated, banned, choose, cut, extend_text, go_on
+from meerkat_jax.generation.storage import stored
 from meerkat_jax.models.llama import Llama, init_cache
 from meerkat_jax.training.params import unflatten
 from meerkat_jax.weights.convert import build
@@ -39,9 +38,7 @@ class Speaker:
         apart: bool = False,
     ):
         """`max_new` is the most tokens of an answer; the rest is as of `Meerkat.load`."""
-        model, params = in_fewer_bits(model, params, quantise)
-        if apart:
-            model, params = taken_apart(model, params)
+        model, params = stored(model, params, quantise, apart)
         self.tokenizer, self.max_new = tokenizer, max_new
         self._params, self._banned = params, banned(tokenizer)
         self._answer = jax.jit(functools.partial(_answer, model, tokenizer.eos_id, max_new))

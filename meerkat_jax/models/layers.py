@@ -112,7 +112,7 @@ class Dense(nn.Module):
         x = x.reshape(-1, width).astype(self.dtype)  # XLA's CPU backend is slow on more dimensions
         y = x @ kernel.astype(self.dtype)
         if self.has_variable("params", "kernel_scale"):
-            y *= self.get_variable("params", "kernel_scale").astype(self.dtype)
+            y = (y * self.get_variable("params", "kernel_scale")).astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         if self.lora is not None:

@@ -155,7 +155,7 @@ class Llama(nn.Module):
     but never said, have the rows `added` float[C - W, D].
 
     With `apart` layers are read where they lie, as trees of their own, which are `layers/0` and so
-    on; each is compiled by itself then (generation/apart.py).
+    on; each is compiled by itself then (generation/storage.py).
 
     A `placement` and `apart` are for models that have parameters, not for making them.
     """
