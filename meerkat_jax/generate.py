@@ -32,7 +32,7 @@ from PIL import Image
 
 from meerkat_jax.api import Asked, Meerkat, cache_programs, define_storage_flags
 from meerkat_jax.data.audio import load_audio
-from meerkat_jax.data.image import load_image
+from meerkat_jax.data.image import load_image, read_size
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.annotate import annotate
@@ -219,20 +219,13 @@ def _draw(path: Path, image: str | None, answer: Answer, prompt: str) -> None:
     pixels = answer.view.image if image is None else load_image(image, DRAWN_SIZE)
     drawn = Image.fromarray(pixels)
     if image is not None:
-        width, height = _proportions(image)
+        width, height = read_size(image)
         drawn = drawn.resize((DRAWN_SIZE, max(1, round(DRAWN_SIZE * height / width))))
     page = annotate(drawn, answer, prompt)
     try:
         page.save(path, "PNG")
     except OSError as error:
         raise UserError(f"--annotate={path} cannot be written: {error.strerror}") from None
-
-
-def _proportions(image: str) -> tuple[int, int]:
-    """Width and height of the picture as it is shown, upright."""
-    with Image.open(image) as picture:
-        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return picture.size[::-1] if turned else picture.size
 
 
 # The door ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from meerkat_jax.data.local_file import open_local
 from meerkat_jax.errors import UserError
 
 FLOOR = 1e-10  # of mel power; -100 dB
@@ -115,10 +116,7 @@ def _peak(mono: np.ndarray, mean: float = 0.0) -> float:
 
 
 def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.AbstractContextManager:
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-    except OSError as error:
-        raise UserError(f"{name}: cannot open ({error.strerror}); check the path") from None
+    file = io.BytesIO(source) if isinstance(source, bytes) else open_local(source, name)
     if not file.read(1):
         file.close()
         raise UserError(f"{name}: the sound is empty (0 bytes); get the file again")

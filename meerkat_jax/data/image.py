@@ -3,25 +3,47 @@
 The picture is squashed, not cropped: a centre crop would move every box, whose corners are
 fractions of the picture's width and height (Meerkat's release squashes too). Pixels travel as uint8
 and become CLIP's floats on the device, which is a quarter of the traffic.
+
+What a picture may cost is told by its header, before anything is decoded: pixels, sides, and the
+memory of its decoder. A picture much larger than what is asked for is decoded at a fraction of its
+size where the format can (JPEG), and made smaller strip by strip before it is converted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
+import threading
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from meerkat_jax.data.local_file import open_local
 from meerkat_jax.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, red green blue
 STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 80_000_000  # 240 MB decoded
+MAX_PIXELS = 80_000_000
+# Of a side: the most that JPEG can state. A resampler's weights take 32 bytes for each pixel of it.
+MAX_SIDE = 65_535
+MAX_ASPECT = 100  # a longer side to the shorter one; drawn 640 pixels wide, the most is 41 million
+# Memory at the peak of decoding, per pixel, measured with Pillow 12: a WebP is held four times. All
+# else needs 4 bytes, or 2 with 16 bits of grey; 8 stands for a progressive JPEG's coefficients.
+DECODER_BYTES = {"WEBP": 16, "AVIF": 10}
+OTHER_BYTES = 8
+MAX_BYTES = MAX_PIXELS * OTHER_BYTES
+MAX_FILE = 512 << 20  # bytes of an encoded picture; MAX_PIXELS in three times 16 bits, not packed
+# How much larger than its target a picture stays until the last, bicubic step: from 3 on the result
+# is "almost the same" as without the steps before (Pillow, `reducing_gap`).
+GAP = 3
+STRIP = 1 << 20  # pixels that are converted at a time
+LARGE = 8_000_000  # pixels; pictures beyond are decoded one at a time, or threads would add up
 # Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
@@ -34,6 +56,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {UPRIGHT[tag] for tag in (5, 6, 7, 8)}  # width and height change places
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
+_large = threading.Lock()
 # Pillow warns about what MAX_PIXELS refuses with an error anyway.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -42,29 +67,38 @@ def load_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
     """Decode a picture (path or encoded bytes) to uint8[size, size, 3], squashed bicubically.
 
     Turned upright by its EXIF tag; transparency is laid over white; 16-bit grey is scaled to 8; of
-    an animation the first frame. `name` is what errors call it (default: the path). Raises
-    UserError when the file is missing, empty, not a picture, broken, or has more than MAX_PIXELS.
+    an animation the first frame. A picture of more than 6 times `size` on both sides is averaged to
+    at least 3 times `size` first. `name` is what errors call it (default: the path). Raises
+    UserError when the file is missing, not a file, empty, not a picture, broken, or beyond
+    MAX_PIXELS, MAX_SIDE, MAX_ASPECT, MAX_BYTES or MAX_FILE.
     """
-    picture = read_image(source, name)
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(picture)
+    return np.array(_read(source, name, lambda _: (size, size)))
 
 
-def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
-    """Decode a picture as `load_image` does, at its own size: upright, RGB."""
-    if name is None:
-        name = "picture" if isinstance(source, bytes) else os.fspath(source)
-    with _opened(source, name) as file:
-        return _decode(file, name)
+def read_image(
+    source: str | os.PathLike | bytes, name: str | None = None, longest: int | None = None
+) -> Image.Image:
+    """Decode a picture as `load_image` does, in its own proportions: upright, RGB.
+
+    At its own size, or with its longer side at most `longest` pixels.
+    """
+
+    def fit(size: tuple[int, int]) -> tuple[int, int]:
+        scale = min(1.0, longest / max(size)) if longest else 1.0
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    return _read(source, name, fit)
 
 
-def count_pixels(source: str | os.PathLike | bytes) -> int | None:
-    """Width times height by the header, nothing decoded; None for what `read_image` refuses."""
+def read_size(source: str | os.PathLike | bytes) -> tuple[int, int] | None:
+    """Width and height, upright, by the header, nothing decoded.
+
+    None for what is no picture; `read_image` tells what is wrong with it.
+    """
     try:
         with _opened(source, "") as file, Image.open(file, formats=FORMATS) as picture:
-            return picture.width * picture.height
-    except Exception:  # of any of Pillow's types; reading it tells what is wrong
+            return picture.size[::-1] if _turn(picture) in SIDEWAYS else picture.size
+    except Exception:  # of any of Pillow's types
         return None
 
 
@@ -76,10 +110,7 @@ def normalise_pixels(pixels: jax.Array) -> jax.Array:
 
 
 def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.AbstractContextManager:
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-    except OSError as error:
-        raise UserError(f"{name}: cannot open ({error.strerror}); check the path") from None
+    file = io.BytesIO(source) if isinstance(source, bytes) else open_local(source, name, MAX_FILE)
     if not file.read(1):
         file.close()
         raise UserError(f"{name}: the picture is empty (0 bytes); get the file again")
@@ -87,20 +118,38 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
     return file
 
 
-def _decode(file: io.IOBase, name: str) -> Image.Image:
+def _read(
+    source: str | os.PathLike | bytes,
+    name: str | None,
+    fit: Callable[[tuple[int, int]], tuple[int, int]],
+) -> Image.Image:
+    """The picture, upright and RGB, at the size that `fit` makes of its own, unturned one."""
+    if name is None:
+        name = "picture" if isinstance(source, bytes) else os.fspath(source)
+    with _opened(source, name) as file:
+        return _decode(file, name, fit)
+
+
+def _decode(
+    file: io.IOBase, name: str, fit: Callable[[tuple[int, int]], tuple[int, int]]
+) -> Image.Image:
     try:
         with Image.open(file, formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            picture.load()
-            return _rgb(_upright(picture))
+            _check_cost(picture, name)
+            target, pixels = fit(picture.size), math.prod(picture.size)
+            draft = picture.draft(None, (GAP * target[0], GAP * target[1]))
+            # (left, top, right, bottom) of the whole; the last pixels of a draft may be part ones.
+            box = draft[1] if draft else (0, 0, *picture.size)
+            with _large if pixels > LARGE else contextlib.nullcontext():
+                picture.load()
+                return _upright(_resized(picture, target, box[2:]), _turn(picture))
+    except UserError:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own bound, of pixels in the header
+        raise _too_many(name) from None
     except Image.UnidentifiedImageError:
         raise UserError(
             f"{name}: not a picture; expected {', '.join(FORMATS)}: convert it to PNG or JPEG"
-        ) from None
-    except Image.DecompressionBombError:
-        raise UserError(
-            f"{name}: over {MAX_PIXELS // 10**6} million pixels, which is too many; make it smaller"
         ) from None
     except Exception as error:  # Pillow's decoders raise a dozen types on broken files
         raise UserError(
@@ -109,18 +158,72 @@ def _decode(file: io.IOBase, name: str) -> Image.Image:
         ) from None
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _check_cost(picture: Image.Image, name: str) -> None:
+    """UserError for a picture whose header states more than is decoded here."""
+    width, height = picture.size
+    # A TIFF's tile is held whole, however little of it the picture shows.
+    tile = picture.tag_v2 if picture.format == "TIFF" else {}
+    pixels = max(width * height, tile.get(TILE_WIDTH, 1) * tile.get(TILE_LENGTH, 1))
+    if pixels > MAX_PIXELS:
+        raise _too_many(name)
+    if max(width, height) > min(MAX_SIDE, MAX_ASPECT * min(width, height)):
+        raise UserError(
+            f"{name}: {width} by {height} pixels; expected sides of at most {MAX_SIDE}, and of at "
+            f"most {MAX_ASPECT} to 1: cut it"
+        )
+    needed = pixels * DECODER_BYTES.get(picture.format, OTHER_BYTES)
+    if needed > MAX_BYTES:
+        raise UserError(
+            f"{name}: decoding {width} by {height} pixels of {picture.format} takes "
+            f"{needed / 1e6:.0f} MB; expected at most {MAX_BYTES / 1e6:.0f}: make it smaller, or "
+            "save it as JPEG"
+        )
+
+
+def _too_many(name: str) -> UserError:
+    most = MAX_PIXELS // 10**6
+    return UserError(f"{name}: over {most} million pixels, which is too many; make it smaller")
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What turns it upright; None when it is, or does not say."""
     try:
-        turn = UPRIGHT.get(picture.getexif().get(ORIENTATION))
+        return UPRIGHT.get(picture.getexif().get(ORIENTATION))
     except Exception:  # damaged EXIF around sound pixels
-        turn = None
+        return None
+
+
+def _upright(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
+
+
+def _resized(
+    picture: Image.Image, target: tuple[int, int], whole: tuple[float, float]
+) -> Image.Image:
+    """RGB of size `target`; of the loaded picture's width and height, `whole` is the picture."""
+    factors = tuple(max(1, int(whole[i] / GAP / target[i])) for i in (0, 1))
+    small = picture if picture.mode == "RGB" and factors == (1, 1) else _reduced(picture, factors)
+    if target == small.size == whole:
+        return _rgb(small)
+    box = (0, 0, whole[0] / factors[0], whole[1] / factors[1])
+    return _rgb(small).resize(target, Image.Resampling.BICUBIC, box)
+
+
+def _reduced(picture: Image.Image, factors: tuple[int, int]) -> Image.Image:
+    """RGB, each side averaged by its factor: a strip at a time, as conversions take many copies."""
+    width, height = picture.size
+    small = Image.new("RGB", (math.ceil(width / factors[0]), math.ceil(height / factors[1])))
+    rows = max(1, STRIP // (width * factors[1])) * factors[1]
+    for top in range(0, height, rows):
+        strip = _rgb(picture.crop((0, top, width, min(top + rows, height))))
+        small.paste(strip.reduce(factors), (0, top // factors[1]))
+    return small
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # 16-bit grey, in Pillow's several spellings
-        values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
-        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+        values = np.clip(np.asarray(picture), 0, 65535).astype(np.uint32)
+        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if picture.mode == "F":
         raise ValueError("pixels are floating-point numbers of unknown range")
     if picture.has_transparency_data:

@@ -6,13 +6,14 @@ Errors call a file by its name alone: where the server keeps it is nobody's busi
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from meerkat_jax.data.audio import count_seconds, load_audio
-from meerkat_jax.data.image import count_pixels, read_image
+from meerkat_jax.data.image import read_image, read_size
 from meerkat_jax.data.video import load_frame, load_sound, video_seconds
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.errors import UserError
@@ -25,7 +26,7 @@ VIDEO_RATE = 48_000
 def check_picture(path: str, limits: Limits) -> None:
     """Raises UserError when the file is gone, too large or has too many pixels; decodes nothing."""
     name = _check_file(path, limits)
-    pixels = (count_pixels(path) or 0) / 1e6
+    pixels = math.prod(read_size(path) or (0,)) / 1e6
     if pixels > limits.megapixels:
         raise UserError(
             f"{name}: {pixels:.0f} million pixels; at most {limits.megapixels:g} million are taken"
@@ -40,9 +41,7 @@ def check_sound(path: str, limits: Limits) -> None:
 
 def read_picture(content: bytes) -> np.ndarray:
     """uint8[H, W, 3] for the page: upright, in its proportions, the longest side 640 at most."""
-    picture = read_image(content)
-    picture.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
-    return np.array(picture)
+    return np.array(read_image(content, longest=SHOWN_SIZE))
 
 
 def read_sound(content: bytes, seconds: float) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 
 from starlette.requests import ClientDisconnect, Request
 
 from meerkat_jax.data.audio import count_seconds
-from meerkat_jax.data.image import count_pixels
+from meerkat_jax.data.image import read_size
 from meerkat_jax.serving.refusals import Refused, bad
 
 
@@ -46,7 +47,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 def check_media(image: bytes | None, audio: bytes | None, limits: Limits) -> None:
     """Refuse what its header says is too large; what has no header is refused where it is read."""
     if image is not None:
-        pixels = count_pixels(image) or 0
+        pixels = math.prod(read_size(image) or (0,))
         if pixels > limits.pixels:
             message = f"a picture of {pixels} pixels; expected at most {limits.pixels}"
             raise bad(message, "messages", "picture_too_large")
