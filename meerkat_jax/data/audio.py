@@ -67,17 +67,20 @@ class AudioInfo:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was done to the sound's channels and loudness, for people."""
-        quieter = f"{_LOUD} ({self.gain:.1f} dB)"
-        return (*((_CANCELLED,) if self.cancelled else ()), *((quieter,) if self.gain else ()))
+        quieter = f"{ABOVE_FULL_SCALE} ({self.gain:.1f} dB)"
+        return (*((CHANNELS_CANCEL,) if self.cancelled else ()), *((quieter,) if self.gain else ()))
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The same in words that are alike for all sounds, to be counted."""
-        return (*((_CANCELLED,) if self.cancelled else ()), *((_LOUD,) if self.gain else ()))
+        return (
+            *((CHANNELS_CANCEL,) if self.cancelled else ()),
+            *((ABOVE_FULL_SCALE,) if self.gain else ()),
+        )
 
 
-_CANCELLED = "the sound's channels cancel each other: the loudest alone is heard"
-_LOUD = "the sound is above full scale: divided by its peak"
+CHANNELS_CANCEL = "the sound's channels cancel each other: the loudest alone is heard"
+ABOVE_FULL_SCALE = "the sound is above full scale: divided by its peak"
 
 
 def load_audio(

@@ -34,6 +34,11 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SWAPPING = {UPRIGHT[tag] for tag in (5, 6, 7, 8)}  # those that swap width and height
+BACK = {  # the other turns undo themselves
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
 # Pillow warns about what MAX_PIXELS refuses with an error anyway.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -53,10 +58,22 @@ def load_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
 
 def read_image(source: str | os.PathLike | bytes, name: str | None = None) -> Image.Image:
     """Decode a picture as `load_image` does, at its own size: upright, RGB."""
+    return read_turned(source, name)[0]
+
+
+def read_turned(
+    source: str | os.PathLike | bytes, name: str | None = None
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """`read_image`, and how what is stored was turned to be upright; None for not at all."""
     if name is None:
         name = "picture" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
         return _decode(file, name)
+
+
+def turned_back(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
+    """The picture as it is stored, of an upright one and how it was turned."""
+    return picture.transpose(BACK.get(turn, turn))
 
 
 def count_pixels(source: str | os.PathLike | bytes) -> int | None:
@@ -87,13 +104,16 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
     return file
 
 
-def _decode(file: io.IOBase, name: str) -> Image.Image:
+def _decode(file: io.IOBase, name: str) -> tuple[Image.Image, Image.Transpose | None]:
     try:
         with Image.open(file, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            turn = _turn(picture)
             picture.load()
-            return _rgb(_upright(picture))
+            # Of a TIFF Pillow has done it by now, and tells no turn any more.
+            upright = picture if turn != _turn(picture) else _upright(picture, turn)
+            return _rgb(upright), turn
     except Image.UnidentifiedImageError:
         raise UserError(
             f"{name}: not a picture; expected {', '.join(FORMATS)}: convert it to PNG or JPEG"
@@ -109,11 +129,14 @@ def _decode(file: io.IOBase, name: str) -> Image.Image:
         ) from None
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _turn(picture: Image.Image) -> Image.Transpose | None:
     try:
-        turn = UPRIGHT.get(picture.getexif().get(ORIENTATION))
+        return UPRIGHT.get(picture.getexif().get(ORIENTATION))
     except Exception:  # damaged EXIF around sound pixels
-        turn = None
+        return None
+
+
+def _upright(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
