@@ -88,6 +88,7 @@ def encode_picture(
     try:
         if path.lower().endswith(video.SUFFIXES):
             picture = video.load_frame(path, at)
+            _refuse_swapped(path, picture.size, sizes)
         else:
             picture, turn = read_turned(path)
             if turn is None:
