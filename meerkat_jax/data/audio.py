@@ -2,6 +2,10 @@
 
 `load_audio` runs on the host, `LogMel` on the device, so only samples travel. The spectrogram is
 the one that CLAP's audio tower was trained on (Wu et al. 2023, and the published settings).
+
+One rule for loudness on every path, from files, videos and arrays (docs/data.md, Loudness): the
+mean over channels (`mix_to_mono`), divided by its peak where that is above full scale
+(`limit_peak`); never clipped, never made louder.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import io
 import math
 import os
 import re
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +25,30 @@ import numpy as np
 import soundfile
 import soxr
 
+from meerkat_jax.data import mp3
 from meerkat_jax.data.local_file import open_local
 from meerkat_jax.errors import UserError
 
 FLOOR = 1e-10  # of mel power; -100 dB
 SILENCE = 1e-4  # peak around the mean: -80 dB of full scale, three steps of 16 bits
 LOUDEST = 1e6  # full scale is 1; beyond this the numbers are not sound, and their power overflows
+CANCELLED = 0.01  # of power: 20 dB that a mean over channels lies below what it should have
 MARGIN = 0.1  # seconds read past the cut, so that the resampler's edge is not heard
+# Seconds read before `start`: a frame of MP3 needs bits of up to nine before it.
+WARM_UP = 0.5
 RATES = (1_000, 768_000)
-UNKNOWN = 2**40  # libsndfile states an impossible number of frames when it does not know it
+UNKNOWN = 2**40  # frames: libsndfile states an impossible number when it does not know it
 
 # How a file that was cut off shows. libsndfile's log compares a chunk with what is left of the
 # file; programs that write to a pipe state STREAMED bytes or more, because they cannot know.
 SHORT_CHUNK = re.compile(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)")
 STREAMED = 0x7FFFF000
+# The other way round: the file goes on, but not with what may follow the sound in its format.
+LONG_FILE = re.compile(
+    r"Length : (\d+)\n.*(?:data|SSND) : (\d+)\n.*Unknown chunk marker", re.DOTALL
+)
 OGG_PAGE = 65_307  # the largest, in bytes
-OGG_LAST = 4  # flag of a stream's last page
+OGG_FIRST, OGG_LAST = 2, 4  # flags of a stream's first and last page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +60,28 @@ class AudioInfo:
     channels: int
     truncated: bool  # longer than asked for: only the beginning is heard
     silent: bool  # what is heard has no signal
+    cancelled: bool = (
+        False  # the mean over channels had next to nothing: the loudest alone is heard
+    )
+    gain: float = 0.0  # dB, below 0 where the peak was above full scale
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the sound's channels and loudness, for people."""
+        quieter = f"{ABOVE_FULL_SCALE} ({self.gain:.1f} dB)"
+        return (*((CHANNELS_CANCEL,) if self.cancelled else ()), *((quieter,) if self.gain else ()))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The same in words that are alike for all sounds, to be counted."""
+        return (
+            *((CHANNELS_CANCEL,) if self.cancelled else ()),
+            *((ABOVE_FULL_SCALE,) if self.gain else ()),
+        )
+
+
+CHANNELS_CANCEL = "the sound's channels cancel each other: the loudest alone is heard"
+ABOVE_FULL_SCALE = "the sound is above full scale: divided by its peak"
 
 
 def load_audio(
@@ -59,12 +94,13 @@ def load_audio(
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
 
-    Channels are averaged, other rates resampled (soxr, high quality). What is before `start`, in
-    seconds, is left out, and a longer sound is cut to its beginning. A shorter one is padded:
-    "zero" by silence; "repeat" as CLAP was trained, by whole repetitions and then silence, which
-    makes the sound occur at times when it did not, hence not the default. `name` is what errors
-    call it (default: the path). Raises UserError when the file is missing, empty, not a sound, cut
-    off within these seconds (where its format can tell), or holds numbers that are not finite.
+    Channels and loudness as the module's docstring tells, other rates resampled (soxr, high
+    quality). What is before `start`, in seconds, is left out, and a longer sound is cut to its
+    beginning. A shorter one is padded: "zero" by silence; "repeat" as CLAP was trained, by whole
+    repetitions and then silence, which makes the sound occur at times when it did not, hence not
+    the default. `name` is what errors call it (default: the path). Raises UserError when the file
+    is missing, empty, not a sound, cut off within these seconds (where its format can tell), longer
+    than it says, or holds numbers that are not finite.
     """
     if pad not in ("zero", "repeat"):
         raise UserError(f"pad is {pad!r}; use 'zero' or 'repeat'")
@@ -72,14 +108,17 @@ def load_audio(
         name = "sound" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
         wave, rate, frames = _decode(file, start, seconds + MARGIN, name)
-    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
-    if not _peak(mono) <= LOUDEST:  # not a number is neither
+    if not all(_peak(channel) <= LOUDEST for channel in wave.T):  # not a number is neither
         raise UserError(
             f"{name}: samples are not finite or beyond {LOUDEST:g}; expected about -1 to 1: "
             "export the sound anew"
         )
+    mono, cancelled = mix_to_mono(wave)
+    # At the file's own rate, so that the loudness does not depend on the rate that is asked for.
+    mono, gain = limit_peak(mono)
     if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate)
+        mono, more = limit_peak(soxr.resample(mono, rate, sample_rate))  # which overshoots
+        gain += more
     samples = round(seconds * sample_rate)
     mono = _fit(mono, samples, pad)
     info = AudioInfo(
@@ -87,16 +126,48 @@ def load_audio(
         sample_rate=rate,
         channels=wave.shape[1],
         truncated=round((frames / rate - start) * sample_rate) > samples,
-        silent=bool(_peak(mono, mono.mean()) < SILENCE),
+        silent=is_silent(mono),
+        cancelled=cancelled,
+        gain=gain,
     )
     return mono, info
 
 
+def mix_to_mono(wave: np.ndarray) -> tuple[np.ndarray, bool]:
+    """float32[n, channels] -> the mean over channels float32[n], and whether they cancel.
+
+    They do when the mean has less than a hundredth (20 dB) of the power that channels with nothing
+    in common would leave of it; then the loudest of them alone is given.
+    """
+    if wave.shape[1] == 1:
+        return wave[:, 0], False
+    mono = wave.mean(axis=1)
+    powers = wave.var(axis=0)  # about the mean: an offset is not a sound
+    cancelled = mono.var() < CANCELLED * powers.sum() / wave.shape[1] ** 2
+    return (wave[:, powers.argmax()], True) if cancelled else (mono, False)
+
+
+def limit_peak(mono: np.ndarray) -> tuple[np.ndarray, float]:
+    """A sound float32[n] divided by its peak if that is above 1, and the gain in dB (0 if not)."""
+    peak = _peak(mono) if len(mono) else 0.0
+    if peak <= 1:
+        return mono, 0.0
+    return mono / peak, -20 * math.log10(peak)
+
+
+def is_silent(mono: np.ndarray) -> bool:
+    """Whether a sound float32[n] has no signal: less than -80 dB of full scale around its mean."""
+    return not len(mono) or bool(_peak(mono, mono.mean()) < SILENCE)
+
+
 def count_seconds(source: str | os.PathLike | bytes) -> float | None:
-    """The length by the header, nothing decoded; None for what `load_audio` refuses."""
+    """The length by the header (of MP3, the frames' headers), nothing decoded.
+
+    None for what `load_audio` refuses.
+    """
     try:
-        with _opened(source, "") as file:
-            return soundfile.info(file).duration
+        with _opened(source, "") as file, _sound(file, "") as (sound, _):
+            return sound.frames / sound.samplerate if sound.frames < UNKNOWN else None
     except (UserError, soundfile.SoundFileError, TypeError):  # reading it tells what is wrong
         return None
 
@@ -124,27 +195,41 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
     return file
 
 
+@contextlib.contextmanager
+def _sound(file: io.IOBase, name: str) -> Iterator[tuple[soundfile.SoundFile, bool]]:
+    """The sound in a file, and whether an MP3 is known to be cut off.
+
+    Of an MP3 that does not tell its length rightly the frames are counted (`mp3.py`).
+    """
+    with soundfile.SoundFile(file) as sound:
+        if sound.subtype != "MPEG_LAYER_III":
+            yield sound, False
+            return
+    file.seek(0)
+    data = file.read()
+    anew = mp3.counted(data, name)
+    with soundfile.SoundFile(io.BytesIO(anew.data if anew else data)) as sound:
+        yield sound, bool(anew and anew.cut_off)
+
+
 def _decode(
     file: io.IOBase, start: float, seconds: float, name: str
 ) -> tuple[np.ndarray, int, int]:
     """`seconds` from `start`, float32[n, channels], the rate, and the frames of the whole sound."""
     try:
-        with soundfile.SoundFile(file) as sound:
+        with _sound(file, name) as (sound, cut_off):
             rate, frames, report = sound.samplerate, sound.frames, sound.extra_info
-            if not RATES[0] <= rate <= RATES[1] or frames >= UNKNOWN:
-                raise UserError(
-                    f"{name}: the header says {rate} Hz and {frames} frames, which no sound has; "
-                    "convert it to WAV at 48000 Hz"
-                )
+            _check_header(file, rate, frames, report, name)
             first = round(start * rate)
             if first and first >= frames:
                 raise UserError(
                     f"{name}: the sound ends after {frames / rate:.2f} s, before {start:g} s"
                 )
-            if first:
-                sound.seek(first)
+            before = min(first, round(WARM_UP * rate))
+            if first > before:
+                sound.seek(first - before)
             wanted, left = math.ceil(seconds * rate), frames - first
-            wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
+            wave = sound.read(before + min(left, wanted), dtype="float32", always_2d=True)[before:]
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
@@ -153,12 +238,37 @@ def _decode(
         ) from None
     if len(wave) == 0:
         raise UserError(f"{name}: the sound has no samples; get the file again")
-    if len(wave) < min(left, wanted) or (left < wanted and _cut_off(file, report)):
+    cut_off = cut_off or _cut_off(file, report)
+    if len(wave) < min(left, wanted) or (left < wanted and cut_off):
         raise UserError(
             f"{name}: the sound is cut off after {start + len(wave) / rate:.2f} s; "
             "get the file again"
         )
     return wave, rate, frames
+
+
+def _check_header(file: io.IOBase, rate: int, frames: int, report: str, name: str) -> None:
+    """UserError for a header that is wrong about the sound, or would lose a part of it unsaid."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(
+            f"{name}: the header says {rate} Hz, which no sound has; convert it to WAV at 48000 Hz"
+        )
+    if frames >= UNKNOWN:  # libsndfile would end in an error, not at the end of the sound
+        raise UserError(
+            f"{name}: the header does not say how long the sound is, as of FLAC written to a pipe; "
+            "convert it to WAV, or to FLAC in a file"
+        )
+    longer = LONG_FILE.search(report)
+    if longer and int(longer[2]) < int(longer[1]) / 2:
+        raise UserError(
+            f"{name}: the header says {longer[2]} bytes of sound, the file has {longer[1]}: "
+            "probably a recording that was not ended; convert it with a program that mends it"
+        )
+    if _chained(file):
+        raise UserError(
+            f"{name}: several OGG streams one behind the other, of which only the first would be "
+            "heard; convert it to WAV"
+        )
 
 
 def _cut_off(file: io.IOBase, report: str) -> bool:
@@ -174,6 +284,24 @@ def _cut_off(file: io.IOBase, report: str) -> bool:
     file.seek(max(0, size - OGG_PAGE))
     last_page = file.read().rpartition(b"OggS")[2]
     return len(last_page) < 2 or not last_page[1] & OGG_LAST
+
+
+def _chained(file: io.IOBase) -> bool:
+    """Whether another OGG stream begins when one has begun already."""
+    at, begun, position = 0, False, file.tell()
+    while True:
+        file.seek(at)
+        # capture pattern, version, flags, five numbers, and how many sizes follow
+        page = file.read(27)
+        if len(page) < 27 or page[:4] != b"OggS":
+            break
+        first = bool(page[5] & OGG_FIRST)
+        if first and begun:
+            break
+        begun = begun or not first
+        at += 27 + page[26] + sum(file.read(page[26]))
+    file.seek(position)
+    return len(page) == 27 and page[:4] == b"OggS"
 
 
 def _to_mel(hertz: float, variant: str) -> float:

@@ -85,7 +85,8 @@ def summary(manifest: dict) -> list[str]:
         found += [f"{split}: {kind}: {count} questions" for kind, count in questions.items()]
     for what, reasons in manifest["skipped"].items():
         found += [f"skipped {what}: {reason}: {count}" for reason, count in reasons.items()]
-    return found + [f"left out: {why}: {count}" for why, count in manifest["dropped"].items()]
+    found += [f"left out: {why}: {count}" for why, count in manifest["dropped"].items()]
+    return found + [f"noted: {why}: {count}" for why, count in manifest["noted"].items()]
 
 
 def _clear(out: Path) -> None:

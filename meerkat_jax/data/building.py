@@ -50,7 +50,7 @@ from meerkat_jax.data.surveying import (
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 
-VERSION = 1  # raise it when records change: a build that was begun before is not gone on with
+VERSION = 2  # raise it when records change: a build that was begun before is not gone on with
 ROOM = 64 << 20  # bytes that a disk must have left beside a shard
 
 
@@ -249,13 +249,21 @@ class Shards:
                 pool.shutdown(cancel_futures=True)
 
 
-def encode(entry: Entry, places: tuple, seconds: float, kind: str) -> tuple[bytes, bytes]:
-    """Picture and sound of an entry at the `places_of` it; Bad when one cannot be used."""
+class Encoded(NamedTuple):
+    """Picture and sound of an entry, and what is to be noted of the two."""
+
+    image: bytes
+    audio: bytes
+    noted: tuple[str, ...]
+
+
+def encode(entry: Entry, places: tuple, seconds: float, kind: str) -> Encoded:
+    """The media of an entry at the `places_of` it; Bad when one cannot be used."""
     picture, sound = places
-    return (
-        media.encode_picture(*picture),
-        media.encode_sound(*sound, seconds, entry.seconds, kind),
-    )
+    image, turned = media.encode_picture(*picture, entry.stored, entry.sizes)
+    needed, claimed = entry.seconds, entry.claims_sound
+    audio, changed = media.encode_sound(*sound, seconds, needed, kind, claimed)
+    return Encoded(image, audio, turned + changed)
 
 
 def make_shard(job: Job, out: Path, kind: str) -> tuple[int, list]:
@@ -263,13 +271,16 @@ def make_shard(job: Job, out: Path, kind: str) -> tuple[int, list]:
 
     Gives how many examples were planned and what was left out.
     """
-    examples, left_out = [], []
+    examples, left_out, noted = [], [], Counter()
     for entry, places in zip(job.entries, job.found, strict=True):
         try:
-            examples.append((entry, *encode(entry, places, job.seconds, kind)))
+            encoded = encode(entry, places, job.seconds, kind)
+            examples.append((entry, encoded.image, encoded.audio))
+            noted.update(encoded.noted)
         except Bad as bad:
             left_out.append((entry.id, bad.reason, bad.detail))
     report = {"counts": {}, "questions": {}, "keys": {}, "skipped": left_out, "parts": {}}
+    report["noted"] = dict(noted)
     report["classes"] = sorted({name for e, _, _ in examples for name in (*e.seen, *e.heard)})
     for split in SPLITS:
         rows = [row for row in examples if row[0].split == split]
@@ -370,6 +381,7 @@ def _finish(
         "classes": sorted({name for report in reports for name in report["classes"]}),
         "skipped": {"rows": plan.skips.by_reason(), "examples": dict(told.most_common())},
         "dropped": dict(plan.skips.dropped + found.leaking),
+        "noted": dict(sum((Counter(report["noted"]) for report in reports), Counter())),
     }
     temporary = out / ".manifest.json.tmp"
     temporary.write_text(json.dumps(manifest, indent=1))

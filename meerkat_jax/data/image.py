@@ -57,6 +57,10 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = {UPRIGHT[tag] for tag in (5, 6, 7, 8)}  # width and height change places
+BACK = {  # the other turns undo themselves
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 _large = threading.Lock()
 # Pillow warns about what MAX_PIXELS refuses with an error anyway.
@@ -72,7 +76,7 @@ def load_image(source: str | os.PathLike | bytes, size: int, name: str | None = 
     UserError when the file is missing, not a file, empty, not a picture, broken, or beyond
     MAX_PIXELS, MAX_SIDE, MAX_ASPECT, MAX_BYTES or MAX_FILE.
     """
-    return np.array(_read(source, name, lambda _: (size, size)))
+    return np.array(_read(source, name, lambda _: (size, size))[0])
 
 
 def read_image(
@@ -87,7 +91,19 @@ def read_image(
         scale = min(1.0, longest / max(size)) if longest else 1.0
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
-    return _read(source, name, fit)
+    return _read(source, name, fit)[0]
+
+
+def read_turned(
+    source: str | os.PathLike | bytes, name: str | None = None
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """`read_image`, and how what is stored was turned to be upright; None for not at all."""
+    return _read(source, name, lambda size: size)
+
+
+def turned_back(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
+    """The picture as it is stored, of an upright one and how it was turned."""
+    return picture.transpose(BACK.get(turn, turn))
 
 
 def read_size(source: str | os.PathLike | bytes) -> tuple[int, int] | None:
@@ -97,7 +113,8 @@ def read_size(source: str | os.PathLike | bytes) -> tuple[int, int] | None:
     """
     try:
         with _opened(source, "") as file, Image.open(file, formats=FORMATS) as picture:
-            return picture.size[::-1] if _turn(picture) in SIDEWAYS else picture.size
+            swapped = _turn(picture) in SIDEWAYS and picture.format != "TIFF"  # Pillow turns it
+            return picture.size[::-1] if swapped else picture.size
     except Exception:  # of any of Pillow's types
         return None
 
@@ -122,8 +139,11 @@ def _read(
     source: str | os.PathLike | bytes,
     name: str | None,
     fit: Callable[[tuple[int, int]], tuple[int, int]],
-) -> Image.Image:
-    """The picture, upright and RGB, at the size that `fit` makes of its own, unturned one."""
+) -> tuple[Image.Image, Image.Transpose | None]:
+    """The picture, upright and RGB, at the size that `fit` makes of its own, and how it was turned.
+
+    `fit` is given the size before the turn, but of a TIFF, which Pillow turns, that behind it.
+    """
     if name is None:
         name = "picture" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
@@ -132,7 +152,7 @@ def _read(
 
 def _decode(
     file: io.IOBase, name: str, fit: Callable[[tuple[int, int]], tuple[int, int]]
-) -> Image.Image:
+) -> tuple[Image.Image, Image.Transpose | None]:
     try:
         with Image.open(file, formats=FORMATS) as picture:
             _check_cost(picture, name)
@@ -141,8 +161,9 @@ def _decode(
             # (left, top, right, bottom) of the whole; the last pixels of a draft may be part ones.
             box = draft[1] if draft else (0, 0, *picture.size)
             with _large if pixels > LARGE else contextlib.nullcontext():
-                picture.load()
-                return _upright(_resized(picture, target, box[2:]), _turn(picture))
+                turn = _turn(picture)
+                picture.load()  # Pillow turns a TIFF, which then tells no turn any more
+                return _upright(_resized(picture, target, box[2:]), _turn(picture)), turn
     except UserError:
         raise
     except Image.DecompressionBombError:  # Pillow's own bound, of pixels in the header

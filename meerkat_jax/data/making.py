@@ -7,7 +7,7 @@ which few are held at once. What is planned, left out, refused and encoded is th
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +51,7 @@ class Making:
         self.shelf = media.Shelf(root)
         self.found = surveying.look_through(self.plan, self.shelf, max_skipped, exclude, limit, say)
         self.left_out: list[tuple[str, str, str]] = []
-        self.told = surveying.lost(self.found)
+        self.told, self.noted = surveying.lost(self.found), Counter()
         self.done, self.progress = 0, Progress("examples", int(self.found.keep.sum()), say=say)
 
     def shards(self) -> dict[str, list[np.ndarray]]:
@@ -81,7 +81,11 @@ class Making:
                 except Bad as bad:
                     self._leave_out(entry, bad)
                 else:
-                    yield row, building.example(entry, self.source, *encoded)
+                    self.noted.update(encoded.noted)
+                    yield (
+                        row,
+                        building.example(entry, self.source, encoded.image, encoded.audio),
+                    )
                 self.progress.report(self.done)
 
     def _encoded(
@@ -111,4 +115,5 @@ class Making:
             **self.identity,
             "skipped": {"rows": skips.by_reason(), "examples": dict(self.told.most_common())},
             "dropped": dict(skips.dropped + self.found.leaking),
+            "noted": dict(self.noted.most_common()),
         }

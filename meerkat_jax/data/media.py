@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from PIL import Image
 
 from meerkat_jax.data import video
-from meerkat_jax.data.audio import load_audio
-from meerkat_jax.data.image import read_image
+from meerkat_jax.data.audio import ABOVE_FULL_SCALE, is_silent, limit_peak, load_audio
+from meerkat_jax.data.image import SIDEWAYS, read_turned, turned_back
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.errors import UserError
@@ -22,6 +23,9 @@ QUALITY = 92  # of its JPEG
 RATE = 48_000  # Hz of a stored sound
 SOUNDS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 OPUS_EFFORT = 0.7  # of libsndfile's scale: about 80 kbit/s for one channel
+# What is noted of pictures with an EXIF turn.
+AS_STORED = "the picture's EXIF turn is not applied: its boxes are of what is stored"
+UPRIGHT = "the picture's EXIF turn is applied: its boxes, if any, are of what is upright"
 SHORT = 0.25  # seconds that a sound may end before what is annotated: last frames are often lost
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
@@ -68,42 +72,91 @@ def find_sound(shelf: Shelf, places: Sequence[Place]) -> tuple[str, float] | Non
     return shelf.find(places, WAVES + video.SUFFIXES + video.SOUND_SUFFIXES)
 
 
-def encode_picture(path: str, at: float) -> bytes:
+def encode_picture(
+    path: str,
+    at: float,
+    stored: bool = False,
+    sizes: Sequence[tuple[float, float]] = (),
+) -> tuple[bytes, tuple[str, ...]]:
     """JPEG of a picture, or of a video's frame, with its longest side at most LONGEST_SIDE.
 
-    A JPEG that is upright and small enough is taken as it is. Bad when it cannot be read.
+    `stored` and `sizes` are those of the entry: with an EXIF turn the picture is what its boxes are
+    of, so that the two never part, and that is noted. A JPEG without one that is small enough is
+    taken as it is. Bad when it cannot be read, or its sides are those of `sizes` swapped.
     """
+    noted: tuple[str, ...] = ()
     try:
         if path.lower().endswith(video.SUFFIXES):
             picture = video.load_frame(path, at)
+            _refuse_swapped(path, picture.size, sizes)
         else:
-            picture = read_image(path)
+            picture, turn = read_turned(path)
+            if turn is None:
+                _refuse_swapped(path, picture.size, sizes)
+            else:
+                stored = _as_stored(path, picture.size, turn, stored, sizes)
+                picture = turned_back(picture, turn) if stored else picture
+                noted = (AS_STORED if stored else UPRIGHT,)
             data = Path(path).read_bytes() if max(picture.size) <= LONGEST_SIDE else b""
             if data[:3] == b"\xff\xd8\xff" and _plain(data):
-                return data
+                return data, noted
     except UserError as error:
         raise Bad("picture cannot be read", str(error)) from None
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     out = io.BytesIO()
     picture.convert("RGB").save(out, "JPEG", quality=QUALITY)
-    return out.getvalue()
+    return out.getvalue(), noted
+
+
+def _as_stored(
+    path: str,
+    upright: tuple[int, int],
+    turn: Image.Transpose,
+    stored: bool,
+    sizes: Sequence[tuple[float, float]],
+) -> bool:
+    """Whether boxes are of a picture as it is stored: what `sizes` tell, else `stored`."""
+    told = {_wide(size) for size in sizes} - {None}
+    if turn not in SIDEWAYS or _wide(upright) is None or not told:
+        return stored
+    if len(told) > 1:
+        raise Bad("boxes are of pictures with other sides", f"{path}: {list(sizes)}")
+    return told != {_wide(upright)}
+
+
+def _refuse_swapped(path: str, size: tuple[int, int], sizes: Sequence[tuple[float, float]]) -> None:
+    """Bad where a picture was turned and its boxes were not, and nothing tells how."""
+    if size[0] != size[1] and size[::-1] in sizes:
+        found = f"{path}: {size[0]} x {size[1]}, boxes are of {size[1]} x {size[0]}"
+        raise Bad("boxes are of the picture with its sides swapped", found)
+
+
+def _wide(size: tuple[float, float]) -> bool | None:
+    """Whether a picture is wider than high; None for a square."""
+    return None if size[0] == size[1] else size[0] > size[1]
 
 
 def _plain(data: bytes) -> bool:
     """Whether a JPEG has nothing that readers treat in different ways: no turn, three colours."""
-    from PIL import Image
-
     with Image.open(io.BytesIO(data)) as picture:
         return picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
 
 
-def encode_sound(path: str, at: float, seconds: float, needed: float, kind: str = "flac") -> bytes:
+def encode_sound(
+    path: str,
+    at: float,
+    seconds: float,
+    needed: float,
+    kind: str = "flac",
+    claimed: bool = False,
+) -> tuple[bytes, tuple[str, ...]]:
     """At most `seconds` of a sound from `at` on: mono, RATE Hz, as `kind` of SOUNDS.
 
-    Bad when it cannot be read, or ends before `needed` seconds.
+    And what is to be noted of it. Bad when it cannot be read, ends before `needed` seconds, or is
+    silent although it is `claimed` that something is heard.
     """
     try:
-        wave = _wave(path, at, seconds)
+        wave, noted = _wave(path, at, seconds)
     except UserError as error:
         raise Bad("sound cannot be read", str(error)) from None
     if len(wave) < (needed - SHORT) * RATE:
@@ -111,16 +164,21 @@ def encode_sound(path: str, at: float, seconds: float, needed: float, kind: str 
             "sound is shorter than its annotation",
             f"{path}: {len(wave) / RATE:.2f} s from {at:g} s on, expected {needed:g} s",
         )
+    if is_silent(wave):
+        if claimed:
+            raise Bad("sound is silent, but something is said to be heard", f"{path} from {at:g} s")
+        noted += ("the sound is silent",)
     container, codec = SOUNDS[kind]
     effort = {"compression_level": OPUS_EFFORT} if kind == "opus" else {}
     out = io.BytesIO()
     soundfile.write(out, wave, RATE, format=container, subtype=codec, **effort)
-    return out.getvalue()
+    return out.getvalue(), noted
 
 
-def _wave(path: str, at: float, seconds: float) -> np.ndarray:
-    """float32[n], mono at RATE."""
+def _wave(path: str, at: float, seconds: float) -> tuple[np.ndarray, tuple[str, ...]]:
+    """float32[n], mono at RATE, within -1 to 1, and what is to be noted of it."""
     if path.lower().endswith(WAVES):
         wave, info = load_audio(path, RATE, seconds, start=at)
-        return wave[: round(min(seconds, info.seconds) * RATE)]
-    return video.load_sound(path, at, seconds, RATE)
+        return wave[: round(min(seconds, info.seconds) * RATE)], info.kinds
+    wave, gain = limit_peak(video.load_sound(path, at, seconds, RATE))
+    return wave, (ABOVE_FULL_SCALE,) if gain else ()

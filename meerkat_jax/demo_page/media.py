@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from meerkat_jax.data.audio import count_seconds, load_audio
+from meerkat_jax.data.audio import count_seconds, limit_peak, load_audio
 from meerkat_jax.data.image import read_image, read_size
 from meerkat_jax.data.video import load_frame, load_sound, video_seconds
 from meerkat_jax.demo_page.limits import Limits
@@ -66,7 +66,7 @@ def split_video(path: str, seconds: float, limits: Limits) -> tuple[Path, Path |
     load_frame(path, at).save(picture)
     note = f"the picture is the frame at {at:.1f} s"
     try:
-        wave = load_sound(path, 0.0, seconds, VIDEO_RATE)
+        wave, _ = limit_peak(load_sound(path, 0.0, seconds, VIDEO_RATE))  # PCM would clip
     except UserError as error:
         return picture, None, f"{note}; {str(error).replace(path, name)}"
     sound = Path(path).with_suffix(".sound.wav")

@@ -81,6 +81,7 @@ def load(assembly: Assembly, asked: Asked) -> Loaded:
             notes.append(
                 f"the sound is {info.seconds:.1f} s long: heard were its first {shapes.seconds:g} s"
             )
+        notes += info.notes
         if info.silent:
             notes.append("the sound is silent")
     questions = [spell(assembly, prompt, asked.turns) for prompt in asked.prompts]

@@ -128,7 +128,7 @@ def test_no_edge_where_it_was_cut() -> None:
         (np.full(RATE, 0.25, "f"), True),  # an offset is not a sound
         (tone(1.0) * 1e-5, True),
         (tone(1.0) * 1e-3, False),
-        (np.stack([tone(1.0), -tone(1.0)], 1), True),  # channels that cancel
+        (np.stack([tone(1.0), -tone(1.0)], 1), False),  # the loudest alone is heard
         (np.concatenate([np.zeros(2 * RATE, "f"), tone(1.0)]), True),  # sounds after the cut
     ],
 )

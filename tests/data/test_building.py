@@ -355,7 +355,7 @@ def test_a_video_without_sound_says_so(tmp_path):
 def test_a_long_sound_is_cut_from_its_time_on_and_made_mono(tmp_path):
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, (RATE * 4, 3)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave, RATE)
-    data = media.encode_sound(str(tmp_path / "a.wav"), 1.5, 2.0, 2.0)
+    data, _ = media.encode_sound(str(tmp_path / "a.wav"), 1.5, 2.0, 2.0)
     made, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     assert rate == RATE and made.shape == (2 * RATE,)
     expected = wave[round(1.5 * RATE) :][: 2 * RATE].mean(axis=1)
@@ -364,10 +364,10 @@ def test_a_long_sound_is_cut_from_its_time_on_and_made_mono(tmp_path):
 
 def test_a_small_upright_jpeg_is_kept_as_it_is_and_a_large_one_made_smaller(tmp_path):
     picture("p").save(tmp_path / "p.jpg", quality=70)
-    kept = media.encode_picture(str(tmp_path / "p.jpg"), 0)
+    kept, _ = media.encode_picture(str(tmp_path / "p.jpg"), 0)
     assert kept == (tmp_path / "p.jpg").read_bytes()
     picture("p", (1024, 300)).save(tmp_path / "q.png")
-    with Image.open(io.BytesIO(media.encode_picture(str(tmp_path / "q.png"), 0))) as made:
+    with Image.open(io.BytesIO(media.encode_picture(str(tmp_path / "q.png"), 0)[0])) as made:
         assert made.size == (512, 150)
 
 

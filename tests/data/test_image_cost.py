@@ -129,3 +129,12 @@ def test_a_picture_file_may_be_too_large(tmp_path, monkeypatch):
     path.write_bytes(file.getvalue())
     with pytest.raises(UserError, match="a.bmp: .* bytes; expected at most 100"):
         load_image(path, SIZE)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "JPEG", "WEBP"])
+def test_size_by_header_is_that_of_the_decoded_image(kind):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    out = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(out, kind, exif=turned)
+    assert read_size(out.getvalue()) == read_image(out.getvalue()).size == (20, 40)

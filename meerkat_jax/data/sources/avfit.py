@@ -142,6 +142,8 @@ def _entry(split: str, media: Media, told: list[Told], options: Options) -> Entr
         boxes=tuple(dict.fromkeys(box for one in told for box in one.boxes)),
         matched=bool(labels) or any(verdicts) or not verdicts,
         seconds=max((spot.end for one in told for spot in one.segments), default=0.0),
+        stored=True,  # the authors' loader opens pictures with Pillow and applies no EXIF turn
+        sizes=tuple(dict.fromkeys(size for one in told for size in one.sizes)),
     )
 
 

@@ -77,6 +77,7 @@ class Told(NamedTuple):
     boxes: tuple[Box, ...] = ()
     segments: tuple[Segment, ...] = ()
     answer: bool | str | None = None
+    sizes: tuple[tuple[float, float], ...] = ()  # of the picture that pixels are of
 
 
 def read_answer(data_set: str, row: Any, label: str) -> Told:
@@ -86,8 +87,8 @@ def read_answer(data_set: str, row: Any, label: str) -> Told:
     instruction = words(question, "question") if question not in (None, "") else ""
     task = SETS[data_set].task
     if task == "arig":
-        boxes = _boxes(_box_set(data_set, row), row, answer, label)
-        return Told(task, data_set, instruction, boxes=boxes)
+        boxes, sizes = _boxes(_box_set(data_set, row), row, answer, label)
+        return Told(task, data_set, instruction, boxes=boxes, sizes=sizes)
     if task == "igatl":
         return Told(task, data_set, instruction, segments=_segments(row, answer, label))
     if task == "avc":
@@ -121,7 +122,9 @@ def _label(row: Mapping[str, Any], label: str) -> str:
     return text
 
 
-def _boxes(data_set: str, row: Mapping[str, Any], answer: Any, label: str) -> tuple[Box, ...]:
+def _boxes(data_set: str, row: Mapping[str, Any], answer: Any, label: str) -> tuple[tuple, tuple]:
+    """Boxes, and the sizes (`Told.sizes`) of what they are pixels of."""
+    sizes: tuple[tuple[float, float], ...] = ()
     order, pixels, written = SETS[data_set][1:4]
     raw = _four(answer)
     if raw is None:
@@ -140,12 +143,13 @@ def _boxes(data_set: str, row: Mapping[str, Any], answer: Any, label: str) -> tu
             if not isinstance(dim, list) or len(dim) != 2:
                 raise Bad("dim is not [width, height]", shown(dim))
             width, height = (number(side, "dim", 1) for side in dim)
+            sizes = ((width, height),)
         if order == "xxyy":
             raw = [raw[0], raw[2], raw[1], raw[3]]
         slack = 1.0 if pixels else 0.01
         boxes = [Box(label, *corners(raw, width, height, slack))]
     _writable(write_box, boxes)
-    return tuple(boxes)
+    return tuple(boxes), sizes
 
 
 def _four(answer: Any) -> list | None:
@@ -209,7 +213,7 @@ def merged(told: Sequence[Told], split: str, seed: int, ident: str) -> tuple[Que
 
 
 def _question(rng, split: str, group: Sequence[Told]) -> Question:
-    task, data_set, instruction, response, *_, answer = group[0]
+    task, data_set, instruction, response, *_, answer, _ = group[0]
     if task == "arig":
         spots = dict.fromkeys(box for one in group for box in one.boxes)
         question = asking.arig(rng, split, list(spots))

@@ -40,6 +40,9 @@ class Entry:
     "picture:<id>", "video:<YouTube id>", and whatever else tells that two examples share media.
     `seconds` is how long the sound must be for the annotation to make sense (the last annotated
     time); a shorter one is skipped.
+
+    Which picture boxes are of where it has an EXIF turn: as it is `stored`, or else upright. Where
+    `sizes`, (width, height), say of what picture they were told, those decide.
     """
 
     id: str
@@ -53,6 +56,14 @@ class Entry:
     boxes: tuple[Box, ...] = ()
     matched: bool = True
     seconds: float = 0.0
+    stored: bool = False
+    sizes: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def claims_sound(self) -> bool:
+        """Whether silence would make it wrong."""
+        asked = (one.segments or (one.task == "arig" and one.boxes) for one in self.questions)
+        return bool(self.heard) or any(asked)
 
 
 @dataclasses.dataclass(frozen=True)

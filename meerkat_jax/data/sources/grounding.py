@@ -31,7 +31,8 @@ Item = TypeVar("Item")
 class Scene:
     """One row: `where` it stands, and the fields of its entry. `truth` is added to the question's.
 
-    named: whether the boxes' labels are class names.
+    named: whether the boxes' labels are class names. Boxes are of pictures as they are stored: the
+    published codes open them with Pillow's Image.open, which applies no EXIF turn.
     """
 
     where: str
@@ -43,6 +44,7 @@ class Scene:
     boxes: tuple[Box, ...]
     named: bool = True
     seconds: float = 0.0
+    sizes: tuple[tuple[float, float], ...] = ()
     truth: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -81,6 +83,8 @@ def _entry(source: str, scene: Scene, options: Options) -> Entry:
         heard=names,
         boxes=scene.boxes,
         seconds=scene.seconds,
+        stored=True,
+        sizes=scene.sizes,
     )
 
 

@@ -26,6 +26,9 @@ of a picture of that `size`; times are seconds from the beginning of the clip. A
 is missing gets one of the wordings of its task (avqa has none), a response is made of what else is
 told. What is told beside a response has to agree with it. Beyond the schema: a box has an area and
 lies in the picture, a segment ends after it begins, no id comes twice.
+
+A picture with an EXIF turn is taken as viewers show it, upright, and its boxes as of that; only
+where `size` is that of the picture as it is stored, the picture is left as it is stored.
 """
 
 from __future__ import annotations
@@ -125,6 +128,7 @@ def entry(row: Any, line: int, options: Options) -> Entry:
         boxes=boxes,
         matched=row.get("matched", True),
         seconds=_last_time(row["questions"]),
+        sizes=_sizes(row),
     )
 
 
@@ -200,6 +204,12 @@ def _boxes(holder: dict, at: str) -> tuple[Box, ...]:
             boxes.append(Box(label, *corners(numbers, *size)))
             write_box(boxes[-1])
     return tuple(boxes)
+
+
+def _sizes(row: dict) -> tuple[tuple[float, float], ...]:
+    """Of what pictures, (width, height), the boxes of a row and its questions are pixels."""
+    told = (one["size"] for one in (row, *row["questions"]) if "size" in one)
+    return tuple(dict.fromkeys((float(width), float(height)) for width, height in told))
 
 
 def _segments(asked: dict, at: str) -> tuple[Segment, ...]:

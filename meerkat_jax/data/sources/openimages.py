@@ -12,6 +12,11 @@ LabelName (an id such as /m/0bt9lr), Confidence, XMin, XMax, YMin, YMax in 0..1,
 IsTruncated, IsGroupOf, IsDepiction, IsInside (1, 0, or -1 for unknown); later versions add columns.
 Pictures of validation and test make our test split. Boxes around groups and of depictions (a
 drawn dog) say that a class is seen, but not where each is, so nothing is asked about them.
+
+Boxes are of pictures as they are stored: 2.6 % should be turned to stand upright, and then "the
+image and boxes should be rotated" both (storage.googleapis.com/openimages/web/
+2018-05-17-rotation-information.html; the Rotation column of the files of image ids). So an EXIF
+turn, which files got from Flickr rather than from OpenImages may have, is not applied to them.
 """
 
 from __future__ import annotations

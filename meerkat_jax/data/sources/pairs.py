@@ -318,6 +318,7 @@ class Pairs(Sequence[Entry]):
             boxes=tuple(box for kind in both for box in claims.boxes(kind)),
             matched=bool(row.matched),
             seconds=max(map(_last_time, questions)),
+            stored=True,  # as openimages.py tells
         )
 
 

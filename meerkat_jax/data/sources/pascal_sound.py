@@ -96,6 +96,7 @@ def _scene(row: list[str], read: Callable[[str], Root], where: str, skips: Skips
         audio=(Place("sounds", sound),),
         keys=(f"picture:{picture}", f"video:{youtube[1]}" if youtube else f"pascal_sound:{sound}"),
         boxes=usable(objects, box, picture, where, skips),
+        sizes=((width, height),),
     )
 
 
