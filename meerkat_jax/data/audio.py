@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from meerkat_jax.data import containers, isolated, video
 from meerkat_jax.errors import UserError
 
 FLOOR = 1e-10  # of mel power; -100 dB
@@ -55,8 +56,12 @@ def load_audio(
     pad: str = "zero",
     name: str | None = None,
     start: float = 0.0,
+    isolate: bool = True,
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
+
+    WAV, FLAC, OGG, MP3 and their kin, or the sound of a container of `containers.FORMATS` (M4A,
+    WebM, a video), by content; that in a process of its own unless `isolate` is off.
 
     Channels are averaged, other rates resampled (soxr, high quality). What is before `start`, in
     seconds, is left out, and a longer sound is cut to its beginning. A shorter one is padded:
@@ -70,7 +75,10 @@ def load_audio(
     if name is None:
         name = "sound" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
-        wave, rate, frames = _decode(file, start, seconds + MARGIN, name)
+        decode = _decode
+        if containers.detect(file):
+            decode = (isolated if isolate else video).load_channels
+        wave, rate, frames = decode(file, start, seconds + MARGIN, name)
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1)
     if not _peak(mono) <= LOUDEST:  # not a number is neither
         raise UserError(
@@ -95,6 +103,8 @@ def count_seconds(source: str | os.PathLike | bytes) -> float | None:
     """The length by the header, nothing decoded; None for what `load_audio` refuses."""
     try:
         with _opened(source, "") as file:
+            if containers.detect(file):
+                return isolated.media_seconds(file, "audio")
             return soundfile.info(file).duration
     except (UserError, soundfile.SoundFileError, TypeError):  # reading it tells what is wrong
         return None
@@ -115,10 +125,7 @@ def _peak(mono: np.ndarray, mean: float = 0.0) -> float:
 
 
 def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.AbstractContextManager:
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
-    except OSError as error:
-        raise UserError(f"{name}: cannot open ({error.strerror}); check the path") from None
+    file = containers.as_file(source, name)
     if not file.read(1):
         file.close()
         raise UserError(f"{name}: the sound is empty (0 bytes); get the file again")
@@ -150,8 +157,8 @@ def _decode(
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
-            f"{name}: not a sound that can be decoded ({reason}); expected WAV, FLAC, OGG or MP3: "
-            "convert it, or get the file again"
+            f"{name}: not a sound that can be decoded ({reason}); expected WAV, FLAC, OGG, MP3, "
+            "M4A or WebM: convert it, or get the file again"
         ) from None
     if len(wave) == 0:
         raise UserError(f"{name}: the sound has no samples; get the file again")

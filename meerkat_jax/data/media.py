@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from PIL import Image
 
-from meerkat_jax.data import video
+from meerkat_jax.data import containers, video
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import read_image
 from meerkat_jax.data.sources.entry import Place
@@ -74,8 +75,8 @@ def encode_picture(path: str, at: float) -> bytes:
     A JPEG that is upright and small enough is taken as it is. Bad when it cannot be read.
     """
     try:
-        if path.lower().endswith(video.SUFFIXES):
-            picture = video.load_frame(path, at)
+        if containers.detect_path(path):
+            picture = Image.fromarray(video.load_frame(path, at))
         else:
             picture = read_image(path)
             data = Path(path).read_bytes() if max(picture.size) <= LONGEST_SIDE else b""
@@ -91,8 +92,6 @@ def encode_picture(path: str, at: float) -> bytes:
 
 def _plain(data: bytes) -> bool:
     """Whether a JPEG has nothing that readers treat in different ways: no turn, three colours."""
-    from PIL import Image
-
     with Image.open(io.BytesIO(data)) as picture:
         return picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
 
@@ -120,7 +119,5 @@ def encode_sound(path: str, at: float, seconds: float, needed: float, kind: str 
 
 def _wave(path: str, at: float, seconds: float) -> np.ndarray:
     """float32[n], mono at RATE."""
-    if path.lower().endswith(WAVES):
-        wave, info = load_audio(path, RATE, seconds, start=at)
-        return wave[: round(min(seconds, info.seconds) * RATE)]
-    return video.load_sound(path, at, seconds, RATE)
+    wave, info = load_audio(path, RATE, seconds, start=at, isolate=False)
+    return wave[: round(min(seconds, info.seconds) * RATE)]
