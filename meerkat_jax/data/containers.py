@@ -58,7 +58,7 @@ def open_regular(source: str | os.PathLike, name: str) -> BinaryIO:
         raise UserError(f"{name!r}: cannot open ({error}); check the path") from None
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise UserError(f"{name}: cannot open (a folder, a pipe or a device); expected a file")
+        raise UserError(f"{name}: cannot open (a folder, a pipe or a device); check the path")
     return os.fdopen(number, "rb")
 
 
