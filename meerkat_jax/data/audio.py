@@ -25,8 +25,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from meerkat_jax.data import mp3
-from meerkat_jax.data.local_file import open_local
+from meerkat_jax.data import containers, isolated, mp3, video
 from meerkat_jax.errors import UserError
 
 FLOOR = 1e-10  # of mel power; -100 dB
@@ -91,8 +90,12 @@ def load_audio(
     pad: str = "zero",
     name: str | None = None,
     start: float = 0.0,
+    isolate: bool = True,
 ) -> tuple[np.ndarray, AudioInfo]:
     """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
+
+    WAV, FLAC, OGG, MP3 and their kin, or the sound of a container of `containers.FORMATS` (M4A,
+    WebM, a video), by content; that in a process of its own unless `isolate` is off.
 
     Channels and loudness as the module's docstring tells, other rates resampled (soxr, high
     quality). What is before `start`, in seconds, is left out, and a longer sound is cut to its
@@ -107,7 +110,10 @@ def load_audio(
     if name is None:
         name = "sound" if isinstance(source, bytes) else os.fspath(source)
     with _opened(source, name) as file:
-        wave, rate, frames = _decode(file, start, seconds + MARGIN, name)
+        decode = _decode
+        if containers.detect(file):
+            decode = (isolated if isolate else video).load_channels
+        wave, rate, frames = decode(file, start, seconds + MARGIN, name)
     if not all(_peak(channel) <= LOUDEST for channel in wave.T):  # not a number is neither
         raise UserError(
             f"{name}: samples are not finite or beyond {LOUDEST:g}; expected about -1 to 1: "
@@ -166,8 +172,11 @@ def count_seconds(source: str | os.PathLike | bytes) -> float | None:
     None for what `load_audio` refuses.
     """
     try:
-        with _opened(source, "") as file, _sound(file, "") as (sound, _):
-            return sound.frames / sound.samplerate if sound.frames < UNKNOWN else None
+        with _opened(source, "") as file:
+            if containers.detect(file):
+                return isolated.media_seconds(file, "audio")
+            with _sound(file, "") as (sound, _):
+                return sound.frames / sound.samplerate if sound.frames < UNKNOWN else None
     except (UserError, soundfile.SoundFileError, TypeError):  # reading it tells what is wrong
         return None
 
@@ -187,7 +196,7 @@ def _peak(mono: np.ndarray, mean: float = 0.0) -> float:
 
 
 def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.AbstractContextManager:
-    file = io.BytesIO(source) if isinstance(source, bytes) else open_local(source, name)
+    file = containers.as_file(source, name)
     if not file.read(1):
         file.close()
         raise UserError(f"{name}: the sound is empty (0 bytes); get the file again")
@@ -233,8 +242,8 @@ def _decode(
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
-            f"{name}: not a sound that can be decoded ({reason}); expected WAV, FLAC, OGG or MP3: "
-            "convert it, or get the file again"
+            f"{name}: not a sound that can be decoded ({reason}); expected WAV, FLAC, OGG, MP3, "
+            "M4A or WebM: convert it, or get the file again"
         ) from None
     if len(wave) == 0:
         raise UserError(f"{name}: the sound has no samples; get the file again")

@@ -11,8 +11,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from meerkat_jax.data import video
-from meerkat_jax.data.audio import ABOVE_FULL_SCALE, is_silent, limit_peak, load_audio
+from meerkat_jax.data import containers, video
+from meerkat_jax.data.audio import is_silent, load_audio
 from meerkat_jax.data.image import SIDEWAYS, read_turned, turned_back
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.skips import Bad
@@ -86,8 +86,8 @@ def encode_picture(
     """
     noted: tuple[str, ...] = ()
     try:
-        if path.lower().endswith(video.SUFFIXES):
-            picture = video.load_frame(path, at)
+        if containers.detect_path(path):
+            picture = Image.fromarray(video.load_frame(path, at))
             _refuse_swapped(path, picture.size, sizes)
         else:
             picture, turn = read_turned(path)
@@ -177,8 +177,5 @@ def encode_sound(
 
 def _wave(path: str, at: float, seconds: float) -> tuple[np.ndarray, tuple[str, ...]]:
     """float32[n], mono at RATE, within -1 to 1, and what is to be noted of it."""
-    if path.lower().endswith(WAVES):
-        wave, info = load_audio(path, RATE, seconds, start=at)
-        return wave[: round(min(seconds, info.seconds) * RATE)], info.kinds
-    wave, gain = limit_peak(video.load_sound(path, at, seconds, RATE))
-    return wave, (ABOVE_FULL_SCALE,) if gain else ()
+    wave, info = load_audio(path, RATE, seconds, start=at, isolate=False)
+    return wave[: round(min(seconds, info.seconds) * RATE)], info.kinds

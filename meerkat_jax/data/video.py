@@ -1,143 +1,241 @@
-"""Video files: the frame that is shown at a time, and the sound from a time on.
+"""What containers hold: the frame that is shown at a time, and the sound from a time on.
 
-Times are the stream's own time stamps, counted from its first frame, so a variable frame rate does
-not matter; a frame that the file says to turn is turned. PyAV (FFmpeg's libraries) reads; it is
-needed for nothing else and loaded when the first video is met.
+Times are those of the file's common clock (`containers.Opened`), by the time stamps of frames and
+samples: a variable frame rate, a sound that begins later than the picture, and packets that are
+missing do not shift anything. A frame that the file says to turn or to mirror is upright.
 """
 
 from __future__ import annotations
 
-import os
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from meerkat_jax.data.containers import (
+    CHANNELS,
+    SECONDS,
+    Damaged,
+    Deadline,
+    Opened,
+    Source,
+    as_file,
+    name_of,
+    opened,
+)
 from meerkat_jax.errors import UserError
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".ts")
+SUFFIXES = (
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".ts", ".wmv", ".ogv"
+)  # fmt: skip
 SOUND_SUFFIXES = (".m4a", ".aac", ".wma", ".mka")  # sounds that libsndfile does not read
-LATE = 1.0  # seconds that a time may lie behind the last frame and still show it
+LATE = 1.0  # seconds that a time may lie behind the last frame, or before the first, and show it
 SEEK_BACK = 1.0  # seconds before the wanted time at which sound is sought
+JITTER = 0.02  # seconds by which rounded time stamps may differ from where a sound goes on
+LOST = 0.5  # seconds by which a sound may end before its stated end and not be cut off
 
 
-def load_frame(path: str | os.PathLike, at: float) -> Image.Image:
-    """The frame shown at `at` seconds, RGB, upright.
+def load_frame(
+    source: Source, at: float, name: str | None = None, limit: float = SECONDS
+) -> np.ndarray:
+    """The frame shown at `at` seconds, uint8[H, W, 3], RGB, upright.
 
-    UserError when the file is no video, is damaged there, or ends before.
+    `limit`: seconds that this may take. UserError when the file is no video, is damaged there, or
+    ends before.
     """
-    with _opened(path, "video") as (container, stream):
-        base = float(stream.time_base)
-        first = (stream.start_time or 0) * base
-        found = None
-        for again in (False, True):  # what cannot be sought is read from its beginning
-            if not again:
-                container.seek(max(0, int((first + at) / base)), stream=stream, backward=True)
-            else:
-                container.seek(0)
-            found, last = _frame_before(container, stream, first + at)
-            if found is not None:
+
+    def read(file: Opened, sought: bool) -> np.ndarray | None:
+        found, last, first = None, True, None
+        for frame, time in file.frames():
+            if time is None or (sought and found is None and not frame.key_frame):
+                continue
+            first = time if first is None else first
+            if time > at + 1e-6:
+                last = False
+                if found is None and not sought and time <= at + LATE:
+                    found = frame, time
                 break
-        if found is None:
-            raise UserError(f"{path}: no frame at {at:g} s; the video is damaged, or ends before")
-        if last and first + at - found.time > LATE:
+            found = frame, time
+        if found is None and sought:
+            return None
+        if found is None and first is not None:
             raise UserError(
-                f"{path}: the last frame is at {found.time - first:.2f} s, not {at:g} s"
+                f"{file.deadline.name}: the first frame is at {first:.2f} s, not {at:g}"
             )
-        picture = found.to_image()
-        turn = round(getattr(found, "rotation", 0) or 0) % 360
-        return picture.rotate(turn, expand=True) if turn else picture
-
-
-def video_seconds(path: str | os.PathLike) -> float:
-    """How long the video is; UserError when the file is no video or does not say."""
-    with _opened(path, "video") as (container, stream):
-        if container.duration:
-            return container.duration / 1e6  # it counts in microseconds
-        if stream.duration:
-            return float(stream.duration * stream.time_base)
-    raise UserError(f"{path}: the video does not say how long it is; save it anew as MP4")
-
-
-def _frame_before(container: Any, stream: Any, time: float) -> tuple[Any, bool]:
-    """The last frame that begins at or before `time`, and whether no other follows."""
-    found = None
-    for frame in container.decode(stream):
-        if frame.time is None:
-            continue
-        if frame.time > time + 1e-6:
-            early = found is None and frame.time <= time + LATE  # the first one may be late
-            return (frame if early else found), False
-        found = frame
-    return found, True
-
-
-def load_sound(path: str | os.PathLike, start: float, seconds: float, rate: int) -> np.ndarray:
-    """Mono float32[n] at `rate` Hz from `start` on, at most `seconds` of it.
-
-    UserError when the file has no sound, is damaged there, or ends before.
-    """
-    import av
-
-    with _opened(path, "audio") as (container, stream):
-        base = float(stream.time_base)
-        first = (stream.start_time or 0) * base
-        container.seek(max(0, int((first + start - SEEK_BACK) / base)), stream=stream)
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-        begin, parts, count = None, [], 0
-        wanted = round(seconds * rate)
-        for frame in container.decode(stream):
-            if begin is None:
-                begin = (frame.time or 0.0) - first
-                skip = round((start - begin) * rate)
-            for piece in resampler.resample(frame):
-                parts.append(piece.to_ndarray()[0])
-                count += parts[-1].size
-            if count - skip >= wanted:
-                break
-        else:
-            for piece in resampler.resample(None) if begin is not None else ():
-                parts.append(piece.to_ndarray()[0])
-    if begin is None:
-        raise UserError(f"{path}: no sound at {start:g} s; the file is damaged, or ends before")
-    wave = np.concatenate(parts)
-    if skip < 0:  # the sound begins later than the picture
-        wave, skip = np.concatenate([np.zeros(-skip, np.float32), wave]), 0
-    wave = wave[skip : skip + wanted]
-    if not len(wave):
-        raise UserError(f"{path}: the sound ends before {start:g} s")
-    return np.ascontiguousarray(wave, np.float32)
-
-
-class _opened:
-    """The container and its first stream of a kind; what FFmpeg says of damage as a UserError."""
-
-    def __init__(self, path: str | os.PathLike, kind: str) -> None:
-        self.path, self.kind = path, kind
-
-    def __enter__(self) -> tuple[Any, Any]:
-        try:
-            import av
-        except ImportError:
+        if found is None:
+            raise UserError(f"{file.deadline.name}: no frame can be decoded; save it anew as MP4")
+        if last and at - found[1] > LATE:
             raise UserError(
-                f"{self.path}: reading videos needs PyAV; pip install 'meerkat_jax[data]'"
-            ) from None
-        try:
-            self.container = av.open(os.fspath(self.path))
-        except (OSError, ValueError) as error:  # FFmpeg's errors are one or the other
-            raise UserError(f"{self.path}: cannot be opened ({_said(error)})") from None
-        streams = getattr(self.container.streams, self.kind)
-        if not streams:
-            self.container.close()
-            what = "sound" if self.kind == "audio" else "picture"
-            raise UserError(f"{self.path}: the file has no {what}")
-        return self.container, streams[0]
+                f"{file.deadline.name}: the last frame is at {found[1]:.2f} s, not {at:g} s"
+            )
+        return _upright(found[0], file.deadline.name)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.container.close()
-        if isinstance(error, OSError) or (kind and kind.__module__.startswith("av")):
-            raise UserError(f"{self.path}: damaged ({_said(error)}); get it again") from None
+    return _sought(source, "video", at, name, limit, read)
 
 
-def _said(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def load_channels(
+    source: Source, start: float, seconds: float, name: str | None = None, limit: float = SECONDS
+) -> tuple[np.ndarray, int, int]:
+    """`seconds` from `start` on, float32[n, channels], the rate, and the samples of all.
+
+    Samples lie where their time stamps say; between them is silence. The samples of all count from
+    the common clock's zero, as `start` does. `limit`: seconds that this may take. UserError when
+    the file has no sound, is damaged or cut off there, or ends before.
+    """
+
+    def read(file: Opened, sought: bool) -> tuple[np.ndarray, int, int] | None:
+        track, over = None, True
+        for frame, time in file.frames():
+            if track is None:
+                if time is None:
+                    continue
+                if sought and time > start:  # landed too late, or begins later
+                    return None
+                track = _Track(frame, start, seconds, file.deadline.name)
+            track.add(frame, time)
+            if track.position >= len(track.wave):
+                over = False
+                break
+        if track is None and sought:
+            return None
+        if track is None:
+            raise UserError(f"{file.deadline.name}: no sound can be decoded; save it anew")
+        return track.finish(file, over)
+
+    return _sought(source, "audio", start - SEEK_BACK, name, limit, read)
+
+
+def media_seconds(
+    source: Source, kind: str, name: str | None = None, limit: float = SECONDS
+) -> float:
+    """When the first stream of a kind ("video" or "audio") ends; UserError when there is none.
+
+    By the header, or where it does not say (a browser's recording) by the packets.
+    """
+    name = name or name_of(source)
+    with as_file(source, name) as raw, opened(raw, kind, Deadline(limit, name)) as file:
+        return _seconds(file)
+
+
+def _seconds(file: Opened) -> float:
+    stated = file.seconds()
+    if stated is not None:
+        return stated
+    timed = [p for p in file.packets() if p.pts is not None]
+    ends = (float((p.pts + (p.duration or 0)) * p.time_base) for p in timed)
+    return max(ends, default=file.zero) - file.zero
+
+
+def _sought(
+    source: Source,
+    kind: str,
+    time: float,
+    name: str | None,
+    limit: float,
+    read: Callable[[Opened, bool], Any],
+) -> Any:
+    """`read` after a seek to `time`, or from the beginning where that gave nothing."""
+    name = name or name_of(source)
+    deadline = Deadline(limit, name)
+    with as_file(source, name) as raw:
+        if time > 0:
+            try:
+                with opened(raw, kind, deadline) as file:
+                    file.seek(time)
+                    found = read(file, True)
+                if found is not None:
+                    return found
+            except Damaged:  # the beginning of a GOP may be missing where the seek landed
+                deadline.check()
+        with opened(raw, kind, deadline) as file:
+            return read(file, False)
+
+
+def _upright(frame: Any, name: str) -> np.ndarray:
+    """uint8[H, W, 3], RGB, under the display matrix, which may turn and mirror."""
+    pixels = frame.to_ndarray(format="rgb24")
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return pixels
+    # It takes the row (x, y, 1) of the picture to that of the display, y downwards.
+    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(data), np.int32)[:5])
+    straight, turned = min(abs(a), abs(d)), min(abs(b), abs(c))
+    if max(straight, turned) == 0:  # no transformation at all
+        return pixels
+    if max(abs(b), abs(c)) * 50 < straight:
+        x, y = a, d
+    elif max(abs(a), abs(d)) * 50 < turned:
+        pixels, x, y = pixels.swapaxes(0, 1), c, b  # [H, W, 3] -> [W, H, 3]
+    else:
+        raise UserError(
+            f"{name}: its display matrix {[v / 2**16 for v in (a, b, c, d)]} is no turn by "
+            "multiples of 90 degrees; save it anew"
+        )
+    return np.ascontiguousarray(pixels[:: -1 if y < 0 else 1, :: -1 if x < 0 else 1])
+
+
+class _Track:
+    """Samples float32[n, channels] from a time on, in which frames are laid."""
+
+    def __init__(self, frame: Any, start: float, seconds: float, name: str) -> None:
+        self.rate, self.channels = frame.sample_rate, frame.layout.nb_channels
+        self.start, self.name = start, name
+        if not 1_000 <= self.rate <= 768_000 or not 1 <= self.channels <= CHANNELS:
+            raise UserError(
+                f"{name}: {self.channels} channels at {self.rate} Hz; expected at most {CHANNELS} "
+                "channels at 1,000 to 768,000 Hz"
+            )
+        self.wave = np.zeros((math.ceil(seconds * self.rate), self.channels), np.float32)
+        self.position = self.end = None  # where the next frame goes on, and the last sample
+
+    def add(self, frame: Any, time: float | None) -> None:
+        """Lay a frame where its time stamp says; the later one stays where two overlap."""
+        if (frame.sample_rate, frame.layout.nb_channels) != (self.rate, self.channels):
+            raise UserError(
+                f"{self.name}: the sound changes from {self.channels} channels at {self.rate} Hz "
+                f"to {frame.layout.nb_channels} at {frame.sample_rate}; save it anew"
+            )
+        data = _samples(frame)
+        at = self.position if time is None else round((time - self.start) * self.rate)
+        if self.position is not None and abs(at - self.position) <= JITTER * self.rate:
+            at = self.position
+        begin, end = max(0, at), min(len(self.wave), at + len(data))
+        if begin < end:
+            self.wave[begin:end] = data[begin - at : end - at]
+        self.position = at + len(data)
+        self.end = max(self.position, self.position if self.end is None else self.end)
+
+    def finish(self, file: Opened, over: bool) -> tuple[np.ndarray, int, int]:
+        """What `load_channels` gives; `over`: the stream has no more frames."""
+        ended = self.start + self.end / self.rate
+        if not over:
+            return self.wave, self.rate, round(max(_seconds(file), ended) * self.rate)
+        stream = file.stream
+        if (
+            stream.duration
+            and file.container.format.name != "aac"
+            and (  # AAC only guesses
+                file.seconds() - ended > LOST
+            )
+        ):
+            raise UserError(
+                f"{self.name}: the sound is cut off after {ended:.2f} s of {file.seconds():.2f} s; "
+                "get the file again"
+            )
+        if self.end <= 0:
+            raise UserError(
+                f"{self.name}: the sound ends after {ended:.2f} s, before {self.start:g} s"
+            )
+        return self.wave[: self.end], self.rate, round(ended * self.rate)
+
+
+def _samples(frame: Any) -> np.ndarray:
+    """float32[n, channels], full scale 1, of any sample format."""
+    data = frame.to_ndarray()  # [channels, n], or [1, n * channels]
+    if not frame.format.is_planar:
+        data = data.reshape(-1, frame.layout.nb_channels).T
+    if data.dtype.kind == "f":
+        return data.T.astype(np.float32)
+    half = 2.0 ** (8 * data.dtype.itemsize - 1)
+    return ((data.T - (half if data.dtype.kind == "u" else 0)) / half).astype(np.float32)

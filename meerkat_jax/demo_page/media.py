@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from PIL import Image
 
-from meerkat_jax.data.audio import count_seconds, limit_peak, load_audio
+from meerkat_jax.data import isolated
+from meerkat_jax.data.audio import count_seconds, load_audio
 from meerkat_jax.data.image import read_image, read_size
-from meerkat_jax.data.video import load_frame, load_sound, video_seconds
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.errors import UserError
 
@@ -59,16 +60,17 @@ def split_video(path: str, seconds: float, limits: Limits) -> tuple[Path, Path |
     Raises UserError when it is no video, too long or too large.
     """
     name = _check_file(path, limits)
-    length = video_seconds(path)
+    length = isolated.media_seconds(path, "video", name)
     _check_seconds(name, length, limits)
     at = min(length, seconds) / 2
     picture = Path(path).with_suffix(".frame.png")
-    load_frame(path, at).save(picture)
+    Image.fromarray(isolated.load_frame(path, at, name)).save(picture)
     note = f"the picture is the frame at {at:.1f} s"
     try:
-        wave, _ = limit_peak(load_sound(path, 0.0, seconds, VIDEO_RATE))  # PCM would clip
+        wave, info = load_audio(path, VIDEO_RATE, seconds, name=name)
     except UserError as error:
-        return picture, None, f"{note}; {str(error).replace(path, name)}"
+        return picture, None, f"{note}; {error}"
+    wave = wave[: round(min(seconds, info.seconds) * VIDEO_RATE)]
     sound = Path(path).with_suffix(".sound.wav")
     soundfile.write(sound, wave, VIDEO_RATE)
     return picture, sound, f"{note}, the sound its first {len(wave) / VIDEO_RATE:.1f} s"

@@ -61,7 +61,7 @@ class Audio(_Strict):
     """A sound file in base64."""
 
     data: str
-    format: Literal["wav", "mp3", "flac", "ogg"]
+    format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "mp4", "webm"]
 
 
 class Sound(_Strict):

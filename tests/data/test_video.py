@@ -1,0 +1,172 @@
+"""The clock, the loudness and the upright frames of containers."""
+
+import math
+
+import numpy as np
+import pytest
+import soundfile
+
+from meerkat_jax.data import media, video
+from meerkat_jax.data.audio import load_audio
+from meerkat_jax.data.image import read_image
+from meerkat_jax.errors import UserError
+from tests.data.filming import FPS, RATE, film, heard_at, number_of, pulse, tone
+
+
+def mono(path, seconds, start=0.0):
+    wave, info = load_audio(path, RATE, seconds, start=start, isolate=False)
+    return wave[: round(info.seconds * RATE)]
+
+
+# ---- loudness ----
+
+KINDS = {
+    "a.m4a": {"audio": "aac"},
+    "b.mp4": {"audio": "aac", "frames": 5},
+    "c.mkv": {"audio": "pcm_f32le"},
+    "d.mkv": {"audio": "flac"},
+    "e.mov": {"audio": "pcm_s24le"},
+    "f.webm": {"audio": "libopus"},
+    "g.ts": {"audio": "aac", "frames": 5},
+    "h.avi": {"audio": "pcm_s16le", "frames": 5},
+    "i.mka": {"audio": "pcm_u8"},
+}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_sound_is_as_loud_from_a_container_as_from_wav(tmp_path, name, channels):
+    levels = [0.9, 0.5, 0.25, 0.0, 0.3, 0.1][:channels] if channels > 2 else [0.9] * channels
+    wave = np.stack([tone(1.0, 440.0, level) for level in levels])
+    soundfile.write(tmp_path / "a.wav", wave.T, RATE, "FLOAT")
+    film(tmp_path / name, wave, **KINDS[name])
+    power = [
+        np.square(mono(tmp_path / file, 1.0)[4800:-9600].astype(float)).mean()
+        for file in ("a.wav", name)
+    ]
+    assert abs(10 * math.log10(power[1] / power[0])) < 0.01
+
+
+def test_a_loud_stereo_sine_is_not_clipped(tmp_path):
+    film(tmp_path / "a.mkv", np.stack([tone(1.0, 440.0, 0.9)] * 2), audio="pcm_f32le")
+    data = media.encode_sound(str(tmp_path / "a.mkv"), 0.0, 1.0, 1.0)
+    (tmp_path / "a.flac").write_bytes(data)
+    made, _ = soundfile.read(tmp_path / "a.flac")
+    assert np.abs(made).max() == pytest.approx(0.9, abs=1e-3)
+
+
+# ---- the common clock ----
+
+FILES = {"a.mp4": {}, "a.mkv": {"audio": "pcm_s16le"}, "a.ts": {}, "a.flv": {"video": "flv"}}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("picture_at", "sound_at"), [(0, 1), (1, 0), (1, 1), (3, 3.5)])
+def test_times_are_of_one_clock(tmp_path, name, picture_at, sound_at):
+    film(tmp_path / name, pulse(0.5, 4), 100, picture_at, sound_at, **FILES[name])
+    zero = min(picture_at, sound_at)
+    due = sound_at - zero + 0.5
+    within = 0.03  # an AAC encoder's delay, where the container cannot tell it
+    assert abs(heard_at(mono(tmp_path / name, 8)) - due) < within
+    for start in (0.2, due - 0.2):  # also where it is sought
+        assert abs(heard_at(mono(tmp_path / name, 1.5, start)) + start - due) < within
+    for at in (2.0, 3.5):
+        number = number_of(video.load_frame(tmp_path / name, at))
+        assert abs(number - (at + zero - picture_at) * FPS) <= 2.5
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_missing_packets_are_silence_and_shift_nothing(tmp_path, name):
+    codec = "libopus" if name == "a.webm" else "aac"
+    film(tmp_path / name, pulse(3.0, 5) + pulse(0.5, 5), audio=codec, lost=(1.0, 2.0))
+    assert abs(heard_at(mono(tmp_path / name, 5)) - 0.5) < 0.01
+    for start in (0.9, 1.5, 2.5):  # before, in and behind the gap
+        wave = mono(tmp_path / name, 3.0, start)
+        assert abs(heard_at(wave) + start - 3.0) < 0.01
+    assert not mono(tmp_path / name, 0.5, 1.3).any()
+
+
+def test_a_sound_alone_begins_at_its_own_beginning(tmp_path):
+    film(tmp_path / "a.mka", pulse(0.5, 2), sound_at=7.0, audio="pcm_s16le")
+    assert abs(heard_at(mono(tmp_path / "a.mka", 2)) - 0.5) < 0.002
+
+
+def test_times_before_zero_count(tmp_path):
+    film(tmp_path / "a.mkv", pulse(1.5, 4), 100, -0.4, 0.0, audio="pcm_s16le", video="mpeg4")
+    late = 0.4 if video.load_frame(tmp_path / "a.mkv", 0.0) is not None else 0
+    assert abs(heard_at(mono(tmp_path / "a.mkv", 4)) - 1.5 - late) < 0.01
+    assert abs(number_of(video.load_frame(tmp_path / "a.mkv", 2.0)) - 50) <= 1.5
+
+
+def test_a_frame_before_the_first_one_is_refused(tmp_path):
+    film(tmp_path / "a.mkv", tone(5), 50, picture_at=3.0)
+    assert abs(number_of(video.load_frame(tmp_path / "a.mkv", 2.5))) < 1
+    with pytest.raises(UserError, match=r"a.mkv: the first frame is at 3.00 s, not 0.5"):
+        video.load_frame(tmp_path / "a.mkv", 0.5)
+
+
+def test_a_length_that_is_not_stated_is_found(tmp_path):
+    film(tmp_path / "a.webm", tone(2), audio="libopus", format="webm")
+    data = (tmp_path / "a.webm").read_bytes()
+    at = data.index(b"\x44\x89\x88")  # the duration, a float of 8 bytes: made a void element
+    void = data[:at] + b"\xec\x89" + bytes(9) + data[at + 11 :]
+    assert video.media_seconds(void, "audio") == pytest.approx(2.0, abs=0.02)
+    _, info = load_audio(void, RATE, 1.0)
+    assert info.seconds == pytest.approx(2.0, abs=0.02) and info.truncated
+
+
+def test_a_video_that_is_cut_off_says_so(tmp_path):
+    film(tmp_path / "a.mp4", tone(4))
+    film(tmp_path / "b.mp4", tone(4))
+    data = (tmp_path / "a.mp4").read_bytes()
+    at = data.index(b"moov") - 4
+    half = data.index(b"mdat") + 4000  # the media after their index, and half of them gone
+    moov = data[at:]
+    kept = data[: data.index(b"mdat") - 4]
+    stco = moov.index(b"stco") + 12
+    first = int.from_bytes(moov[stco : stco + 4], "big") + len(moov)
+    assert moov[stco - 4 : stco] == b"\0\0\0\1"
+    moov = moov[:stco] + first.to_bytes(4, "big") + moov[stco + 4 :]
+    cut = kept + moov + data[data.index(b"mdat") - 4 : half]
+    with pytest.raises(UserError, match=r"cut off after|damaged"):
+        video.load_channels(cut, 0.0, 10.0)
+
+
+# ---- upright ----
+
+
+def corners(number):
+    """A picture that no turn or mirror takes to itself, uint8[64, 96, 3]."""
+    picture = np.full((64, 96, 3), 40, np.uint8)
+    picture[:32, :48] = 230, 40, 40
+    picture[:32, 48:] = 40, 230, 40
+    picture[32:, :48] = 40, 40, 230
+    return picture
+
+
+TURNS = {  # EXIF's orientation of the same transformation: a, b, c, d of the display matrix
+    1: (1, 0, 0, 1), 2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0), 6: (0, 1, -1, 0), 7: (0, -1, -1, 0), 8: (0, -1, 1, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_frame_is_turned_and_mirrored_as_its_display_matrix_says(tmp_path, orientation):
+    from PIL import Image
+
+    a, b, c, d = (value << 16 for value in TURNS[orientation])
+    film(tmp_path / "a.mp4", frames=5, drawn=corners, matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(corners(0)).save(tmp_path / "a.png", exif=exif)
+    expected = np.asarray(read_image(tmp_path / "a.png")).astype(int)
+    got = video.load_frame(tmp_path / "a.mp4", 0.1)
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).mean() < 8
+
+
+def test_a_slanted_frame_is_refused(tmp_path):
+    matrix = (46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30)
+    film(tmp_path / "a.mp4", frames=5, drawn=corners, matrix=matrix)
+    with pytest.raises(UserError, match="a.mp4: its display matrix .* multiples of 90"):
+        video.load_frame(tmp_path / "a.mp4", 0.1)
