@@ -24,7 +24,8 @@ from meerkat_jax.data.sources.reading import (
     words,
 )
 from meerkat_jax.data.sources.skips import Bad
-from meerkat_jax.data.text import parse_segments, parse_verdict, write_box, write_segment
+from meerkat_jax.data.text import parse_segments, write_box, write_segment
+from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.errors import UserError
 
 

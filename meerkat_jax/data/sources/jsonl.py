@@ -45,7 +45,8 @@ from meerkat_jax.data.sources.reading import corners, interval, json_lines, requ
 from meerkat_jax.data.sources.schema import check, load
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.data.sources.stretches import Stretches, changed
-from meerkat_jax.data.text import check_response, parse_verdict, write_box, write_segment
+from meerkat_jax.data.text import check_response, write_box, write_segment
+from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.errors import UserError
 
 FILE = "annotations.jsonl"
