@@ -33,7 +33,7 @@ TIME_DECIMALS = 1
 # something else (pixels for a box, say), and guessing would invent an answer.
 BOX_SLACK = 0.1
 TIME_SLACK = 1.0
-LONGEST_LABEL = 200  # characters
+LONGEST_LABEL = 500  # characters
 
 _TOKEN = re.compile(
     r"""
@@ -59,11 +59,12 @@ _BETWEEN_BRACKETS = {"][", "],[", "];["}
 _CLOSED = re.compile(r"\s*\]")
 _BREAKS = re.compile(r"[\[\](){}.?!:;,\n]")
 _PLAIN = re.compile(r"-?[0-9]*\.?[0-9]+")
-# Numbers that could not be read: in front of a label, behind a comma in it, at its end where no
-# bracket tells where it begins, and behind an item.
-_STRAY = re.compile(r"^\W*[0-9]*[.:][0-9]|(?:[,;]|:\s)\s*[^\w\s]?\.?\d|[,;][^\w,;]+$")
+# Numbers that could not be read: at the beginning of a label, behind a comma in it, at its end
+# where no bracket tells where it begins, and behind an item. Then a mark of a number that is read.
+_STRAY = re.compile(r"^\W*[0-9]*[.:][0-9]|(?:[,;]|:\s)\s*[^\w\s]?\.?\d")
 _STRAY_END = re.compile(r"(?:(?<!\w)\d|\d[./:]|[./:]\d)\S*$")
 _STRAY_NEXT = re.compile(r"\s*[,;/]\s*[^\w\s]?\.?\d")
+_STRAY_MARK = re.compile(r"[,;][^\w,;]*[^\w\s,;:(\[{][\s(\[{]*$")
 
 Item = TypeVar("Item", Box, Segment)
 
@@ -245,7 +246,7 @@ def _opening(text: str, openings: tuple[int, int], floor: int, end: int) -> int:
 
 def _is_label(before: str) -> bool:
     """Whether a number after `before` still belongs to the label: no separator lies between."""
-    return not before.rstrip().endswith((",", ";", ":", "(", "["))
+    return not before.rstrip(" \t\n([{").endswith((",", ";", ":"))
 
 
 def _is_measure(number: re.Match[str]) -> bool:
@@ -273,14 +274,16 @@ def _value(number: re.Match[str]) -> float:
 def _read_label(text: str, opening: int, floor: int, end: int) -> str | None:
     """The label in front of `end`; None when a number stands in it that could not be read."""
     if opening >= 0:
-        label = _label(text[opening + 1 : end])
-        return None if _STRAY.search(label) else label
+        before = text[opening + 1 : end]
+        label = _label(before)
+        return None if _STRAY.search(label) or _STRAY_MARK.search(before) else label
     before = _label(re.split(r"[\[\]\n]", text[max(floor, end - LONGEST_LABEL) : end])[-1])
     return None if _STRAY_END.search(before) else _BREAKS.split(before)[-1].strip()
 
 
 def _label(text: str) -> str:
-    text = text.rstrip(",;: \t\n([{").strip()
+    text = text.rstrip(" \t\n([{") if text.rstrip().endswith(("(", "[", "{")) else text
+    text = text.rstrip(",;: \t\n").strip()
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1].strip() if quoted else text
 

@@ -21,13 +21,21 @@ _LIGHT = (
     "necessarily strictly completely fully always seem seems appear appears sound look hold say "
     "think believe find consider call case claim statement assertion sentence description"
 ).split()
+# What may follow a verdict directly; before other words it is no verdict, but an adjective of
+# theirs ("true colours").
+_AFTER = (
+    "that and or nor but because as since for so in to of if when while here then now too also "
+    "indeed the a an i it this there we you both not yes no true false claim statement assertion "
+    "sentence description"
+).split()
 _ON = rf"(?:\s++(?:{'|'.join(_LIGHT)})\b)*+"
 _WORD = re.compile(
     rf"""
     (?: (?P<hedge> \b(?:whether|if) {_ON} \s++ )
       | (?P<not> (?: \b(?:not|never|hardly|neither|cannot|no\ longer|far\ from) | n['’]t )
           {_ON} \s++ ) )?
-    (?<! [\w-] ) (?P<word> true|false|untrue|correct|incorrect|wrong ) (?! [\w-] )
+    (?<! [\w-] ) (?P<word> true|false|untrue|correct|incorrect|wrong )
+      (?! [\w-] | \s++ (?! (?:{"|".join(_AFTER)})\b ) \w )
     | (?: \A | [.,:;!?\n(] | \b(?:is|be|say|answer) ) [\W_]{{0,4}}
       (?<! \w ) (?P<answer> yes|no )
       (?= [ \t]*+ (?: [.,:;!?)"'*–—\n] | \Z ) | \s+-\s | \s++ (?:it|this|that|there|the)\b )
@@ -63,9 +71,8 @@ def with_verdict(text: str, value: bool) -> str | None:
     if not said or not said[-1].plain:
         return None
     replaced = f"{text[: said[-1].start]}{value}{text[said[-1].end :]}"
-    return (
-        replaced if parse_verdict(replaced) is value and parse_verdict(text) is not None else None
-    )
+    good = parse_verdict(text) is not None and parse_verdict(replaced) is value
+    return replaced if good else None
 
 
 def _deciding(text: str) -> list[_Said]:

@@ -24,7 +24,7 @@ FALSE = [
     "It is not the case that the statement is true.", "That is not really true.",
     "It is never true", "Neither claim is true.", "No, that is not true.", "No it isn't.",
     "True? No: FALSE", "I hear a bee: False.", "I said it is true. On reflection: false.",
-    "It is true that it is false.", "Far from true.",
+    "It is true that it is false.", "Far from true.", "That true colours are seen is false.",
     "The box holds a dog, it is true. I hear a cat: False.",
 ]  # fmt: skip
 NEITHER = [
