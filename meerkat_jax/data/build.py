@@ -59,6 +59,8 @@ def main(argv: list[str]) -> None:
     plan = plan_source(root, options)
     rows = f"{plan.skips.used + len(plan.skips.faults)} rows, of which {plan.skips.used} are usable"
     say(f"{source}: {rows}, make {len(plan.entries)} examples")
+    for what, count in plan.skips.noted.items():
+        say(f"{source}: noted: {what}: {count}")
     manifest = building.build(
         source,
         plan,
@@ -85,7 +87,8 @@ def summary(manifest: dict) -> list[str]:
         found += [f"{split}: {kind}: {count} questions" for kind, count in questions.items()]
     for what, reasons in manifest["skipped"].items():
         found += [f"skipped {what}: {reason}: {count}" for reason, count in reasons.items()]
-    return found + [f"left out: {why}: {count}" for why, count in manifest["dropped"].items()]
+    found += [f"left out: {why}: {count}" for why, count in manifest["dropped"].items()]
+    return found + [f"noted: {what}: {count}" for what, count in manifest["noted"].items()]
 
 
 def _clear(out: Path) -> None:
