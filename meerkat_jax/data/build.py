@@ -59,6 +59,8 @@ def main(argv: list[str]) -> None:
     plan = plan_source(root, options)
     rows = f"{plan.skips.used + len(plan.skips.faults)} rows, of which {plan.skips.used} are usable"
     say(f"{source}: {rows}, make {len(plan.entries)} examples")
+    for what, count in plan.skips.noted.items():
+        say(f"{source}: noted: {what}: {count}")
     manifest = building.build(
         source,
         plan,

@@ -381,7 +381,7 @@ def _finish(
         "classes": sorted({name for report in reports for name in report["classes"]}),
         "skipped": {"rows": plan.skips.by_reason(), "examples": dict(told.most_common())},
         "dropped": dict(plan.skips.dropped + found.leaking),
-        "noted": dict(sum((Counter(report["noted"]) for report in reports), Counter())),
+        "noted": dict(sum((Counter(report["noted"]) for report in reports), plan.skips.noted)),
     }
     temporary = out / ".manifest.json.tmp"
     temporary.write_text(json.dumps(manifest, indent=1))

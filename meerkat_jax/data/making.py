@@ -115,5 +115,5 @@ class Making:
             **self.identity,
             "skipped": {"rows": skips.by_reason(), "examples": dict(self.told.most_common())},
             "dropped": dict(skips.dropped + self.found.leaking),
-            "noted": dict(self.noted.most_common()),
+            "noted": dict(skips.noted + self.noted),
         }

@@ -73,7 +73,8 @@ def left_out(manifest: Mapping[str, Any]) -> str:
         for what, reasons in (skipped or {}).items()
         for reason, count in reasons.items()
     ]
-    rows += [("dropped", why, count) for why, count in (manifest.get("dropped") or {}).items()]
+    for what in ("dropped", "noted"):
+        rows += [(what, why, count) for why, count in (manifest.get(what) or {}).items()]
     return _table(("What", "Why", "Count"), rows)
 
 

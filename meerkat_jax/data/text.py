@@ -4,8 +4,16 @@ Text form of the paper (its section on grounding instructions): a box is
 `[label, x0, y0, x1, y1]` with corners in 0..1 and three decimals, a stretch of sound is
 `[label, start, end]` in seconds with one decimal. Writing is strict; reading is tolerant, because a
 model's slip in punctuation says nothing about where it points: what can be understood is mended and
-counted, so that a score can say how often that was needed. Reading works on numbers found by a
-regular expression; nothing is ever evaluated.
+counted, so that a score can say how often that was needed. Annotations are not read with this
+tolerance: there a swapped corner is a fault (`sources/boxes.py`).
+
+What is read, beside the exact form: missing or other brackets and separators, points in brackets of
+their own (`(x0, y0), (x1, y1)`), swapped corners or ends, numbers with a Unicode minus or an
+exponent, `s` or `seconds` and `m:ss` of a time, `%` of a place. What could mean several things is
+not read at all: pixels, 0 to 1000, decimal commas, units that are not known. Labels may hold commas
+and digits ("rock 2.0", "T-34"), but none of their parts behind a comma begins with a number, so no
+number that could not be read ends in a label. Every reading takes time in proportion to the text,
+and nothing is ever evaluated.
 """
 
 from __future__ import annotations
@@ -14,7 +22,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.errors import UserError
@@ -25,12 +33,38 @@ TIME_DECIMALS = 1
 # something else (pixels for a box, say), and guessing would invent an answer.
 BOX_SLACK = 0.1
 TIME_SLACK = 1.0
+LONGEST_LABEL = 500  # characters
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?!\w)")
-_BETWEEN = re.compile(r"\s*(?:[,;–-]|to\b)\s*|\s+")
+_TOKEN = re.compile(
+    r"""
+    (?P<bracket> [\[\]] )
+    | (?<! [\w.] )  # amid a word or a number none begins
+    # A longer dash is a sign behind a separator alone: "1.2 –3.4" is a range.
+    (?P<sign> [-+−﹣－] | (?: (?<=[\[(,;:]) | (?<=[\[(,;:]\s) ) [‐-―] )?
+    (?:
+        (?P<clock> [0-9]{1,3} (?: :[0-5][0-9] ){1,2}+ (?: \.[0-9]++ )? )
+        | (?P<plain>
+            (?: [0-9]++ (?: \.[0-9]++ | \. (?= \s*+ [,;\])] ) )? | \.[0-9]++ )
+            (?: [eE] [-+−]? [0-9]{1,3} )?
+        )
+    )
+    (?P<unit> \s? (?: s | secs? | seconds? | % ) )?
+    (?! \w | \.\w | :[0-9] )
+    """,
+    re.VERBOSE,
+)
+# What may stand between two numbers of one item, white space left out.
+_BETWEEN = {"", ",", ";", "-", "–", "—", "−", "to", ")(", "),(", ");("}
+_BETWEEN_BRACKETS = {"][", "],[", "];["}
 _CLOSED = re.compile(r"\s*\]")
 _BREAKS = re.compile(r"[\[\](){}.?!:;,\n]")
-_VERDICT = re.compile(r"\b(true|false)\b", re.IGNORECASE)
+_PLAIN = re.compile(r"-?[0-9]*\.?[0-9]+")
+# Numbers that could not be read: at the beginning of a label, behind a comma in it, at its end
+# where no bracket tells where it begins, and behind an item. Then a mark of a number that is read.
+_STRAY = re.compile(r"^\W*[0-9]*[.:][0-9]|(?:[,;]|:\s)\s*[^\w\s]?\.?\d")
+_STRAY_END = re.compile(r"(?:(?<!\w)\d|\d[./:]|[./:]\d)\S*$")
+_STRAY_NEXT = re.compile(r"\s*[,;/]\s*[^\w\s]?\.?\d")
+_STRAY_MARK = re.compile(r"[,;][^\w,;]*[^\w\s,;:(\[{][\s(\[{]*$")
 
 Item = TypeVar("Item", Box, Segment)
 
@@ -44,40 +78,39 @@ class Parsed(Generic[Item]):
 
 
 def write_box(box: Box) -> str:
-    """`[dog, 0.123, 0.250, 0.500, 0.750]`; UserError if that would not read back as `box`."""
+    """`[dog, 0.123, 0.250, 0.500, 0.750]`; UserError if it would not read back."""
     return _written(
         box, (box.x0, box.y0, box.x1, box.y1), BOX_DECIMALS, parse_boxes, parse_segments
     )
 
 
 def write_segment(segment: Segment) -> str:
-    """`[dog, 1.2, 3.4]` in seconds; UserError if that would not read back as `segment`."""
+    """`[dog, 1.2, 3.4]` in seconds; UserError if it would not read back."""
     numbers = segment.start, segment.end
     return _written(segment, numbers, TIME_DECIMALS, parse_segments, parse_boxes)
 
 
 def parse_boxes(text: str) -> Parsed[Box]:
     """Every box in `text`, corners ordered and within 0..1; never raises."""
-    return _parse(text, 4, _mend_box)
+    return _parse(text, Box, _mend_box)
 
 
 def parse_segments(text: str, seconds: float = math.inf) -> Parsed[Segment]:
     """Every stretch of time in `text`, ordered and within 0..`seconds`; never raises."""
-    return _parse(text, 2, lambda label, numbers: _mend_segment(label, numbers, seconds))
+    return _parse(text, Segment, lambda label, numbers: _mend_segment(label, numbers, seconds))
 
 
-def parse_verdict(text: str) -> bool | None:
-    """The last word True or False in `text`, in any case; None when it has neither."""
-    verdicts = _VERDICT.findall(text)
-    return verdicts[-1].lower() == "true" if verdicts else None
+def vanishes(item: Box | Segment) -> bool:
+    """Whether no extent is left of a box or a stretch when its numbers are written."""
+    if isinstance(item, Segment):
+        return _fixed(item.start, TIME_DECIMALS) == _fixed(item.end, TIME_DECIMALS)
+    x0, y0, x1, y1 = (_fixed(n, BOX_DECIMALS) for n in (item.x0, item.y0, item.x1, item.y1))
+    return x0 == x1 or y0 == y1
 
 
-def with_verdict(text: str, value: bool) -> str | None:
-    """The text with its last True or False replaced by `value`; None when it has neither."""
-    verdicts = [*_VERDICT.finditer(text)]
-    return (
-        f"{text[: verdicts[-1].start()]}{value}{text[verdicts[-1].end() :]}" if verdicts else None
-    )
+def find_segments(text: str) -> Iterator[tuple[str, float, float]]:
+    """(label, first, second number) of every stretch of time in `text`, not put in order."""
+    return ((label, *numbers) for label, numbers, _ in _candidates(text, Segment))
 
 
 def check_response(question: Question) -> None:
@@ -96,12 +129,17 @@ def check_response(question: Question) -> None:
             )
 
 
+def _fixed(number: float, decimals: int) -> str:
+    # "z" writes -0.0004 as 0.000: a minus sign would have to be mended.
+    return f"{number:z.{decimals}f}"
+
+
 def _written(
     item: Item, numbers: tuple[float, ...], decimals: int, parse: Callable, parse_other: Callable
 ) -> str:
-    # "z" writes -0.0004 as 0.000: a minus sign would have to be mended.
-    fields = ", ".join(f"{number:z.{decimals}f}" for number in numbers)
-    text = f"[{item.label}, {fields}]"
+    text = f"[{item.label}, {', '.join(_fixed(number, decimals) for number in numbers)}]"
+    if vanishes(item):
+        raise UserError(f"{item} cannot be written: nothing is left of it in {text!r}")
     parsed = parse(text)
     good = len(parsed.items) == 1 and not parsed.mended
     good = good and _close(parsed.items[0], item, decimals)
@@ -120,9 +158,11 @@ def _close(a: Item, b: Item, decimals: int) -> bool:
     return label == other and all(abs(x - y) <= tolerance for x, y in zip(xs, ys, strict=True))
 
 
-def _parse(text: str, count: int, mend: Callable[[str, list[float]], Item | None]) -> Parsed[Item]:
+def _parse(
+    text: str, kind: type[Item], mend: Callable[[str, list[float]], Item | None]
+) -> Parsed[Item]:
     items, mended = [], 0
-    for label, numbers, exact in _candidates(text, count):
+    for label, numbers, exact in _candidates(text, kind):
         item = mend(label, numbers)
         if item is not None:
             items.append(item)
@@ -130,44 +170,119 @@ def _parse(text: str, count: int, mend: Callable[[str, list[float]], Item | None
     return Parsed(tuple(items), mended)
 
 
-def _candidates(text: str, count: int) -> Iterator[tuple[str, list[float], bool]]:
-    """Label, `count` numbers and whether the text has the exact form, for each run of numbers."""
-    floor = 0
-    for run in _runs(text):
-        label_end, end = run[0].start(), run[-1].end()
-        opening = text.rfind("[", floor, label_end)
-        bracketed = opening > text.rfind("]", floor, label_end)
-        if bracketed and len(run) == count + 1 and _is_label(text[opening + 1 : label_end]):
-            label_end, run = run[0].end(), run[1:]  # a label that ends in a number: "Boeing 747"
-        if len(run) != count or not (bracketed or any("." in n[0] for n in run)):
+def _candidates(text: str, kind: type) -> Iterator[tuple[str, list[float], bool]]:
+    """Label, numbers and whether the text has the exact form, of what may be a `kind`."""
+    count, floor = len(dataclasses.fields(kind)) - 1, 0
+    for numbers, openings in _runs(text):
+        if len(numbers) not in (count, count + 1):
             continue
-        label = _label(text[opening + 1 if bracketed else floor : label_end])
-        label = label if bracketed else _BREAKS.split(label)[-1].strip()
+        label_end = numbers[0].start()
+        opening = _opening(text, openings, floor, label_end)
+        if len(numbers) == count + 1:
+            if opening < 0 or not _is_label(text[opening + 1 : label_end]):
+                continue
+            label_end, numbers = numbers[0].end(), numbers[1:]  # a label "Boeing 747"
+        if opening < 0 and not any(map(_is_measure, numbers)):
+            continue
+        label = _read_label(text, opening, floor, label_end)
+        end = numbers[-1].end()
+        if (
+            label is None
+            or _STRAY_NEXT.match(text, end)
+            or not all(_fits(n, kind) for n in numbers)
+        ):
+            continue
         floor = end
         closed = _CLOSED.match(text, end)
-        source = text[opening : closed.end()] if bracketed and closed else ""
-        exact = bool(label) and source == f"[{label}, {', '.join(n[0] for n in run)}]"
-        yield label, [float(n[0]) for n in run], exact
+        source = text[opening : closed.end()] if opening >= 0 and closed else ""
+        exact = bool(label) and all(_PLAIN.fullmatch(n[0]) for n in numbers)
+        exact = exact and source == f"[{label}, {', '.join(n[0] for n in numbers)}]"
+        yield label, [_value(n) for n in numbers], exact
 
 
-def _runs(text: str) -> Iterator[list[re.Match[str]]]:
-    """Numbers of `text`, grouped where only a separator stands between them."""
-    run: list[re.Match[str]] = []
-    for number in _NUMBER.finditer(text):
-        if run and not _BETWEEN.fullmatch(text, run[-1].end(), number.start()):
+class _Run(NamedTuple):
+    """Numbers with separators alone between them, and the two last brackets that opened before.
+
+    A bracket is -1 where there is none, or one was closed since.
+    """
+
+    numbers: list[re.Match[str]]
+    openings: tuple[int, int]
+
+
+def _runs(text: str) -> Iterator[_Run]:
+    """Numbers of `text`, grouped."""
+    run, openings = None, (-1, -1)
+    for token in _TOKEN.finditer(text):
+        if token["bracket"]:
+            openings = (openings[1], token.start()) if token[0] == "[" else (-1, -1)
+            continue
+        if run and _joined(text, run, token.start()):
+            run.numbers.append(token)
+            continue
+        if run:
             yield run
-            run = []
-        run.append(number)
+        run = _Run([token], openings)
     if run:
         yield run
 
 
+def _joined(text: str, run: _Run, start: int) -> bool:
+    """Whether the number at `start` goes on with `run`."""
+    end = run.numbers[-1].end()
+    between = "".join(text[end:start].split()).lower()
+    if between in _BETWEEN_BRACKETS:  # points of one thing, if what is around them has its label
+        outer, opening = run.openings
+        near = outer >= 0 and opening - outer <= LONGEST_LABEL
+        return near and bool(_label(text[outer + 1 : opening]))
+    return start > end and between in _BETWEEN
+
+
+def _opening(text: str, openings: tuple[int, int], floor: int, end: int) -> int:
+    """The bracket that the item of a run begins with, -1 for none: the last one with a label."""
+    there = [one for one in reversed(openings) if one >= floor and end - one <= LONGEST_LABEL]
+    return next((one for one in there if _label(text[one + 1 : end])), there[0] if there else -1)
+
+
 def _is_label(before: str) -> bool:
     """Whether a number after `before` still belongs to the label: no separator lies between."""
-    return not before.rstrip().endswith((",", ";", ":"))
+    return not before.rstrip(" \t\n([{").endswith((",", ";", ":"))
+
+
+def _is_measure(number: re.Match[str]) -> bool:
+    """Whether a number is more than a count, so that it may be meant without a bracket."""
+    return bool(number["clock"] or number["unit"] or "." in number[0])
+
+
+def _fits(number: re.Match[str], kind: type) -> bool:
+    """Whether a number may be of a place (Box) or of a time (Segment), by its unit."""
+    unit = (number["unit"] or "").strip()
+    return unit in ("", "%") and not number["clock"] if kind is Box else unit != "%"
+
+
+def _value(number: re.Match[str]) -> float:
+    if number["clock"]:
+        value = 0.0
+        for part in number["clock"].split(":"):
+            value = 60 * value + float(part)
+    else:
+        value = float(number["plain"].replace("−", "-"))
+    value = value / 100 if (number["unit"] or "").strip() == "%" else value
+    return value if number["sign"] in (None, "+") else -value
+
+
+def _read_label(text: str, opening: int, floor: int, end: int) -> str | None:
+    """The label in front of `end`; None when a number stands in it that could not be read."""
+    if opening >= 0:
+        before = text[opening + 1 : end]
+        label = _label(before)
+        return None if _STRAY.search(label) or _STRAY_MARK.search(before) else label
+    before = _label(re.split(r"[\[\]\n]", text[max(floor, end - LONGEST_LABEL) : end])[-1])
+    return None if _STRAY_END.search(before) else _BREAKS.split(before)[-1].strip()
 
 
 def _label(text: str) -> str:
+    text = text.rstrip(" \t\n([{") if text.rstrip().endswith(("(", "[", "{")) else text
     text = text.rstrip(",;: \t\n").strip()
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1].strip() if quoted else text

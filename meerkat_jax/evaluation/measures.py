@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from meerkat_jax.data.example import Question, Segment
-from meerkat_jax.data.text import parse_boxes, parse_segments, parse_verdict
+from meerkat_jax.data.text import parse_boxes, parse_segments
+from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.evaluation import events, parsing
 from meerkat_jax.evaluation.bootstrap import Summed, means, pooled
 from meerkat_jax.evaluation.captions import Named, caption_samples, read_caption

@@ -16,7 +16,7 @@ import numpy as np
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.example import Box, Example
 from meerkat_jax.data.image import load_image
-from meerkat_jax.data.text import with_verdict
+from meerkat_jax.data.verdict import with_verdict
 from meerkat_jax.evaluation import aligned
 from meerkat_jax.evaluation.benchmark import Answered
 from meerkat_jax.evaluation.calibration import verdict_chance

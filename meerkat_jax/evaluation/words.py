@@ -11,6 +11,8 @@ import functools
 import re
 from collections.abc import Iterable
 
+from meerkat_jax.data.verdict import parse_verdict
+
 YES_NO = {"yes": "yes", "no": "no", "true": "yes", "false": "no"}
 PLACES = {"left": "left", "middle": "middle", "centre": "middle", "center": "middle"} | {
     "right": "right"
@@ -49,6 +51,9 @@ def read_answer(text: str, kind: str, vocabulary: Iterable[str]) -> str | None:
     right; every other kind the last term of `vocabulary`.
     """
     if kind in YES_NO_KINDS:
+        said = parse_verdict(text)  # "not true" is no "yes"
+        if said is not None:
+            return "yes" if said else "no"
         return YES_NO.get(last_term(text, YES_NO))
     if kind == "where":
         return PLACES.get(last_term(text, PLACES))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from meerkat_jax.data.example import Box, Segment
-from meerkat_jax.data.text import parse_boxes, parse_segments, parse_verdict
+from meerkat_jax.data.text import parse_boxes, parse_segments
+from meerkat_jax.data.verdict import parse_verdict
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,9 +34,9 @@ class Answer:
     """An answer as the model wrote it, and what can be read in it.
 
     boxes have corners in 0..1 of the picture's width and height, segments are in seconds; verdict
-    is the last True or False in the text, None when it has neither; `mended` of the boxes and
-    segments were not in the exact form. `notes` are for people: what was wrong with the input (a
-    sound that is too long, silent or absent) or with the answer.
+    is what the text says of a claim (True or False, Yes or No), None when it says neither or both;
+    `mended` of the boxes and segments were not in the exact form. `notes` are for people: what was
+    wrong with the input (a sound that is too long, silent or absent) or with the answer.
     """
 
     text: str

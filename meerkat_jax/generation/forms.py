@@ -106,8 +106,8 @@ def _label(last: str, numbered: bool, byte: int) -> State | None:
             return "label", "break", numbered
         odd = byte in _ODD or (last == "odd" and byte < 0xC0)
         return "label", "odd" if odd else "high", numbered
-    # A point, and after a comma a sign, belong to the number that follows.
-    bound = byte == ord(".") or (after_comma and byte in b"+-")
+    # A point, and after a comma any mark, belong to the number that follows.
+    bound = byte == ord(".") or after_comma
     return "label", "dot" if bound else "mark", numbered
 
 

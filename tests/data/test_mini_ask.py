@@ -16,7 +16,8 @@ from meerkat_jax.data.example import TASKS, Box
 from meerkat_jax.data.instructions import NUMBER_WORDS
 from meerkat_jax.data.mini import compose
 from meerkat_jax.data.mini.ask import ask
-from meerkat_jax.data.text import check_response, parse_boxes, parse_segments, parse_verdict
+from meerkat_jax.data.text import check_response, parse_boxes, parse_segments
+from meerkat_jax.data.verdict import parse_verdict
 
 SCENES = 2500
 CLASSES = tuple(f"thing{'abcdefghijklmnopqrstuvwxyz'[i]}" for i in range(20))

@@ -34,6 +34,9 @@ def test_last_term():
     [
         ("exists", "I see no ox but a lion: yes.", "yes"),
         ("heard_and_seen", "Yes? I think: NO", "no"),
+        ("exists", "That is not true.", "no"),
+        ("exists", "No, that is untrue.", "no"),
+        ("heard_and_seen", "Yes, no other ox is heard", "yes"),
         ("exists", "maybe", None),
         ("count", "I see a lion and an ox: two.", "2"),
         ("count", "There are 03 of them", "3"),

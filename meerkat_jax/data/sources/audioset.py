@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from meerkat_jax.data.example import Segment
 from meerkat_jax.data.sources.classes import Class, Ontology
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import fields, interval, lines, name, number, table
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.data.sources.sounds import CLIP_SECONDS, Event, SoundRows, Sounds
+from meerkat_jax.data.text import vanishes
 from meerkat_jax.errors import UserError
 
 WEAK = {
@@ -117,11 +119,12 @@ def read_strong(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sound
                 _split_id(clip)
                 start, end = interval(start, end)
                 number(start, "time start", 0, CLIP_SECONDS)
-                if end - start < SHORTEST:
+                end = min(end, CLIP_SECONDS)
+                if end - start < SHORTEST or vanishes(Segment("", start, end)):
                     skips.drop(f"event under {SHORTEST:g} s")
                     continue
                 for node in _known([label], ontology):
-                    said = (node, start, min(end, CLIP_SECONDS))
+                    said = (node, start, end)
                     if said in clips.setdefault(clip, {}):
                         skips.drop("row twice")
                     clips[clip][said] = None

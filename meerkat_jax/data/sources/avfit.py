@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -77,7 +78,7 @@ def plan(folder: Path, options: Options) -> Plan:
     for number, file in enumerate(files):
         for item in json_stretches(file.path, "data" if file.inference else ""):
             told: list[Told] = []
-            for read in _rows(file, item.key, item.value):
+            for read in _rows(file, item.key, item.value, skips.noted):
                 with skips.row(file.path, item.line):
                     media, answer = read()
                     told.append(answer)
@@ -147,10 +148,12 @@ def _entry(split: str, media: Media, told: list[Told], options: Options) -> Entr
     )
 
 
-def _rows(file: File, key: str, item: Any) -> Iterator[Callable[[], tuple[Media, Told]]]:
+def _rows(
+    file: File, key: str, item: Any, noted: Counter[str] | None = None
+) -> Iterator[Callable[[], tuple[Media, Told]]]:
     """Of each row of an item what reads it, and raises Bad if it is no good."""
     if file.inference:
-        yield partial(_inference, file, item)
+        yield partial(_inference, file, item, noted)
         return
     try:
         data_set, media, label = of_key(file.root, file.data_set, key)
@@ -161,17 +164,17 @@ def _rows(file: File, key: str, item: Any) -> Iterator[Callable[[], tuple[Media,
         yield partial(_refuse, bad)
         return
     for row in rows:
-        yield partial(lambda one: (media, read_answer(data_set, one, label)), row)
+        yield partial(lambda one: (media, read_answer(data_set, one, label, noted)), row)
 
 
 def _refuse(bad: Bad) -> tuple[Media, Told]:
     raise bad
 
 
-def _inference(file: File, row: Any) -> tuple[Media, Told]:
+def _inference(file: File, row: Any, noted: Counter[str] | None) -> tuple[Media, Told]:
     media = of_paths(file.root, file.data_set, row)
     told = {"question": member(row, "instruction"), "answer": member(row, "response")}
-    return media, read_answer(file.data_set, told, "")
+    return media, read_answer(file.data_set, told, "", noted)
 
 
 def _files(folder: Path, skips: Skips) -> list[File]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.data.sources import asking
+from meerkat_jax.data.sources.boxes import corners, written
 from meerkat_jax.data.sources.entry import generator
 from meerkat_jax.data.sources.reading import (
-    corners,
     interval,
     member,
     number,
@@ -24,8 +25,8 @@ from meerkat_jax.data.sources.reading import (
     words,
 )
 from meerkat_jax.data.sources.skips import Bad
-from meerkat_jax.data.text import parse_segments, parse_verdict, write_box, write_segment
-from meerkat_jax.errors import UserError
+from meerkat_jax.data.text import find_segments
+from meerkat_jax.data.verdict import parse_verdict, with_verdict
 
 
 class Convention(NamedTuple):
@@ -64,7 +65,7 @@ SETS = {
 _NUMBER = r"\s*([-+.0-9eE]+)\s*"
 _LABELLED = re.compile(rf"\[([^\[\]]*?),{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 _LEADING = re.compile(r"\W*(true\b|false\b|(?:yes|no)(?=[.,:;!]|$))[\s.,:;!-]*", re.IGNORECASE)
-_TRAILING = re.compile(r"[\s.,:;-]*\b(true|false)\W*", re.IGNORECASE)
+_TRAILING = re.compile(r"[\s.,:;-]*\b(true|false)\W*$", re.IGNORECASE)
 
 
 class Told(NamedTuple):
@@ -80,14 +81,17 @@ class Told(NamedTuple):
     sizes: tuple[tuple[float, float], ...] = ()  # of the picture that pixels are of
 
 
-def read_answer(data_set: str, row: Any, label: str) -> Told:
-    """The row of a `data` list; `label` is that of its key, "" if there is none."""
+def read_answer(data_set: str, row: Any, label: str, noted: Counter[str] | None = None) -> Told:
+    """The row of a `data` list; `label` is that of its key, "" if there is none.
+
+    `noted` counts boxes that were rounded.
+    """
     answer = member(row, "answer")
     question = row.get("question")
     instruction = words(question, "question") if question not in (None, "") else ""
     task = SETS[data_set].task
     if task == "arig":
-        boxes, sizes = _boxes(_box_set(data_set, row), row, answer, label)
+        boxes, sizes = _boxes(_box_set(data_set, row), row, answer, label, noted)
         return Told(task, data_set, instruction, boxes=boxes, sizes=sizes)
     if task == "igatl":
         return Told(task, data_set, instruction, segments=_segments(row, answer, label))
@@ -122,17 +126,19 @@ def _label(row: Mapping[str, Any], label: str) -> str:
     return text
 
 
-def _boxes(data_set: str, row: Mapping[str, Any], answer: Any, label: str) -> tuple[tuple, tuple]:
+def _boxes(
+    data_set: str, row: Mapping[str, Any], answer: Any, label: str, noted: Counter[str] | None
+) -> tuple[tuple[Box, ...], tuple[tuple[float, float], ...]]:
     """Boxes, and the sizes (`Told.sizes`) of what they are pixels of."""
     sizes: tuple[tuple[float, float], ...] = ()
-    order, pixels, written = SETS[data_set][1:4]
+    order, pixels, unit = SETS[data_set][1:4]
     raw = _four(answer)
     if raw is None:
         found = _LABELLED.findall(answer) if isinstance(answer, str) else ()
         if not found:
             raise Bad("answer is no box", shown(answer))
         boxes = [
-            Box(_label({}, named), *corners(numbers, written, written, written / 100))
+            Box(_label({}, named), *corners(numbers, unit, unit, unit / 100, noted=noted))
             for named, *numbers in found
         ]
     else:
@@ -147,9 +153,8 @@ def _boxes(data_set: str, row: Mapping[str, Any], answer: Any, label: str) -> tu
         if order == "xxyy":
             raw = [raw[0], raw[2], raw[1], raw[3]]
         slack = 1.0 if pixels else 0.01
-        boxes = [Box(label, *corners(raw, width, height, slack))]
-    _writable(write_box, boxes)
-    return tuple(boxes), sizes
+        boxes = [Box(label, *corners(raw, width, height, slack, noted=noted))]
+    return tuple(map(written, boxes)), sizes
 
 
 def _four(answer: Any) -> list | None:
@@ -163,25 +168,14 @@ def _four(answer: Any) -> list | None:
 
 
 def _segments(row: Mapping[str, Any], answer: Any, label: str) -> tuple[Segment, ...]:
-    found = parse_segments(words(answer, "answer")).items
-    if not found:
-        raise Bad("no time in the answer", shown(answer))
     segments = []
-    for one in found:
-        named = one.label.strip("<> ")
+    for named, start, end in find_segments(words(answer, "answer")):
+        named = named.strip("<> ")
         named = _label({}, named) if named else _label(row, label)
-        segments.append(Segment(named, *interval(one.start, one.end)))
-    _writable(write_segment, segments)
+        segments.append(written(Segment(named, *interval(start, end))))
+    if not segments:
+        raise Bad("no time in the answer", shown(answer))
     return tuple(segments)
-
-
-def _writable(write, spots: Sequence[Box | Segment]) -> None:
-    """Bad when one of `spots` would not read back from its text."""
-    for spot in spots:
-        try:
-            write(spot)
-        except UserError:
-            raise Bad("class cannot be written in an answer", shown(spot.label)) from None
 
 
 def _verdict(answer: Any) -> tuple[bool, str]:
@@ -196,8 +190,9 @@ def _verdict(answer: Any) -> tuple[bool, str]:
         value = parse_verdict(text)
         if value is None:
             raise Bad("answer is neither True nor False", shown(text))
-        last = [*_TRAILING.finditer(text)][-1]
-        reason = text[: last.start()] if last.end() == len(text) else text
+        last = _TRAILING.search(text)
+        # "The claim is not true" is a reason as it stands: without its end it is none.
+        reason = text[: last.start()] if last and with_verdict(text, value) else text
     reason = reason.strip().rstrip(".,:; ")
     return value, f"{reason}: {value}." if reason else f"{value}."
 

@@ -32,9 +32,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from meerkat_jax.data.example import Box
+from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, usable, xml_root
-from meerkat_jax.data.sources.reading import corners, lines, name, require
+from meerkat_jax.data.sources.reading import lines, name, require
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.errors import UserError
 
@@ -95,7 +96,7 @@ def _scene(path: Path, skips: Skips) -> Scene | None:
     drawn: dict[int, list[list]] = {}  # a person's number -> boxes
 
     def read(item: tuple[int, ElementTree.Element]) -> Box:
-        box = _box(item[1])
+        box = _box(item[1], skips)
         drawn.setdefault(item[0], []).append([*vars(box).values()])
         return box
 
@@ -113,8 +114,8 @@ def _scene(path: Path, skips: Skips) -> Scene | None:
     )
 
 
-def _box(element: ElementTree.Element) -> Box:
+def _box(element: ElementTree.Element, skips: Skips) -> Box:
     values = [child.text for child in element]
     if len(values) != 5:
         raise Bad("bbox has not five parts", f"{len(values)}: {values}"[:80])
-    return labelled(LABEL, corners(values[1:], SIZE, SIZE, SLACK))
+    return labelled(LABEL, corners(values[1:], SIZE, SIZE, SLACK, noted=skips.noted))

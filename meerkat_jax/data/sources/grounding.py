@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources import asking
+from meerkat_jax.data.sources.boxes import written
 from meerkat_jax.data.sources.entry import Entry, Options, Place, generator
 from meerkat_jax.data.sources.reading import words
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.data.text import write_box
-from meerkat_jax.errors import UserError
 
 MOST_BOXES = 16
 
@@ -103,12 +102,7 @@ _PLAIN = str.maketrans("_[]", "   ")
 
 def labelled(label: str, corners: Sequence[float]) -> Box:
     """A box that reads back as what it is; Bad otherwise ("1, 2" is no label)."""
-    box = Box(label, *corners)
-    try:
-        write_box(box)
-    except UserError:
-        raise Bad("label cannot be written in an answer", f"{label[:80]!r}") from None
-    return box
+    return written(Box(label, *corners))
 
 
 def usable(

@@ -21,11 +21,21 @@ A line, here the least that is needed and then more of it:
        {"task": "avc", "captions": ["A dog barks at a cat.", "A barking dog."]}]}
 
 `jsonl.schema.json`, beside this file, says of each key what it may hold, and a line that is not so
-is left out and told with its number. Corners are 0 to 1 of the picture, or with `pixels` in pixels
-of a picture of that `size`; times are seconds from the beginning of the clip. An instruction that
-is missing gets one of the wordings of its task (avqa has none), a response is made of what else is
-told. What is told beside a response has to agree with it. Beyond the schema: a box has an area and
-lies in the picture, a segment ends after it begins, no id comes twice.
+is left out and told with its number. Times are seconds from the beginning of the clip. The four
+numbers of a box are, by the keys beside `boxes`, which count for these boxes alone:
+
+    (none), or "form": "xyxy"               x0, y0, x1, y1 in 0 to 1 of the picture
+    "form": "xywh"                          x, y, width, height, likewise (COCO)
+    "form": "cxcywh"                        middle, width, height, likewise (YOLO)
+    "form": "thousand"                      x0, y0, x1, y1 in 0 to 1000 of width and height
+    "pixels": true, "size": [640, 480]      in pixels of a picture of that size; with `form`, too,
+                                            but for "thousand"
+
+An instruction that is missing gets one of the wordings of its task (avqa has none), a response is
+made of what else is told. What is told beside a response has to agree with it. Beyond the schema: a
+box has its corners in order, an area and lies in the picture, a segment ends after it begins, of
+both something is left when they are written, no id comes twice. When boxes without a form are no
+corners, or look like another form as a whole, the messages say so.
 
 A picture with an EXIF turn is taken as viewers show it, upright, and its boxes as of that; only
 where `size` is that of the picture as it is stored, the picture is left as it is stored.
@@ -42,13 +52,14 @@ from typing import Any
 
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.data.leaks import hashed
-from meerkat_jax.data.sources import asking
+from meerkat_jax.data.sources import asking, boxes
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
-from meerkat_jax.data.sources.reading import corners, interval, json_lines, require, shown
+from meerkat_jax.data.sources.reading import interval, json_lines, require, shown
 from meerkat_jax.data.sources.schema import check, load
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.data.sources.stretches import Stretches, changed
-from meerkat_jax.data.text import check_response, parse_verdict, write_box, write_segment
+from meerkat_jax.data.text import check_response, write_box, write_segment
+from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.errors import UserError
 
 FILE = "annotations.jsonl"
@@ -63,9 +74,10 @@ def plan(folder: Path, options: Options) -> Plan:
     starts = _line_starts(path)
     rows, lines = Stretches([path]), array("Q")
     ids, contents = set(), set()
+    tally = boxes.Tally(skips.noted)
     for line, value in json_lines(path, skips):
         with skips.row(path, line):
-            ident = entry(value, line, options).id
+            ident = entry(value, line, options, tally).id
             content = hashed(json.dumps(value, sort_keys=True))
             if content in contents:
                 skips.drop("row twice")
@@ -76,7 +88,36 @@ def plan(folder: Path, options: Options) -> Plan:
             contents.add(content)
             rows.add(0, starts[line - 1], starts[line])
             lines.append(line)
+    _judge(path, tally, skips)
     return Plan(Rows(rows, lines, options), (path,), skips)
+
+
+def _judge(path: Path, tally: boxes.Tally, skips: Skips) -> None:
+    """Say what the boxes without a form are as a whole; UserError when they are surely no corners.
+
+    One box that is none as corners, where all are in another form, tells what the others are: those
+    that happen to look like corners must not go on as these.
+    """
+    others = tally.others()
+    if not others or tally.count < 2:
+        return
+    told = f"all {tally.count} boxes without a form would be boxes as {others}"
+    if tally.count < boxes.LEAST:
+        skips.faults[:] = [
+            fault._replace(detail=f"{fault.detail}; {told}")
+            if fault.reason in boxes.MISREAD
+            else fault
+            for fault in skips.faults
+        ]
+    elif tally.odd:
+        raise UserError(
+            f"{path}:{tally.odd}, no box as x0, y0, x1, y1; {told}: tell 'form' beside the boxes "
+            "of each line ('xyxy' where they are corners)"
+        )
+    else:
+        skips.noted["box that may be none as x0, y0, x1, y1: " + told + "; tell 'form'"] = (
+            tally.count
+        )
 
 
 class Rows(Sequence[Entry]):
@@ -97,23 +138,27 @@ class Rows(Sequence[Entry]):
             raise changed(self.rows.paths[0]) from None
 
 
-def entry(row: Any, line: int, options: Options) -> Entry:
-    """What a line says; Bad, with key, value and what was expected, when it is no good."""
+def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = None) -> Entry:
+    """What a line says; Bad, with key, value and what was expected, when it is no good.
+
+    Its boxes are counted in `tally`.
+    """
+    tally = boxes.Tally() if tally is None else tally
     check(row, SCHEMA, SCHEMA)
     _check_letters(row)
     split = row.get("split", "train")
     ident = f"jsonl-{split}-{row.get('id', f'line{line}')}"
     rng = generator(options.seed, "jsonl", ident)
     questions = tuple(
-        _question(rng, split, asked, f"questions[{number}]")
+        _question(rng, split, asked, f"questions[{number}]", line, tally)
         for number, asked in enumerate(row["questions"])
     )
-    boxes = _boxes(row, "boxes")
+    sounding = _boxes(row, "boxes", line, tally)
     if "boxes" not in row:
         grounded = (box for one in questions if one.task == "arig" for box in one.boxes)
-        boxes = tuple(dict.fromkeys(grounded))
-    if len(boxes) > MOST_BOXES:
-        raise Bad("more than 16 boxes", f"questions of arig have {len(boxes)}")
+        sounding = tuple(dict.fromkeys(grounded))
+    if len(sounding) > MOST_BOXES:
+        raise Bad("more than 16 boxes", f"questions of arig have {len(sounding)}")
     media = dict.fromkeys((row["image"], row["audio"]))
     groups = [f"jsonl:group:{row['group']}"] if "group" in row else []
     return Entry(
@@ -125,19 +170,20 @@ def entry(row: Any, line: int, options: Options) -> Entry:
         keys=(*(f"jsonl:{path}" for path in media), *groups),
         seen=tuple(row.get("seen", ())),
         heard=tuple(row.get("heard", ())),
-        boxes=boxes,
+        boxes=sounding,
         matched=row.get("matched", True),
         seconds=_last_time(row["questions"]),
         sizes=_sizes(row),
     )
 
 
-def _question(rng, split: str, asked: dict, at: str) -> Question:
+def _question(rng, split: str, asked: dict, at: str, line: int, tally: boxes.Tally) -> Question:
     """One question, its defaults filled in and its answer checked."""
     task = asked["task"]
-    boxes, segments = _boxes(asked, f"{at}.boxes"), _segments(asked, f"{at}.segments")
+    segments = _segments(asked, f"{at}.segments")
+    spots = _boxes(asked, f"{at}.boxes", line, tally)
     if task == "arig":
-        made = asking.arig(rng, split, boxes)
+        made = asking.arig(rng, split, spots)
     elif task == "igatl":
         made = asking.igatl(rng, split, segments)
     elif task == "avc":
@@ -147,7 +193,7 @@ def _question(rng, split: str, asked: dict, at: str) -> Question:
         answer = _word(asked.get("answer", asked.get("response")))
         made = Question(task, "", answer, truth={"kind": "avqa", "answer": answer})
     else:
-        made = _fact(rng, split, asked, boxes, segments)
+        made = _fact(rng, split, asked, spots, segments)
     instruction = asked.get("instruction", made.instruction)
     response = asked.get("response", made.response)
     question = Question(task, instruction, response, made.boxes, made.segments, made.truth)
@@ -156,10 +202,10 @@ def _question(rng, split: str, asked: dict, at: str) -> Question:
     return question
 
 
-def _fact(rng, split: str, asked: dict, boxes, segments) -> Question:
+def _fact(rng, split: str, asked: dict, spots, segments) -> Question:
     """A fact check without its reason, and with a wording of ours if it has none."""
     task, value = asked["task"], asked["answer"]
-    box = boxes[0] if boxes else None
+    box = spots[0] if spots else None
     times = (segments[0].start, segments[0].end) if segments else None
     truth: dict[str, Any] = {"kind": task, "answer": value}
     if box:
@@ -195,15 +241,19 @@ def _word(answer: bool | str | int | float) -> str:
     return f"{answer:.12g}" if isinstance(answer, float) else str(answer)
 
 
-def _boxes(holder: dict, at: str) -> tuple[Box, ...]:
-    """The boxes of a row or a question in 0..1."""
-    size = holder.get("size", (1.0, 1.0))
-    boxes = []
+def _boxes(holder: dict, at: str, line: int, tally: boxes.Tally) -> tuple[Box, ...]:
+    """The boxes of a row or a question in 0..1; those without a form are counted in `tally`."""
+    size, form = holder.get("size", (1.0, 1.0)), holder.get("form")
+    if form == "thousand" and "size" in holder:
+        raise Bad("form thousand with pixels", f"{at.removesuffix('boxes')}size is {size}")
+    found = []
     for number, (label, *numbers) in enumerate(holder.get("boxes", ())):
         with _placed(f"{at}[{number}]"):
-            boxes.append(Box(label, *corners(numbers, *size)))
-            write_box(boxes[-1])
-    return tuple(boxes)
+            if form is None:
+                tally.add(numbers, *size, f"{line}: {at}[{number}]")
+            corners = boxes.corners(numbers, *size, form=form or "xyxy", noted=tally.noted)
+            found.append(boxes.written(Box(label, *corners)))
+    return tuple(found)
 
 
 def _sizes(row: dict) -> tuple[tuple[float, float], ...]:
@@ -216,8 +266,7 @@ def _segments(asked: dict, at: str) -> tuple[Segment, ...]:
     segments = []
     for number, (label, start, end) in enumerate(asked.get("segments", ())):
         with _placed(f"{at}[{number}]"):
-            segments.append(Segment(label, *interval(start, end)))
-            write_segment(segments[-1])
+            segments.append(boxes.written(Segment(label, *interval(start, end))))
     return tuple(segments)
 
 
@@ -228,8 +277,6 @@ def _placed(at: str) -> Iterator[None]:
         yield
     except Bad as bad:
         raise Bad(bad.reason, f"{at}: {bad.detail}") from None
-    except UserError as error:
-        raise Bad("label cannot be written in an answer", f"{at}: {error}"[:200]) from None
 
 
 def _place(path: str, at: float) -> Place:

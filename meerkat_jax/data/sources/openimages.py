@@ -29,9 +29,11 @@ from pathlib import Path
 import numpy as np
 
 from meerkat_jax.data.example import Box
+from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.classes import Class, check_ids, read_display_names
-from meerkat_jax.data.sources.reading import corners, name, table
+from meerkat_jax.data.sources.reading import name, table
 from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.text import vanishes
 from meerkat_jax.errors import UserError
 
 DESCRIPTIONS = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
@@ -104,7 +106,7 @@ def read_pictures(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Pic
     path = descriptions(folder)
     known = read_display_names(path, skips)
     check_ids(path, known, (one.openimages | one.general for one in classes))
-    rows = _Rows(known, classes)
+    rows = _Rows(known, classes, skips)
     for pictures, file in annotation_files(folder).items():
         number = list(FILES).index(pictures)
         for line, row in table(file, skips, COLUMNS):
@@ -119,7 +121,8 @@ class _Rows:
     A box of a general class has the number C and up, an index of `general` behind C.
     """
 
-    def __init__(self, known: Iterable[str], classes: Sequence[Class]) -> None:
+    def __init__(self, known: Iterable[str], classes: Sequence[Class], skips: Skips) -> None:
+        self.skips = skips
         self.count = len(classes)
         general = sorted({mid for one in classes for mid in one.general})
         self.general = [[mid in one.general for one in classes] for mid in general]
@@ -139,7 +142,10 @@ class _Rows:
             raise Bad("unknown class", f"{label[:40]!r} is not in the class descriptions")
         if kind < 0:
             return
-        box = corners([x0, y0, x1, y1], slack=0.001)
+        # Half the bytes; what is left of a box when it is written is that of these numbers.
+        box = array.array("f", corners([x0, y0, x1, y1], noted=self.skips.noted))
+        if vanishes(Box("", *box)):
+            raise Bad("nothing is left of it in three decimals", f"{picture} {box.tolist()}")
         flags = [_flag(value) for value in (group, depiction)]
         owner = self.pictures.setdefault(name(picture, "ImageID"), len(self.pictures))
         if owner == len(self.folders):

@@ -33,9 +33,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from meerkat_jax.data.example import Box
+from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, plain, usable, xml_root
-from meerkat_jax.data.sources.reading import corners, name, number, require, table
+from meerkat_jax.data.sources.reading import name, number, require, table
 from meerkat_jax.data.sources.skips import Bad, Skips
 
 FILE = "pairs.csv"
@@ -85,7 +86,8 @@ def _scene(row: list[str], read: Callable[[str], Root], where: str, skips: Skips
 
     def box(one: ElementTree.Element) -> Box:
         x0, y0, x1, y1 = (number(one.findtext(f"bndbox/{key}"), key) for key in CORNERS)
-        return labelled(label, corners([x0 - 1, y0 - 1, x1, y1], width, height, SLACK))
+        values = [x0 - 1, y0 - 1, x1, y1]
+        return labelled(label, corners(values, width, height, SLACK, noted=skips.noted))
 
     youtube = _YOUTUBE.fullmatch(sound)
     return Scene(

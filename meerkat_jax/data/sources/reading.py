@@ -194,24 +194,3 @@ def interval(start: Any, end: Any, what: str = "time") -> tuple[float, float]:
     if stop <= begin:
         raise Bad(f"{what} ends before it begins", f"{begin:g} to {stop:g}")
     return begin, stop
-
-
-def corners(
-    values: Sequence[Any], width: float = 1.0, height: float = 1.0, slack: float = 0.0
-) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) in 0..1 of corners in pixels of a picture `width` x `height`.
-
-    Swapped corners are put in order; a corner beyond the border by at most `slack` pixels is put
-    onto it. Bad for a box further outside, or without an area.
-    """
-    if not isinstance(values, list | tuple) or len(values) != 4:
-        raise Bad("a box has not four numbers", shown(values))
-    x0, y0, x1, y1 = (number(value, "box corner") for value in values)
-    x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
-    if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
-        raise Bad("box outside the picture", f"{list(values)} of {width:g} x {height:g}")
-    x0, x1 = (min(max(x, 0.0), width) / width for x in (x0, x1))
-    y0, y1 = (min(max(y, 0.0), height) / height for y in (y0, y1))
-    if x1 - x0 <= 0 or y1 - y0 <= 0:
-        raise Bad("box without an area", f"{list(values)}")
-    return x0, y0, x1, y1

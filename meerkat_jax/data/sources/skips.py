@@ -34,13 +34,15 @@ class Skips:
     `used` counts rows that could be read, those dropped afterwards too. A *fault* is what should
     have been there; it counts against the limit of the build. What was left out on purpose (a
     caught leak, a class over its cap, a row twice) is counted in `dropped` by reason and told
-    nowhere else.
+    nowhere else. `noted` counts what was used, but not as it stood (a corner that was rounded) or
+    with a doubt.
     """
 
     def __init__(self) -> None:
         self.used = 0
         self.faults: list[Skip] = []
         self.dropped: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
 
     def add(self, where: str, reason: str, detail: str = "") -> None:
         """Count one fault."""
@@ -52,10 +54,16 @@ class Skips:
 
     @contextlib.contextmanager
     def row(self, path: Path, line: int) -> Iterator[None]:
-        """Around the reading of one row: a `Bad` within counts as a fault and ends no more."""
+        """Around the reading of one row: a `Bad` within counts as a fault and ends no more.
+
+        Nothing is noted of a row that cannot be used.
+        """
+        before = dict(self.noted)
         try:
             yield
         except Bad as bad:
+            self.noted.clear()
+            self.noted.update(before)
             self.add(f"{path.name}:{line}", bad.reason, bad.detail)
         else:
             self.used += 1

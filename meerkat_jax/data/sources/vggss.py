@@ -29,9 +29,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from meerkat_jax.data.example import Box
+from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, plain, usable
-from meerkat_jax.data.sources.reading import corners, json_items, member, require
+from meerkat_jax.data.sources.reading import json_items, member, require
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.errors import UserError
 
@@ -71,6 +73,10 @@ def _scene(row: Any, where: str, skips: Skips) -> Scene:
     if not isinstance(boxes, list):
         raise Bad("bbox is not a list of boxes", file)
     start = float(parts[2])
+
+    def box(values: Any) -> Box:
+        return labelled(label, corners(values, noted=skips.noted))
+
     return Scene(
         where=where,
         id=f"vggss-test-{file}",
@@ -82,5 +88,5 @@ def _scene(row: Any, where: str, skips: Skips) -> Scene:
         ),
         audio=(Place("audio", file), Place("clips", file), Place("videos", parts[1], start)),
         keys=(f"video:{parts[1]}",),
-        boxes=usable(boxes, lambda box: labelled(label, corners(box)), file, where, skips),
+        boxes=usable(boxes, box, file, where, skips),
     )

@@ -14,7 +14,8 @@ from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.data.sources import avfit
 from meerkat_jax.data.sources.avfit_answers import SETS
 from meerkat_jax.data.sources.entry import Options, Place
-from meerkat_jax.data.text import check_response, parse_verdict
+from meerkat_jax.data.text import check_response
+from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.errors import UserError
 from tests.data.sources import tree_avfit
 from tests.data.sources.mutations import ODD, SETTINGS, spoiled
@@ -141,6 +142,7 @@ def test_questions_of_several_files_about_the_same_media_are_one_entry(folder):
         ("Yes.", "True."),
         ("no, a cat meows.", "a cat meows: False."),
         ("A dog barks, so it is true.", "A dog barks, so it is: True."),
+        ("The claim is not true.", "The claim is not true: False."),
         ("That true colours are seen is false", "That true colours are seen is: False."),
     ],
 )
@@ -186,7 +188,7 @@ def test_words_and_captions(folder):
             "avsbench",
             OTHER,
             row("avsbench", ASK, [0, 9, 0, 9], category="a, 0.5"),
-            "class cannot be written in an answer",
+            "label cannot be written in an answer",
         ),
         (
             "avsbench",
@@ -208,6 +210,19 @@ def test_words_and_captions(folder):
         ("openimages", "openimages_00ab#Dog", row("", ASK, ""), "key of an unknown form"),
         ("llp", "llp_1_0_10", row("llp", ASK, "at times"), "no time in the answer"),
         ("llp", "llp_1_0_10", row("llp", ASK, "[a, 4, 4]"), "time ends before it begins"),
+        ("llp", "llp_1_0_10", row("llp", ASK, "[a, 4.0, 1.5]"), "time ends before it begins"),
+        (
+            "llp",
+            "llp_1_0_10",
+            row("llp", ASK, "[a, 4.01, 4.02]"),
+            "nothing is left of it in tenths of a second",
+        ),
+        (
+            "avsbench",
+            OTHER,
+            row("avsbench", ASK, [64, 0, 0, 48], category="a"),
+            "corners out of order",
+        ),
         ("avqa", "avqa_1", row("avqa", "", "a dog"), "question is empty"),
         ("avqa", "avqa_1", row("avqa", ["x"], "a dog"), "question is not a text"),
         ("avqa", "avqa_1", row("avqa", "\ud800", "a dog"), "question has half a character"),

@@ -17,7 +17,8 @@ from meerkat_jax.data.example import TASKS, Box, Segment
 from meerkat_jax.data.sources import jsonl, schema
 from meerkat_jax.data.sources.entry import Options, Place
 from meerkat_jax.data.sources.skips import Bad
-from meerkat_jax.data.text import check_response, parse_verdict
+from meerkat_jax.data.text import check_response
+from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.errors import UserError
 from tests.data.sources import tree_jsonl
 from tests.data.sources.mutations import ODD, SETTINGS, spoiled

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from meerkat_jax.data.sources import pairs
 from meerkat_jax.data.sources.classes import Ontology, read_classes
 from meerkat_jax.data.sources.entry import Options
-from meerkat_jax.data.text import check_response, parse_boxes, parse_verdict
+from meerkat_jax.data.text import check_response, parse_boxes
+from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.errors import UserError
 from tests.data.sources import tree_pairs
 from tests.data.sources.tree_pairs import NODES, box
@@ -202,7 +203,7 @@ def test_segments_are_merged_and_short_events_left_out(plans):
                 assert len(spans) == 1 and spans[0][1] - spans[0][0] == 3.0
                 late = [s for s in question.segments if s.end > 8]
                 assert [(s.start, s.end) for s in late] == [(9.0, 9.5)] * (entry.heard == ("dog",))
-    assert plans["openimages_strong"].skips.dropped["event under 0.1 s"] == 9
+    assert plans["openimages_strong"].skips.dropped["event under 0.1 s"] == 18
 
 
 def test_a_box_of_another_thing_makes_a_false_claim(tmp_path):

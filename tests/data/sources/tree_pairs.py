@@ -73,6 +73,7 @@ def openimages(folder):
         box("ff00000000000001", "cat", "0.0,0.3,0.5,1.0", more=clicks),  # on the border
         box("ff00000000000001", "table", more=clicks),
         box("ff00000000000001", "dog", more=clicks),  # twice
+        box("ff00000000000001", "dog", "0.1,0.1002,0.5,1.0", more=clicks),  # nothing, when written
         box("ff00000000000002", "dog", flags="0,0,1,0,0", more=clicks),  # a group
         box("ff00000000000003", "dog", flags="0,0,0,1,0", more=clicks),  # a drawing
         box("ff00000000000004", "person", more=clicks),  # a general class alone
@@ -135,6 +136,7 @@ def audioset(folder):
             if kind == "dog":
                 rows.append(f"{ident}\t9.000\t9.500\t{NODES['pant']}")
                 rows.append(f"{ident}\t8.000\t8.010\t{NODES['dog']}")  # too short to be told
+                rows.append(f"{ident}\t9.980\t10.200\t{NODES['dog']}")  # likewise, in the clip
         (home / name).write_text("\n".join(rows) + "\n")
     return wanted
 
