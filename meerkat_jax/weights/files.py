@@ -26,7 +26,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.weights.source import Tensor
 from meerkat_jax.weights.store import DTYPES
 
-LISTED = 20  # problems that an error names; the rest are counted
+LISTED = 8  # problems that an error names; the rest are counted
 TORCH = (".bin", ".pt", ".pth")
 AGAIN = "download it again"
 
