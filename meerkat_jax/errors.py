@@ -22,7 +22,7 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
 
 
 def sample(names: Collection[str], count: int = 3) -> str:
-    """How many `names` there are and the first of them, as "291 (a, b, c, ...)"; one alone as is."""
+    """How many `names` there are and the first, as "291 (a, b, c, ...)"; one alone as it is."""
     names = list(names)
     if len(names) == 1:
         return names[0]

@@ -156,7 +156,7 @@ def _tensor(value: np.ndarray, torch: Any) -> Any:
     """A torch tensor of the same bits."""
     if value.dtype.name == "bfloat16":
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.ascontiguousarray(value))
+    return torch.from_numpy(np.array(value, order="C"))
 
 
 @contextlib.contextmanager

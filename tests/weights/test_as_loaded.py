@@ -11,12 +11,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.weights import adapters, convert, llama
+from meerkat_jax.weights import adapters, convert, llama, store
 from meerkat_jax.weights.convert import plan_part
 from meerkat_jax.weights.store import Store
 from meerkat_jax.weights.table import assembled
 from meerkat_jax.weights.verify import verify
-from tests.weights import decoders, published
+from tests.weights import decoders, published, released, test_gguf, test_laion, test_meta
 
 EMBED, HEAD = llama.EMBEDDING, llama.HEAD
 INDEX = "audio_model.audio_encoder.layers.0.blocks.0.attention.self.relative_position_index"
@@ -126,6 +126,39 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path):
     (tmp_path / adapters.CONFIG).write_text("{}")
     with pytest.raises(UserError, match="adapter_config.json lies beside the weights"):
         plan_part("llama", tmp_path, None)
+
+
+def as_gguf(folder):
+    return {"llama": test_gguf.write(folder / "m.gguf", test_gguf.model().state_dict())}
+
+
+def as_metas(folder):
+    state = test_meta.model(torch.bfloat16).state_dict()
+    return {"llama": test_meta.write(folder / "meta", state, 2)}
+
+
+def as_laions(folder):
+    return {"clap": test_laion.write(folder / "x.pt", published.clap(folder / "hub").state_dict())}
+
+
+def as_the_authors(folder):
+    theirs = released.Release(lora=False)
+    folder = released.save(folder / "r", theirs.state_dict(), theirs.sizes)
+    return dict.fromkeys(convert.KINDS, folder)
+
+
+@pytest.mark.parametrize("write", [as_gguf, as_metas, as_laions, as_the_authors])
+def test_every_layout_is_verified_by_transformers_own_loading(write, tmp_path):
+    paths = write(tmp_path)
+    parts = convert.plan_parts(paths, None)
+    with store.staged(tmp_path / "store") as folder:  # without a tokenizer, which these lack
+        writers = [convert._write(part, folder, len) for part in parts.values()]
+        told = {part.name: convert._told(part, len) for part in parts.values()}
+        store.write_record(folder, writers, told, [])
+    rows = verify(Store.open(tmp_path / "store"), paths, say=len)
+    assert {row.module.split(":")[0] for row in rows} == {part.name for part in parts.values()}
+    for row in rows:
+        assert row.size > 0.01 and row.largest <= NEAR * max(row.size, 1.0), row
 
 
 # ---- names ----
