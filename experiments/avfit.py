@@ -51,6 +51,7 @@ def mini() -> dict:
         "seed": 0,
         "base": None,  # a store of published weights
         "adapter": None,  # a folder of peft's, whose LoRA training takes up
+        "adapter_base": None,  # the base that it may name besides that of the store
         "data": {
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},

@@ -144,8 +144,9 @@ def main(_: list[str]) -> None:
         state, frozen = jax.jit(begin, out_shardings=laid)(key)
         trained, laid_out = state["trainable"], places[0]["trainable"]
         trained = base.fill(trained, shapes[0]["trainable"], laid_out, "float32")
-        adapter = config.get("adapter")
-        state["trainable"] = base.adapt(trained, laid_out, model.model.llama, adapter)
+        adapter, allowed = config.get("adapter"), config.get("adapter_base")
+        llama = model.model.llama
+        state["trainable"] = base.adapt(trained, laid_out, llama, adapter, allowed, say)
     else:
         frozen = jax.jit(lambda key: begin(key)[1], out_shardings=laid[1])(key)
         abstract = jax.tree.map(sharding.placed, shapes[0], places[0])

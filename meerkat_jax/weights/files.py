@@ -26,7 +26,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.weights.source import Tensor
 from meerkat_jax.weights.store import DTYPES
 
-LISTED = 8  # problems that an error names; the rest are counted
+LISTED = 20  # problems that an error names; the rest are counted
 TORCH = (".bin", ".pt", ".pth")
 AGAIN = "download it again"
 
@@ -118,6 +118,15 @@ def safetensors_file(file: Path, wrong: list[str]) -> dict[str, Tensor]:
         except (ValueError, KeyError, TypeError) as error:
             wrong.append(f"{file.name}: tensor {name} cannot be read ({error})")
     return found
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """What the writer of a safetensors file kept beside the tensors; {} for a file of torch."""
+    if file.suffix in TORCH:
+        return {}
+    with file.open("rb") as stream:
+        entries = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return entries.get("__metadata__", {})
 
 
 def _safetensor(file: Path, entry: Mapping[str, Any], start: int) -> Tensor:

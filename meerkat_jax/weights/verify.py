@@ -215,8 +215,9 @@ def _clap(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
     theirs = loaded(source, "clap").float()
     theirs = getattr(theirs, "audio_model", theirs)
     tower = theirs.audio_encoder
+    frames = min(1001, ours.frames)  # of ten seconds
     views, rng = 4 if ours.fused else 1, np.random.default_rng(0)
-    mel = rng.normal(-30.0, 20.0, (2, views, 1001, ours.mel_bins)).astype(np.float32)
+    mel = rng.normal(-30.0, 20.0, (2, views, frames, ours.mel_bins)).astype(np.float32)
     longer = np.array([True, False])
     watched = {f"stage {i}": layer.blocks[-1] for i, layer in enumerate(tower.layers)}
     watched |= {"patches": tower.patch_embed}
