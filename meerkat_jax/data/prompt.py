@@ -149,7 +149,8 @@ def _pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
     ids = tokenizer.specials
     named = {"{begin}": tokenizer.bos_id, "{end}": tokenizer.eos_id}
     for sense in ("image", "audio"):
-        text = text.replace(f"{{{sense}}}", f"<{sense}>{{{sense}}}</{sense}>")
+        first, last = map(tokenizer.roles.marker, (f"<{sense}>", f"</{sense}>"))
+        text = text.replace(f"{{{sense}}}", f"{first}{{{sense}}}{last}")
     cuts = [*ids, *named, "{image}", "{audio}"]
     found: list[Piece | None] = []
     for piece in re.split(f"({'|'.join(map(re.escape, cuts))})", text):

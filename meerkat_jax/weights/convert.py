@@ -30,7 +30,7 @@ from meerkat_jax.training.params import flatten
 from meerkat_jax.weights import adapters, clap, clip, llama, moved, store, table
 from meerkat_jax.weights.dropped import check_dropped, dropped
 from meerkat_jax.weights.open import open_source
-from meerkat_jax.weights.pretrained import pretrained_tokenizer
+from meerkat_jax.weights.pretrained import check_ids, pretrained_tokenizer
 from meerkat_jax.weights.release import is_release
 from meerkat_jax.weights.source import Source
 
@@ -147,7 +147,7 @@ def convert(
     spoken = None
     if "llama" in parts:
         where = tokenizer or paths["llama"]
-        spoken = pretrained_tokenizer(where, parts["llama"].fields["pretrained"])
+        spoken = pretrained_tokenizer(where, parts["llama"].fields["pretrained"], say)
     extra = _trained_elsewhere(paths, parts, spoken)
     with store.staged(out) as folder:
         store.refuse_full(folder, sum(part.nbytes for part in parts.values()))
@@ -186,6 +186,7 @@ def _trained_elsewhere(paths: Mapping, parts: Mapping[str, Part], tokenizer) -> 
     folders = {Path(path) for path in paths.values()}
     if len(folders) > 1 or len(parts) < len(KINDS) or not is_release(*folders):
         return None
+    check_ids(tokenizer)
     rows = tokenizer.padded_vocab_size
     towers = {kind: build(kind, part.fields, rows) for kind, part in parts.items()}
     return moved.moved(*folders, towers)

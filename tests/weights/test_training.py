@@ -164,10 +164,21 @@ def test_peft_out_and_in_again(run, trained, folder, tmp_path, store):
     llama = run.assembly.model.llama
     places = {path: None for path in flatten(run.learned)}
     tree = {key: np.zeros_like(leaf) for key, leaf in flatten(run.learned).items()}
-    again = Base(store).adapt(unflatten(tree), unflatten(places), llama, str(out))
-    for path, leaf in flatten(again).items():
-        if "lora_" in path:
-            np.testing.assert_array_equal(leaf, flatten(run.learned)[path], err_msg=path)
+    said: list[str] = []
+    into = unflatten(tree), unflatten(places), llama, str(out)
+    again = flatten(Base(store).adapt(*into, say=said.append))
+    for path, leaf in flatten(run.learned).items():  # LoRA, and all that was trained beside it
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+    assert len(said) == 1 and "meerkat_modules.safetensors come along" in said[0]
+    # A base of the same shapes, but of other files and in a folder of another name.
+    other = folder.parent / "vicuna"
+    published.llama(other, rms_norm_eps=2e-6)
+    shards = sorted(other.glob("*.safetensors"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-4] + b"abcd")
+    theirs = Base(convert({"llama": other}, folder.parent / "store of vicuna", say=quiet))
+    with pytest.raises(UserError, match=f"adapter_base={folder}"):
+        theirs.adapt(*into, say=quiet)
+    assert theirs.adapt(*into, allowed=str(folder), say=quiet)
 
 
 def test_hf_out(run, trained, tmp_path):
