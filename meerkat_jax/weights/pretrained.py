@@ -65,7 +65,8 @@ def pretrained_tokenizer(
     """The tokenizer of the model at `path`, a folder or a .gguf file, with our markers added.
 
     rows: V, of the published token table; default: what config.json says, or as many as there are
-    tokens. say: is told which tokens are the base's own. Where the table has more rows than there are tokens, tokens without text fill them up.
+    tokens. Where the table has more rows than there are tokens, tokens without text fill them up.
+    say: is told which tokens are the base's own.
 
     Raises:
         UserError: naming the file: none of the above, broken, of a kind that cannot be had exactly,
@@ -110,10 +111,8 @@ def _with_markers(
     count = raw.get_vocab_size()
     known = max([count, *(i + 1 for i in told.added)])
     rows = rows or told.rows or known
-    special = _special(raw)
-    ordinary = 1 + max(
-        (i for piece, i in raw.get_vocab().items() if piece not in special), default=0
-    )
+    special, pieces = _special(raw), raw.get_vocab(with_added_tokens=False)
+    ordinary = 1 + max((i for piece, i in pieces.items() if piece not in special), default=0)
     if ordinary > rows:
         raise UserError(
             f"{ordinary} tokens, but the model's table has {rows} rows; take the tokenizer that "
@@ -122,6 +121,7 @@ def _with_markers(
     _add(raw, [told.added.get(i, f"<unused_{i}>") for i in range(count, max(known, rows))])
     if known > rows:
         behind = [raw.id_to_token(i) for i in range(rows, known)]
+        raw.add_special_tokens(behind)  # no text becomes one
         say(f"tokens: the base has no rows for {sample(behind)}; they are new, as our markers")
     pad = _own_pad(raw, told, rows)
     markers, fresh = _own_markers(raw, told)
@@ -161,7 +161,7 @@ def _add(raw: tokenizers.Tokenizer, names: Sequence[str]) -> None:
 def _own_pad(raw: tokenizers.Tokenizer, told: Told, rows: int) -> str | None:
     """The base's token for padding, if it has one with no other part to play."""
     for name in (told.pad, PAD):
-        if name is None or raw.token_to_id(name) is None:
+        if name is None or raw.token_to_id(name) is None or name in (told.template or ""):
             continue
         roles = roles_of(raw, told, rows, name)
         if name not in (roles.begin, roles.end) and (name == told.pad or name in _special(raw)):
