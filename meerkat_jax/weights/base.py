@@ -65,6 +65,15 @@ def _agreed(model: Mapping[str, Any], sizes: Mapping[str, Any], folder: Any) -> 
     return unflatten({key.replace(".", "/"): value for key, value in flat.items()})
 
 
+def _same(value: np.ndarray, leaf: jax.Array | None) -> bool:
+    """Whether a leaf, of which this host has all, has these numbers."""
+    return (
+        leaf is not None
+        and leaf.is_fully_addressable
+        and np.array_equal(value.astype(leaf.dtype), np.asarray(leaf))
+    )
+
+
 class Base:
     """The store that a config names, or nothing (`store` None)."""
 
@@ -145,13 +154,15 @@ class Base:
         llama: Llama,
         adapter: str | None,
         allowed: str | None = None,
+        frozen: Mapping[str, Any] | None = None,
         say: Callable[[str], object] = print,
     ) -> dict:
         """`tree`, the trained leaves, with the LoRA of peft's folder `adapter`, if one is named.
 
         Where the folder is an export of ours, with all that was trained beside LoRA as well.
-        allowed: a base that the adapter may name although this one has another name. Raises
-        UserError when the adapter is not of this decoder, or the config's LoRA another.
+        allowed: a base that the adapter may name although this one has another name; frozen: the
+        leaves that are not trained, which an export must repeat where it has them. Raises UserError
+        when the adapter is not of this decoder, or the config's LoRA another.
         """
         if not adapter:
             return dict(tree)
@@ -161,8 +172,10 @@ class Base:
             raise UserError(f"config.model.llama.lora is {llama.lora}, but {adapter} has {lora}")
         leaves = {f"llama/{path}": leaf for path, leaf in leaves.items()}
         leaves |= self._exported_modules(Path(adapter), say)
-        flat, places = flatten(tree), flatten(places)
-        if strange := [path for path in leaves if path not in flat]:
+        flat, places, rest = flatten(tree), flatten(places), flatten(frozen or {})
+        others = {path: leaf for path, leaf in leaves.items() if path not in flat}
+        leaves = {path: leaf for path, leaf in leaves.items() if path in flat}
+        if strange := [path for path, leaf in others.items() if not _same(leaf, rest.get(path))]:
             raise UserError(f"{adapter} has {sample(strange)}, which config.trainable leaves out")
         for path, leaf in leaves.items():
             if leaf.shape != flat[path].shape:
