@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 
@@ -19,6 +19,15 @@ class UserError(ValueError):
 def nearest(name: str, names: Iterable[str], n: int = 3) -> list[str]:
     """The `n` names most like `name`, best first (for error messages)."""
     return difflib.get_close_matches(name, list(names), n=n, cutoff=0.0)
+
+
+def sample(names: Collection[str], count: int = 3) -> str:
+    """How many `names` there are and the first, as "291 (a, b, c, ...)"; one alone as it is."""
+    names = list(names)
+    if len(names) == 1:
+        return names[0]
+    more = ", ..." if len(names) > count else ""
+    return f"{len(names)} ({', '.join(names[:count])}{more})"
 
 
 def construct(kind: Callable, fields: Mapping[str, Any], where: str) -> Any:

@@ -30,6 +30,7 @@ from meerkat_jax.assemble import assemble
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import HELD_OUT, open_data
 from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
+from meerkat_jax.data.prompt import style_note
 from meerkat_jax.data.split import Split
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
@@ -126,6 +127,8 @@ def main(_: list[str]) -> None:
     base.check(jax.eval_shape(lambda key: model.init(key, data.classes), key))
     if base.store:
         say(base.describe())
+        if (note := style_note(data.tokenizer, config["prompt"])) is not None:
+            say(note)
     say(params.describe(halves, config["trainable"]))
 
     # A new state, or the one of the last checkpoint ---------------------------------------------
@@ -144,8 +147,10 @@ def main(_: list[str]) -> None:
         state, frozen = jax.jit(begin, out_shardings=laid)(key)
         trained, laid_out = state["trainable"], places[0]["trainable"]
         trained = base.fill(trained, shapes[0]["trainable"], laid_out, "float32")
-        adapter = config.get("adapter")
-        state["trainable"] = base.adapt(trained, laid_out, model.model.llama, adapter)
+        adapter, allowed = config.get("adapter"), config.get("adapter_base")
+        llama = model.model.llama
+        trained = base.adapt(trained, laid_out, llama, adapter, allowed, frozen, say)
+        state["trainable"] = trained
     else:
         frozen = jax.jit(lambda key: begin(key)[1], out_shardings=laid[1])(key)
         abstract = jax.tree.map(sharding.placed, shapes[0], places[0])

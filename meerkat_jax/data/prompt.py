@@ -121,7 +121,10 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
     if name not in STYLES:
         known = f"expected one of {', '.join(STYLES)}"
         if name is None:
-            raise UserError(f"the tokenizer does not tell its prompt style; name it: {known}")
+            raise UserError(
+                "the language model has no chat template that is known here; name a prompt style "
+                f"by --config.prompt: {known}"
+            )
         raise UserError(f"prompt style {name!r} is unknown; {known}")
     layout = STYLES[name]
     absent = set(re.findall(r"<\|\w+\|>", "".join(map(str, layout)))) - set(tokenizer.specials)
@@ -144,12 +147,23 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
     )
 
 
+def style_note(tokenizer: Tokenizer, style: str | None) -> str | None:
+    """A line that tells that `style` is not the language model's own; None where it is."""
+    if style is None or style == tokenizer.style:
+        return None
+    own = f"has the chat template {tokenizer.style!r}"
+    if tokenizer.style is None:
+        own = "has no chat template that is known here"
+    return f"prompt: config.prompt is {style!r}, the language model {own}"
+
+
 def _pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
     """Text of a style, cut at special tokens and at the places of picture and sound."""
     ids = tokenizer.specials
     named = {"{begin}": tokenizer.bos_id, "{end}": tokenizer.eos_id}
     for sense in ("image", "audio"):
-        text = text.replace(f"{{{sense}}}", f"<{sense}>{{{sense}}}</{sense}>")
+        first, last = map(tokenizer.roles.marker, (f"<{sense}>", f"</{sense}>"))
+        text = text.replace(f"{{{sense}}}", f"{first}{{{sense}}}{last}")
     cuts = [*ids, *named, "{image}", "{audio}"]
     found: list[Piece | None] = []
     for piece in re.split(f"({'|'.join(map(re.escape, cuts))})", text):

@@ -78,6 +78,7 @@ class Roles:
     vocabulary of our own.
     style: the prompt style (data/styles.py) in which the model was taught to talk, None if that is
     not known; system: its system message where nobody gives one.
+    markers: the names that our markers have here, of those that another token has taken.
     """
 
     begin: str | None = BOS
@@ -86,6 +87,11 @@ class Roles:
     pretrained: int = 0
     style: str | None = "llama2"
     system: str = ""
+    markers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def marker(self, name: str) -> str:
+        """The name that a marker, as "<image>", has in this vocabulary."""
+        return self.markers.get(name, name)
 
 
 MINI = Roles()
@@ -99,7 +105,7 @@ class Tokenizer:
 
     def __init__(self, raw: tokenizers.Tokenizer, roles: Roles = MINI):
         """Take over `raw`: its setting for special tokens in text is changed."""
-        needed = (roles.begin, roles.end, roles.pad, *MARKERS)
+        needed = (roles.begin, roles.end, roles.pad, *map(roles.marker, MARKERS))
         missing = [t for t in needed if t is not None and raw.token_to_id(t) is None]
         if missing:
             raise UserError(
@@ -212,8 +218,10 @@ class Tokenizer:
     def _files(self) -> dict[str, str]:
         files = {FILE: self._raw.to_str()}
         if self.roles != MINI:
-            told = json.dumps(dataclasses.asdict(self.roles), indent=1, ensure_ascii=False)
-            files[ROLES_FILE] = told + "\n"
+            told = dataclasses.asdict(self.roles)
+            if not self.roles.markers:  # as before there were such: hashes stay
+                del told["markers"]
+            files[ROLES_FILE] = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
         return files
 
     @classmethod

@@ -11,9 +11,11 @@ Letters: L layers, D width in, E width out, R rank.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.errors import UserError, sample
 from meerkat_jax.models.layers import LoraConfig
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.training.params import compare, flatten
 from meerkat_jax.weights import table
-from meerkat_jax.weights.files import read_json, refuse, tensors_of
+from meerkat_jax.weights.files import TORCH, metadata_of, read_json, refuse, tensors_of
+from meerkat_jax.weights.hub import unwrapped
 from meerkat_jax.weights.llama import PROJECTIONS, adapter_rows
 from meerkat_jax.weights.store import Writer
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+DIGEST = "base_sha256"  # in the metadata of WEIGHTS
+MODULES_FILE = "meerkat_modules.safetensors"  # of our exports; weights/modules.py
+# What Hugging Face's Trainer keeps in a folder of a checkpoint besides, for going on with it.
+TRAINER = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "training_args.bin")
 HALVES = ("lora_a", "lora_b")
 MODULES = {name.rsplit(".", 1)[-1]: ours for ours, name in PROJECTIONS.items()}
 ADDED = "added"
@@ -64,10 +71,10 @@ def is_lora(path: str) -> bool:
     return path.rsplit("/", 1)[-1] in HALVES
 
 
-def save(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def save(file: Path, tensors: Mapping[str, np.ndarray], **metadata: str) -> None:
     """Write a safetensors file; UserError when the disk has no room for it."""
     kinds = {name: (np.shape(value), np.dtype(value.dtype)) for name, value in tensors.items()}
-    writer = Writer(file, kinds, {"format": "pt"})
+    writer = Writer(file, kinds, {"format": "pt", **metadata})
     for name, value in tensors.items():
         writer.put(name, np.asarray(value))
     writer.close()
@@ -80,12 +87,38 @@ def model_name(path: str) -> str:
     return (cached or parts or [""])[-1]
 
 
+def base_digest(files: Mapping[str, str]) -> str:
+    """One sha256 of the files of a published model, given that of each by name; "" for none."""
+    told = "".join(sorted(files.values()))
+    return hashlib.sha256(told.encode()).hexdigest() if told else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterBase:
+    """What a decoder was published as: where it lay or its name on the hub, and its files' digest.
+
+    allowed: another base that an adapter may name (config.adapter_base).
+    """
+
+    names: tuple[str, ...]
+    digest: str = ""
+    allowed: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The first name."""
+        return self.names[0]
+
+
 # Out ---------------------------------------------------------------------------------------------
 
 
-def write_peft(folder: Path, model: Llama, leaves: Mapping[str, Any], base: str) -> None:
+def write_peft(
+    folder: Path, model: Llama, leaves: Mapping[str, Any], base: str, digest: str = ""
+) -> None:
     """Write the LoRA of a decoder on the published `base`, a hub name or a folder, into `folder`.
 
+    digest: `base_digest` of the base's files, kept in the metadata of the weights' file.
     leaves: what training changed in the decoder, by path, as "layers/q/lora_a" float[L, D, R] and
     "layers/q/lora_b" float[L, R, E]; dtypes are kept. Rows `added` to the vocabulary are left out:
     the base has no place for them, `modules.write_modules` has. Raises UserError when training
@@ -105,7 +138,8 @@ def write_peft(folder: Path, model: Llama, leaves: Mapping[str, Any], base: str)
     if wrong := compare(wanted, found):
         raise UserError(f"--export=peft: the LoRA does not fit its config: {'; '.join(wrong)}")
     halves = {path: np.asarray(leaves[path]) for path in wanted}
-    save(folder / WEIGHTS, table.published(adapter_rows(model.lora.targets), halves))
+    tensors = table.published(adapter_rows(model.lora.targets), halves)
+    save(folder / WEIGHTS, tensors, **({DIGEST: digest} if digest else {}))
     (folder / CONFIG).write_text(json.dumps(_config(model.lora, base), indent=2) + "\n")
 
 
@@ -131,21 +165,30 @@ def _config(lora: LoraConfig, base: str) -> dict[str, Any]:
 
 
 def read_peft(
-    folder: str | Path, model: Llama, base: str | None = None
+    folder: str | Path,
+    model: Llama,
+    base: AdapterBase | None = None,
+    say: Callable[[str], object] = print,
 ) -> tuple[LoraConfig, dict[str, np.ndarray]]:
     """An adapter of the decoder `model`: how it adapts, and its leaves by path as in `write_peft`.
 
-    base: the hub name or the folder of the decoder, to be compared with the adapter's by its last
-    part; None compares nothing. Raises one UserError for all that is wrong: config keys that ask
-    for more than plain LoRA, another base, unknown targets, and tensors that are missing, unknown
-    or of another shape.
+    base: what the decoder was published as, to be compared with the adapter's; None compares
+    nothing. Raises one UserError for all that is wrong: config keys that ask for more than plain
+    LoRA, another base, unknown targets, tensors that are missing, unknown or of another shape, and
+    files of weights beside the adapter that have no place here.
     """
     folder, wrong = Path(folder), []
     config = read_json(folder / CONFIG, wrong)
     old = (folder / PICKLED).exists() and not (folder / WEIGHTS).exists()
-    tensors = tensors_of(folder / (PICKLED if old else WEIGHTS), wrong)
+    file = folder / (PICKLED if old else WEIGHTS)
+    tensors = tensors_of(file, wrong)
     refuse(folder, wrong)
-    wrong += _plain_errors(config) + _number_errors(config) + _base_errors(config, base)
+    tensors, notes = unwrapped(tensors)
+    wrong += _plain_errors(config) + _number_errors(config) + _other_files(folder, wrong)
+    if base is not None:
+        others, told = _base_errors(config, metadata_of(file).get(DIGEST), base)
+        wrong += others
+        notes += told
     targets, strangers = _targets(config, tensors)
     wrong += strangers
     if not _number_errors(config):
@@ -157,6 +200,8 @@ def read_peft(
         except UserError as error:
             wrong.append(str(error))
     refuse(folder, wrong)
+    for note in notes:
+        say(f"adapter: {folder}: {note}")
     return lora, table.assembled(pieces, lambda name: tensors[name].read())
 
 
@@ -187,14 +232,44 @@ def _number_errors(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _base_errors(config: Mapping[str, Any], base: str | None) -> list[str]:
+def _base_errors(
+    config: Mapping[str, Any], digest: str | None, base: AdapterBase
+) -> tuple[list[str], tuple[str, ...]]:
+    """(what forbids to put the adapter on this base, what there is to tell)."""
     theirs = config.get("base_model_name_or_path")
-    if base is None or not theirs or model_name(theirs).lower() == model_name(base).lower():
-        return []
-    return [
-        f"{CONFIG}: base_model_name_or_path is {theirs!r}, this decoder comes from {base!r}; "
-        "if the two are the same weights, write the latter there"
-    ]
+    if digest and digest == base.digest:
+        return [], ()
+    if not theirs:
+        return [], (f"{CONFIG} names no base; only the shapes were compared with {base.name}",)
+    if theirs == base.allowed:
+        return [], (f"made on {theirs}, put on {base.name} as config.adapter_base allows",)
+    if model_name(theirs).lower() not in {model_name(name).lower() for name in base.names}:
+        return [
+            f"{CONFIG}: base_model_name_or_path is {theirs!r}, this decoder comes from "
+            f"{base.name!r}; an adapter fits only the weights that it was trained on: if these are "
+            f"the same, say so by --config.adapter_base={theirs}"
+        ], ()
+    if digest and base.digest:
+        return [], (f"made on {theirs} of other files than {base.name} (by their sha256)",)
+    same = theirs in base.names
+    return [], () if same else (f"made on {theirs}, put on {base.name}: equal by name alone",)
+
+
+def _other_files(folder: Path, wrong: list[str]) -> list[str]:
+    """Complaints about files of weights that are no part of an adapter, and no training state."""
+    known = {WEIGHTS, PICKLED, MODULES_FILE, *TRAINER}
+    found = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix not in (".safetensors", *TORCH) or file.name in known:
+            continue
+        if file.name.startswith("rng_state"):
+            continue
+        if names := list(tensors_of(file, wrong)):
+            found.append(
+                f"{file.name} beside the adapter holds {sample(names)}, for which this model has "
+                "no place; move it away to start without it"
+            )
+    return found
 
 
 def _targets(config: Mapping[str, Any], tensors: Mapping) -> tuple[list[str], list[str]]:

@@ -9,7 +9,8 @@ Without a base nothing here does anything.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,13 +19,21 @@ import numpy as np
 
 from meerkat_jax.data.audio import LogMel
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.errors import UserError, sample
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.training import hosts, quantise
 from meerkat_jax.training.config import dotted, to_json
 from meerkat_jax.training.params import flatten, unflatten
-from meerkat_jax.weights.adapters import ADDED, is_lora, read_peft
+from meerkat_jax.weights.adapters import (
+    ADDED,
+    MODULES_FILE,
+    AdapterBase,
+    base_digest,
+    is_lora,
+    read_peft,
+)
 from meerkat_jax.weights.clip import resize_positions
+from meerkat_jax.weights.modules import read_modules
 from meerkat_jax.weights.moved import NAME
 from meerkat_jax.weights.store import Store
 
@@ -54,6 +63,15 @@ def _agreed(model: Mapping[str, Any], sizes: Mapping[str, Any], folder: Any) -> 
             )
         flat[key] = size
     return unflatten({key.replace(".", "/"): value for key, value in flat.items()})
+
+
+def _same(value: np.ndarray, leaf: jax.Array | None) -> bool:
+    """Whether a leaf, of which this host has all, has these numbers."""
+    return (
+        leaf is not None
+        and leaf.is_fully_addressable
+        and np.array_equal(value.astype(leaf.dtype), np.asarray(leaf))
+    )
 
 
 class Base:
@@ -130,25 +148,65 @@ class Base:
         return unflatten({path: flat[path] for path in shapes})
 
     def adapt(
-        self, tree: Mapping[str, Any], places: Mapping, llama: Llama, adapter: str | None
+        self,
+        tree: Mapping[str, Any],
+        places: Mapping,
+        llama: Llama,
+        adapter: str | None,
+        allowed: str | None = None,
+        frozen: Mapping[str, Any] | None = None,
+        say: Callable[[str], object] = print,
     ) -> dict:
         """`tree`, the trained leaves, with the LoRA of peft's folder `adapter`, if one is named.
 
-        Raises UserError when the adapter is not of this decoder, or the config's LoRA another.
+        Where the folder is an export of ours, with all that was trained beside LoRA as well.
+        allowed: a base that the adapter may name although this one has another name; frozen: the
+        leaves that are not trained, which an export must repeat where it has them. Raises UserError
+        when the adapter is not of this decoder, or the config's LoRA another.
         """
         if not adapter:
             return dict(tree)
-        lora, leaves = read_peft(adapter, llama)
+        lora, leaves = read_peft(adapter, llama, self._adapter_base(allowed), say)
         wanted = llama.lora and dataclasses.replace(llama.lora, dropout=lora.dropout)
         if lora != wanted:
             raise UserError(f"config.model.llama.lora is {llama.lora}, but {adapter} has {lora}")
-        flat, places = flatten(tree), flatten(places)
+        leaves = {f"llama/{path}": leaf for path, leaf in leaves.items()}
+        leaves |= self._exported_modules(Path(adapter), say)
+        flat, places, rest = flatten(tree), flatten(places), flatten(frozen or {})
+        others = {path: leaf for path, leaf in leaves.items() if path not in flat}
+        leaves = {path: leaf for path, leaf in leaves.items() if path in flat}
+        if strange := [path for path, leaf in others.items() if not _same(leaf, rest.get(path))]:
+            raise UserError(f"{adapter} has {sample(strange)}, which config.trainable leaves out")
         for path, leaf in leaves.items():
-            path = f"llama/{path}"
-            if path not in flat:
-                raise UserError(f"{adapter} has {path}, which config.trainable leaves out")
+            if leaf.shape != flat[path].shape:
+                raise UserError(
+                    f"{adapter}: {path} is {list(leaf.shape)}, expected {list(flat[path].shape)}"
+                )
             flat[path] = hosts.put(leaf.astype(np.float32), places[path])
         return unflatten(flat)
+
+    def _adapter_base(self, allowed: str | None) -> AdapterBase | None:
+        """What the store's language model was published as; None without one."""
+        if self.store is None or "llama" not in self.store.parts:
+            return None
+        part = self.store.parts["llama"]
+        names = (part["source"]["path"], part.get("published", {}).get("_name_or_path"))
+        digest = base_digest(part["source"]["files"])
+        return AdapterBase(tuple(filter(None, names)), digest, allowed)
+
+    def _exported_modules(self, folder: Path, say: Callable) -> dict[str, np.ndarray]:
+        """What an export of ours has beside its adapter, by path: connectors, added tokens, ..."""
+        if not (folder / MODULES_FILE).is_file():
+            return {}
+        theirs = Tokenizer.load(folder)
+        if self.tokenizer is None or theirs.sha256 != self.tokenizer.sha256:
+            raise UserError(
+                f"{folder} was exported with another tokenizer than that of the base, so its "
+                f"{MODULES_FILE} does not fit; move that file away to start from the LoRA alone"
+            )
+        _, leaves = read_modules(folder)
+        say(f"adapter: {folder}: {len(leaves)} leaves of {MODULES_FILE} come along")
+        return leaves
 
     def check(self, shapes: Mapping[str, Any]) -> None:
         """UserError unless the store fits `shapes`, the model's whole tree, leaf by leaf.

@@ -17,7 +17,7 @@ from meerkat_jax.data.example import TASKS
 from meerkat_jax.evaluation.benchmark import main_metric
 from meerkat_jax.evaluation.tables import METRICS, TASK_NAMES, by_split, number, split_words
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.weights.adapters import ADDED, model_name
+from meerkat_jax.weights.adapters import ADDED, base_digest, model_name
 from meerkat_jax.weights.gguf_file import read_head
 from meerkat_jax.weights.modules import CONFIG, LLAMA, WEIGHTS
 from meerkat_jax.weights.spoken import beside
@@ -74,6 +74,11 @@ class About:
     def published(self) -> Mapping[str, Any] | None:
         """The hub config of the base, if there is one."""
         return self.parts.get("llama", {}).get("published")
+
+    @property
+    def base_digest(self) -> str:
+        """One hash of the files that the base was converted from, "" where it is not known."""
+        return base_digest(self.parts.get("llama", {}).get("source", {}).get("files", {}))
 
     @property
     def source(self) -> Path | None:

@@ -8,10 +8,12 @@ Meerkat reads the tower's tokens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.models.swin import relative_index
 from meerkat_jax.weights.fields import ratio, require, require_multiple, section, size, sizes
 from meerkat_jax.weights.table import CONV, LINEAR, Change, Row, dense, norm
 
@@ -66,7 +68,6 @@ NORMS = {
     BLOCK + "layernorm_after": "stage_{s}/block_{b}/norm2",
 }
 DROPPED = (
-    ENCODER + BLOCK + "attention.self.relative_position_index",  # follows from the window's size
     "audio_projection.*",
     "text_model.*",
     "text_projection.*",
@@ -149,5 +150,8 @@ def rows(fields: Mapping[str, Any]) -> tuple[Row, ...]:
             Row(f"{theirs}.running_var", f"{ours}/bn_var"),
             Row(f"{theirs}.num_batches_tracked", None),
         ]
+    index = functools.partial(relative_index, fields["window_size"])
+    name = BLOCK + "attention.self.relative_position_index"
+    found.append(Row(name, None, computed=index, loaded=True))
     found = [dataclasses.replace(row, source=ENCODER + row.source) for row in found]
     return (*found, *(Row(name, None) for name in DROPPED))

@@ -43,7 +43,6 @@ NORMS = {
     LAYER + "layer_norm2": "layers/layer_norm2",
 }
 DROPPED = (
-    "vision_model.embeddings.position_ids",
     "text_model.*",
     "text_projection.weight",
     "logit_scale",
@@ -86,6 +85,8 @@ def rows(fields: Mapping[str, Any]) -> tuple[Row, ...]:
         found += norm(theirs, ours)
     for theirs, ours in DENSE.items():
         found += dense(LAYER + theirs, f"layers/{ours}")
+    places = 1 + (fields["image_size"] // side) ** 2
+    found.append(Row(embeddings + "position_ids", None, computed=lambda: np.arange(places)))
     return (*found, *(Row(name, None) for name in DROPPED))
 
 

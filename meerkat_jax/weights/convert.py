@@ -28,8 +28,9 @@ from meerkat_jax.models.llama import Llama
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.params import flatten
 from meerkat_jax.weights import adapters, clap, clip, llama, moved, store, table
+from meerkat_jax.weights.dropped import check_dropped, dropped
 from meerkat_jax.weights.open import open_source
-from meerkat_jax.weights.pretrained import pretrained_tokenizer
+from meerkat_jax.weights.pretrained import check_ids, pretrained_tokenizer
 from meerkat_jax.weights.release import is_release
 from meerkat_jax.weights.source import Source
 
@@ -92,10 +93,14 @@ def shapes(kind: str, fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def plan_part(kind: str, path: str | Path, dtype: np.dtype | None) -> Part:
     """Open the checkpoint at `path` and see that it is whole and ours to convert."""
     source = open_source(path, kind)
+    source = llama.as_loaded(source) if kind == "llama" else source
     name, module = KINDS[kind]
     fields = module.fields(source.config, str(source.path))
     tensors, wanted = {n: t.shape for n, t in source.tensors.items()}, shapes(kind, fields)
-    pieces = table.plan(module.rows(fields), tensors, wanted, str(source.path))
+    rows = module.rows(fields)
+    pieces = table.plan(rows, tensors, wanted, str(source.path))
+    notes = (*source.notes, *check_dropped(rows, source))
+    source = dataclasses.replace(source, notes=notes)
     leaves = _leaves(pieces, source, wanted, dtype)
     return Part(name, kind, source, fields, tuple(pieces), leaves)
 
@@ -142,7 +147,7 @@ def convert(
     spoken = None
     if "llama" in parts:
         where = tokenizer or paths["llama"]
-        spoken = pretrained_tokenizer(where, parts["llama"].fields["pretrained"])
+        spoken = pretrained_tokenizer(where, parts["llama"].fields["pretrained"], say)
     extra = _trained_elsewhere(paths, parts, spoken)
     with store.staged(out) as folder:
         store.refuse_full(folder, sum(part.nbytes for part in parts.values()))
@@ -181,6 +186,7 @@ def _trained_elsewhere(paths: Mapping, parts: Mapping[str, Part], tokenizer) -> 
     folders = {Path(path) for path in paths.values()}
     if len(folders) > 1 or len(parts) < len(KINDS) or not is_release(*folders):
         return None
+    check_ids(tokenizer)
     rows = tokenizer.padded_vocab_size
     towers = {kind: build(kind, part.fields, rows) for kind, part in parts.items()}
     return moved.moved(*folders, towers)
@@ -216,14 +222,16 @@ def _place(piece: table.Piece, part: Part) -> str:
 
 
 def summary(part: Part) -> str:
-    """One line about a part: what it is, tensors, numbers, bytes."""
+    """A line about a part: what it is, tensors, numbers, bytes; and one for each note."""
     numbers = sum(math.prod(shape) for shape, _ in part.leaves.values())
-    dropped = len(part.source.tensors) - len(part.pieces)
+    gone = dropped(KINDS[part.kind][1].rows(part.fields), part.source.tensors)
+    left = [f"{name} ({len(found)})" for name, found in gone.items()]
     kinds = sorted({str(dtype) for _, dtype in part.leaves.values()})
     return (
         f"{part.name}: {part.kind} of {part.source.path}, {len(part.pieces)} tensors "
-        f"({dropped} not needed) -> {len(part.leaves)} leaves, {numbers / 1e6:,.1f} M numbers, "
-        f"{part.nbytes / GIB:.2f} GiB of {', '.join(kinds)}"
+        f"(not needed: {', '.join(left) or 'none'}) -> {len(part.leaves)} leaves, "
+        f"{numbers / 1e6:,.1f} M numbers, {part.nbytes / GIB:.2f} GiB of {', '.join(kinds)}"
+        + "".join(f"\n{part.name}: note: {note}" for note in part.source.notes)
     )
 
 

@@ -61,7 +61,7 @@ def export(
     with staged(Path(out)) as folder:
         if kind == "peft":
             changed = {path: x for path, x in mine.items() if LLAMA + path not in given}
-            write_peft(folder, model, changed, about.base)
+            write_peft(folder, model, changed, about.base, about.base_digest)
         else:
             write_hf(folder, model, mine, _ids(tokenizer), dtype, about.published, say=say)
         write_tokenizer(folder, tokenizer, about.template())

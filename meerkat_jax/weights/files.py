@@ -120,6 +120,15 @@ def safetensors_file(file: Path, wrong: list[str]) -> dict[str, Tensor]:
     return found
 
 
+def metadata_of(file: Path) -> dict[str, str]:
+    """What the writer of a safetensors file kept beside the tensors; {} for a file of torch."""
+    if file.suffix in TORCH:
+        return {}
+    with file.open("rb") as stream:
+        entries = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return entries.get("__metadata__", {})
+
+
 def _safetensor(file: Path, entry: Mapping[str, Any], start: int) -> Tensor:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")

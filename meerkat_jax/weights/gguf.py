@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.errors import UserError, sample
 from meerkat_jax.weights.files import AGAIN, read_bytes, refuse, unusable
 from meerkat_jax.weights.gguf_file import Entry, Head, read_head
 from meerkat_jax.weights.gguf_values import FACTORS, Vocabulary, heads, hub_config, vocabulary
@@ -55,15 +55,18 @@ def read_gguf(file: Path, wrong: list[str]) -> Source:
     """
     head = _head(file, wrong)
     tensors: dict[str, Tensor] = {}
+    unknown = []
     for name, entry in head.tensors.items():
         target = hub_name(name, "blk", NAMES)
         if target is not None:
             tensors[target] = _tensor(file, target, entry, head, wrong)
         elif name != FACTORS:
-            wrong.append(f"tensor {name} is unknown, no part of a Llama")
+            unknown.append(name)
+    if unknown:
+        wrong.append(f"tensor {sample(unknown)} is unknown, no part of a Llama")
     _check_size(file, head, wrong)
     refuse(file, wrong)
-    return Source(file, hub_config(file, head, tensors), tensors, (file,))
+    return Source(file, hub_config(file, head, tensors), tensors, (file,), native=True)
 
 
 def read_vocabulary(file: Path) -> Vocabulary:

@@ -7,6 +7,7 @@ fields are those of transformers' LlamaConfig.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.models.llama import ROWS
 from meerkat_jax.models.rotary import RopeScaling
 from meerkat_jax.weights.fields import ratio, require, require_multiple, size
+from meerkat_jax.weights.source import Source, Tensor
 from meerkat_jax.weights.table import LINEAR, SAME, Change, Row
 
 PROJECTIONS = {  # our name -> the hub's, within a layer; LoRA may adapt each of them
@@ -28,6 +30,8 @@ PROJECTIONS = {  # our name -> the hub's, within a layer; LoRA may adapt each of
     "down": "mlp.down_proj",
 }
 LAYER = "model.layers.{i}."
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+INNER = ("layers.", "embed_tokens.", "norm.", "rotary_emb.")  # begin the names of a LlamaModel
 ADAPTER = "base_model.model."  # what peft puts before a name
 SIZES = {  # the hub's field -> ours, the class default
     "vocab_size": ("pretrained", 32000),
@@ -122,11 +126,16 @@ def as_module(fields: Mapping[str, Any]) -> dict[str, Any]:
 def rows(fields: Mapping[str, Any]) -> tuple[Row, ...]:
     """The table of the model, from `fields` as of this module's function."""
     pieces = fields["pretrained"]
-    head = Row("lm_head.weight", "lm_head/kernel", _filled(pieces, LINEAR))
+
+    def frequencies() -> np.ndarray:  # as the files have them, without a RopeScaling
+        width = fields["head_dim"]
+        return fields["rope_theta"] ** (-np.arange(0, width, 2) / width)
+
+    head = Row(HEAD, "lm_head/kernel", _filled(pieces, LINEAR))
     if fields["tied"]:
-        head = Row("lm_head.weight", None)  # some files repeat the embedding so
+        head = Row(HEAD, None)  # some files repeat the embedding so
     return (
-        Row("model.embed_tokens.weight", "embedding", _filled(pieces)),
+        Row(EMBEDDING, "embedding", _filled(pieces)),
         *(
             Row(f"{LAYER}{theirs}.weight", f"layers/{ours}/kernel", LINEAR)
             for ours, theirs in PROJECTIONS.items()
@@ -136,9 +145,37 @@ def rows(fields: Mapping[str, Any]) -> tuple[Row, ...]:
         Row("model.norm.weight", "norm/scale"),
         head,
         # Old files keep the turns of the rotary positions, which follow from the config.
-        Row(f"{LAYER}self_attn.rotary_emb.inv_freq", None),
-        Row("model.rotary_emb.inv_freq", None),
+        Row(f"{LAYER}self_attn.rotary_emb.inv_freq", None, computed=frequencies),
+        Row("model.rotary_emb.inv_freq", None, computed=frequencies),
     )
+
+
+def as_loaded(source: Source) -> Source:
+    """The checkpoint as transformers 5 loads it, with a note where that is not what it says.
+
+    `tie_word_embeddings` makes the embedding serve as the head. A file that has another head than
+    that stays untied; one that has just one of the two uses it as both; names that all lack
+    "model.", as a LlamaModel saved alone has them, get it.
+    """
+    tensors, config, notes = dict(source.tensors), dict(source.config), list(source.notes)
+    if tensors and all(name.startswith(INNER) for name in tensors):
+        tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        notes.append("the model was saved without its head: names get 'model.' before them")
+    if config.get("tie_word_embeddings") and HEAD in tensors:
+        if EMBEDDING not in tensors:
+            tensors[EMBEDDING] = tensors.pop(HEAD)
+            notes.append(f"tie_word_embeddings is true: {HEAD} serves as {EMBEDDING} too")
+        elif not _equal(tensors[HEAD], tensors[EMBEDDING]):
+            config["tie_word_embeddings"] = False
+            notes.append(
+                f"tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: the two stay "
+                "apart, as in transformers"
+            )
+    return dataclasses.replace(source, tensors=tensors, config=config, notes=tuple(notes))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
 def adapter_rows(targets: Iterable[str]) -> tuple[Row, ...]:

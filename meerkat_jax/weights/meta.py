@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from meerkat_jax.errors import sample
 from meerkat_jax.weights.files import AGAIN, read_json, refuse, tensors_of
 from meerkat_jax.weights.layouts import halves, hub_name, llama_config
 from meerkat_jax.weights.source import Source, Tensor
@@ -39,7 +40,7 @@ NAMES = {
 }
 BY_ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
 BY_COLUMNS = ("o_proj", "down_proj")
-DROPPED = ("rope.freqs",)  # a table that every model computes for itself
+FREQUENCIES = ("rope.freqs", "model.rotary_emb.inv_freq")  # Meta's name, the hub's
 REQUIRED = ("dim", "n_layers", "n_heads", "norm_eps")
 KNOWN = {
     *REQUIRED, "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "rope_theta",
@@ -82,16 +83,24 @@ def _gaps(files: Sequence[Path]) -> list[str]:
 def _joined(params, files, shards, wrong: list[str]) -> dict[str, Tensor]:
     """{hub name: tensor} of all shards together."""
     for file, shard in zip(files, shards, strict=True):
-        for name in sorted(set(shard) ^ set(shards[0])):
-            has, lacks = (file, files[0]) if name in shard else (files[0], file)
-            wrong.append(f"{has.name} has tensor {name}, {lacks.name} has not")
-    found = {}
+        for has, lacks, names in (
+            (file, files[0], sorted(set(shard) - set(shards[0]))),
+            (files[0], file, sorted(set(shards[0]) - set(shard))),
+        ):
+            if names:
+                wrong.append(f"{has.name} has tensor {sample(names)}, {lacks.name} has not")
+    found, unknown = {}, []
     for name in shards[0]:
         target = hub_name(name, "layers", NAMES)
         if target is not None and all(name in shard for shard in shards):
             found[target] = _join(target, [shard[name] for shard in shards], params)
-        elif target is None and name not in DROPPED:
-            wrong.append(f"tensor {name} of {files[0].name} is unknown, no part of a Llama")
+        elif name == FREQUENCIES[0]:
+            found[FREQUENCIES[1]] = shards[0][name]
+        elif target is None:
+            unknown.append(name)
+    if unknown:
+        told = f"tensor {sample(unknown)} of {files[0].name} is unknown, no part of a Llama"
+        wrong.append(told)
     return found if wrong else _whole(params, files, found, wrong)
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from meerkat_jax.training.config import to_json
-from meerkat_jax.weights.adapters import ADDED, save
+from meerkat_jax.weights.adapters import ADDED, MODULES_FILE, save
 from meerkat_jax.weights.files import read_json, refuse, tensors_of
 
-WEIGHTS, CONFIG = "meerkat_modules.safetensors", "meerkat_config.json"
+WEIGHTS, CONFIG = MODULES_FILE, "meerkat_config.json"
 LLAMA = "llama/"
 
 

@@ -13,23 +13,28 @@ published vocabulary is touched: behind its V tokens stand
     <image>  </image>  <audio>  </audio>  <video>  </video>  <pad>
 
 (for Llama-2 32000 to 32006) in the order of the authors' code, llm_trainer.py. Our prompts use the
-first four and <pad>; the video markers keep the release's numbers right.
+first four and <pad>; the video markers keep the release's numbers right. What a base has of these
+is its own: a token for padding, or a pair of markers. A name that is taken otherwise gets a number
+(`<image_1>`), which the tokenizer's roles keep. Tokens of the base behind its own table's rows,
+as a `<pad>` that was added without a row, keep their ids; ours follow.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from meerkat_jax.data.tokenizer import MARKERS, PAD, Tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.errors import UserError, sample
 from meerkat_jax.weights.bpe import (
     CONTROL,
     NORMAL,
@@ -43,7 +48,8 @@ from meerkat_jax.weights.gguf_values import vocabulary
 from meerkat_jax.weights.spoken import Told, beside, roles_of
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
-ADDED = (*MARKERS, "<video>", "</video>", PAD)
+PAIRS = (*MARKERS, "<video>", "</video>")
+ADDED = (*PAIRS, PAD)
 BPE = 2  # sentencepiece's number of the model type
 LLAMA3 = (
     "<|begin_of_text|>", "<|end_of_text|>",
@@ -53,11 +59,14 @@ LLAMA3 = (
 )  # fmt: skip
 
 
-def pretrained_tokenizer(path: str | Path, rows: int | None = None) -> Tokenizer:
+def pretrained_tokenizer(
+    path: str | Path, rows: int | None = None, say: Callable[[str], object] = print
+) -> Tokenizer:
     """The tokenizer of the model at `path`, a folder or a .gguf file, with our markers added.
 
     rows: V, of the published token table; default: what config.json says, or as many as there are
     tokens. Where the table has more rows than there are tokens, tokens without text fill them up.
+    say: is told which tokens are the base's own.
 
     Raises:
         UserError: naming the file: none of the above, broken, of a kind that cannot be had exactly,
@@ -68,9 +77,21 @@ def pretrained_tokenizer(path: str | Path, rows: int | None = None) -> Tokenizer
     read = {".gguf": _gguf, ".json": _published}.get(file.suffix, _model)
     try:
         raw, told = read(file, told)
-        return _with_markers(raw, told, rows)
+        return _with_markers(raw, told, rows, say)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def check_ids(tokenizer: Tokenizer) -> None:
+    """UserError unless our tokens have the ids V, V+1, ... that the authors' code gives them."""
+    names = [*map(tokenizer.roles.marker, PAIRS), tokenizer.roles.pad]
+    ids = [tokenizer.specials[name] for name in names]
+    expected = list(range(tokenizer.pretrained, tokenizer.pretrained + len(ADDED)))
+    if ids != expected:
+        raise UserError(
+            f"tokens {', '.join(names)} have ids {ids}, expected {expected} as the authors' code "
+            "has them; name the tokenizer of Llama-2 itself by --tokenizer"
+        )
 
 
 def _find(path: Path) -> Path:
@@ -84,25 +105,97 @@ def _find(path: Path) -> Path:
     return found[0]
 
 
-def _with_markers(raw: tokenizers.Tokenizer, told: Told, rows: int | None) -> Tokenizer:
+def _with_markers(
+    raw: tokenizers.Tokenizer, told: Told, rows: int | None, say: Callable[[str], object]
+) -> Tokenizer:
     count = raw.get_vocab_size()
     known = max([count, *(i + 1 for i in told.added)])
     rows = rows or told.rows or known
-    if known > rows:
+    special, pieces = _special(raw), raw.get_vocab(with_added_tokens=False)
+    ordinary = 1 + max((i for piece, i in pieces.items() if piece not in special), default=0)
+    if ordinary > rows:
         raise UserError(
-            f"{known} tokens, but the model's table has {rows} rows; take the tokenizer that was "
-            "published with these weights"
+            f"{ordinary} tokens, but the model's table has {rows} rows; take the tokenizer that "
+            "was published with these weights"
         )
-    fill = [told.added.get(i, f"<unused_{i}>") for i in range(count, rows)]
-    names = [*fill, *ADDED]
-    raw.add_special_tokens(names)
+    _add(raw, [told.added.get(i, f"<unused_{i}>") for i in range(count, max(known, rows))])
+    if known > rows:
+        behind = [raw.id_to_token(i) for i in range(rows, known)]
+        raw.add_special_tokens(behind)  # no text becomes one
+        say(f"tokens: the base has no rows for {sample(behind)}; they are new, as our markers")
+    pad = _own_pad(raw, told, rows)
+    markers, fresh = _own_markers(raw, told)
+    if pad is None:
+        fresh.append(_free(raw, PAD))
+    else:
+        say(f"tokens: padding is the base's own {pad}")
+    own = [name for name in PAIRS if markers[name] not in fresh]
+    if own:
+        say(f"tokens: markers that are the base's own: {', '.join(markers[name] for name in own)}")
+    renamed = {name: new for name, new in markers.items() if new != name}
+    if renamed:
+        told_names = ", ".join(f"{new} for {name}" for name, new in renamed.items())
+        say(f"tokens: the base's vocabulary has these names already, ours are {told_names}")
+    _add(raw, fresh)
+    roles = roles_of(raw, told, rows, pad or fresh[-1])
+    return Tokenizer(raw, dataclasses.replace(roles, markers=renamed))
+
+
+def _special(raw: tokenizers.Tokenizer) -> set[str]:
+    return {token.content for token in raw.get_added_tokens_decoder().values() if token.special}
+
+
+def _add(raw: tokenizers.Tokenizer, names: Sequence[str]) -> None:
+    """Add special tokens behind all others; UserError if one does not get the next id."""
+    count = raw.get_vocab_size()
+    raw.add_special_tokens(list(names))
     for i, name in enumerate(names, count):
         if raw.token_to_id(name) != i:
             raise UserError(
-                f"token {name} has id {raw.token_to_id(name)}, expected {i}: the vocabulary has "
-                "it already, or its ids have gaps"
+                f"token {name} has id {raw.token_to_id(name)}, expected {i}: the files beside the "
+                "tokenizer disagree with it, or its ids have gaps; take all of them from where the "
+                "weights were published"
             )
-    return Tokenizer(raw, roles_of(raw, told, rows, PAD))
+
+
+def _own_pad(raw: tokenizers.Tokenizer, told: Told, rows: int) -> str | None:
+    """The base's token for padding, if it has one with no other part to play."""
+    for name in (told.pad, PAD):
+        if name is None or raw.token_to_id(name) is None or name in (told.template or ""):
+            continue
+        roles = roles_of(raw, told, rows, name)
+        if name not in (roles.begin, roles.end) and (name == told.pad or name in _special(raw)):
+            raw.add_special_tokens([name])  # no text becomes padding
+            return name
+    return None
+
+
+def _own_markers(raw: tokenizers.Tokenizer, told: Told) -> tuple[dict[str, str], list[str]]:
+    """({marker: its name here}, the names that are to be added).
+
+    A pair of special tokens that the base has is taken. Of one alone the meaning is another: the
+    `<image>` of LLaVA is where an image's features go, and its row was never trained.
+    """
+    special, names, fresh = _special(raw), {}, []
+    for pair in zip(PAIRS[::2], PAIRS[1::2], strict=True):
+        here = [told.markers.get(name, name) for name in pair]
+        if not special.issuperset(here):
+            here = [_free(raw, name, pair) for name in pair]
+            fresh += here
+        names |= dict(zip(pair, here, strict=True))
+    return names, fresh
+
+
+def _free(raw: tokenizers.Tokenizer, name: str, pair: Sequence[str] = ()) -> str:
+    """`name`, or with the first number, as "<image_1>", under which all of `pair` are free."""
+
+    def numbered(name: str, number: int) -> str:
+        return f"{name[:-1]}_{number}>" if number else name
+
+    for number in itertools.count():
+        if all(raw.token_to_id(numbered(one, number)) is None for one in (name, *pair)):
+            return numbered(name, number)
+    raise AssertionError("numbers do not end")
 
 
 # ---- readers: file, what lies beside it -> the library's tokenizer, what is known of it ----
@@ -115,7 +208,8 @@ def _gguf(file: Path, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
         raise UserError(str(error)) from error
     begin = v.pieces[v.bos] if v.bos is not None and (v.add_bos or v.pre == "llama-bpe") else None
     end = None if v.eos is None else v.pieces[v.eos]
-    told = Told(end=end, template=v.chat_template)
+    pad = None if v.pad in (None, v.bos, v.eos, v.unknown) else v.pieces[v.pad]
+    told = Told(end=end, pad=pad, template=v.chat_template)
     if v.kind == "llama":
         raw = sentencepiece_tokenizer(v.pieces, v.scores, v.types, begin, v.add_space_prefix)
     elif v.kind == "gpt2":
@@ -170,7 +264,8 @@ def _sentences(data: bytes, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
         spaces.add_dummy_prefix,
     )
     end = trained.eos_piece if trained.eos_id >= 0 else None
-    return raw, told.filled(end=end, style="llama2" if told.metas else None)
+    pad = trained.pad_piece if trained.pad_id >= 0 else None
+    return raw, told.filled(end=end, pad=pad, style="llama2" if told.metas else None)
 
 
 def _ranks(data: bytes, told: Told) -> tuple[tokenizers.Tokenizer, Told]:

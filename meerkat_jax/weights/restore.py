@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import jax
 from absl import logging
 
 from meerkat_jax.assemble import Assembly, assemble
+from meerkat_jax.data.prompt import style_note
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
 from meerkat_jax.training.checkpoints import Checkpoints
@@ -67,6 +69,8 @@ def read_run(path: Path) -> Run:
             f"{path / 'config.json'} does not describe a model of this version ({error}); "
             "name another work directory, or train anew"
         ) from error
+    if (note := style_note(tokenizer, config["prompt"])) is not None:
+        print(f"note: {note}", file=sys.stderr)
     key = jax.random.key(seed)
     halves = jax.eval_shape(lambda key: split(assembly.init(key), trainable), key)
     expect = {"tokenizer": tokenizer.sha256} | base.origin

@@ -32,9 +32,13 @@ class Source:
     config: the hub's config.json, or one of the same keys made of what the layout has instead.
     tensors: by hub name, as in "model.layers.0.self_attn.q_proj.weight".
     files: all that the numbers come from, to be hashed.
+    native: whether transformers reads the same from `path` by itself.
+    notes: what the user is told of how it was read, a line each.
     """
 
     path: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]
+    native: bool = False
+    notes: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from typing import Any
 
 import tokenizers
 
-from meerkat_jax.data.tokenizer import Roles
+from meerkat_jax.data.tokenizer import ROLES_FILE, Roles
 from meerkat_jax.errors import UserError
 
 SIGNS = {  # what a chat template of each style holds
@@ -33,16 +33,20 @@ NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 class Told:
     """What is known of a vocabulary beside its pieces.
 
-    begins: whether a text begins with the begin token; end: the end token, or its id; template:
-    the chat template; style: where there is none; added: tokens behind the vocabulary, by id;
+    begins: whether a text begins with the begin token; end: the end token, or its id; pad: the
+    padding token, if it has no other part; template: the chat template; style: where there is none;
+    markers: the names of our markers in an export of ours; added: tokens behind the vocabulary, by
+    id;
     special: names of special tokens; rows: of the model's token table; metas: whether it lies in
     Meta's own layout, which does not tell the models that chat from the others.
     """
 
     begins: bool = True
     end: str | int | None = None
+    pad: str | None = None
     template: str | None = None
     style: str | None = None
+    markers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     added: Mapping[int, str] = dataclasses.field(default_factory=dict)
     special: frozenset[str] = frozenset()
     rows: int | None = None
@@ -66,7 +70,11 @@ def beside(folder: Path) -> Told:
     ends = says.get("eos_token_id", model.get("eos_token_id"))
     listed = {i: _name(token) for i, token in tokens.get("added_tokens_decoder", {}).items()}
     listed |= {i: name for name, i in _json(folder / "added_tokens.json").items()}
+    pad = _name(tokens.get("pad_token"))
+    others = {_name(tokens.get(name)) for name in NAMED if name != "pad_token"}
     return Told(
+        pad=None if pad in others else pad,
+        markers=_json(folder / ROLES_FILE).get("markers", {}),
         begins=tokens.get("add_bos_token", True) is not False,
         end=_name(tokens.get("eos_token")) or (ends[0] if isinstance(ends, list) else ends),
         template=_template(folder, tokens),

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.weights.prefixes import by_prefix
 
-LISTED = 20  # names that an error lists of each kind of fault; the rest are counted
+LISTED = 4  # names that an error lists of each kind of fault; the rest are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +49,17 @@ CONV = Change(  # torch's [out, in, y, x] as our kernel [y, x, in, out]
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table; `target` None drops the tensor, and `source` may then end in "*"."""
+    """One line of a table; `target` None drops the tensor, and `source` may then end in "*".
+
+    computed: for a dropped tensor, the values that our module computes in its place (weights/
+    dropped.py compares). loaded: whether transformers computes with the file's values.
+    """
 
     source: str
     target: str | None
     change: Change = SAME
+    computed: Callable[[], np.ndarray] | None = None
+    loaded: bool = False
 
 
 def dense(source: str, target: str, change: Change = LINEAR) -> tuple[Row, Row]:
@@ -90,7 +97,7 @@ def plan(
     """
     pieces, orphans = pieces_of(rows, target)
     wanted = {piece.source: piece for piece in pieces}
-    drops = [_pattern(row.source) for row in rows if row.target is None]
+    drops = [pattern(row.source) for row in rows if row.target is None]
     claims = Counter([piece.source for piece in pieces])
     claims.update(name for name in source for drop in drops if drop.fullmatch(name))
     missing = [name for name in wanted if name not in source]
@@ -100,14 +107,20 @@ def plan(
         if name in wanted and (told := _misfit(wanted[name], shape, target))
     }
 
+    unknown, prefixed = [name for name in source if name not in claims], []
+    if (explained := by_prefix(missing, unknown)) is not None:
+        told, missing, unknown = explained
+        prefixed = [told]
+
     def stray(name: str) -> str:
         near = difflib.get_close_matches(name, missing, n=1)
         return f"{name} {list(source[name])}" + (f" (is it {near[0]}?)" if near else "")
 
     _refuse(
         f"{what} is not the checkpoint that its config describes",
+        ("named otherwise", prefixed, str),
         ("missing", missing, lambda name: f"{name} (for {wanted[name].target})"),
-        ("unknown", [name for name in source if name not in claims], stray),
+        ("unknown", unknown, stray),
         ("of another shape", list(misfits), misfits.__getitem__),
         ("claimed by several rows of the table", [n for n in claims if claims[n] > 1], str),
         ("without a row of its own in the table", orphans, str),
@@ -148,10 +161,10 @@ def published(rows: Sequence[Row], leaves: Mapping[str, np.ndarray]) -> dict[str
 
 def pieces_of(rows: Sequence[Row], target: Mapping[str, Sequence[int]]) -> tuple[list, list[str]]:
     """All pieces of the leaves in `target` (by shape), and the leaves that not one row fills."""
-    patterns = [(row, _pattern(row.target)) for row in rows if row.target is not None]
+    patterns = [(row, pattern(row.target)) for row in rows if row.target is not None]
     pieces, orphans = [], []
     for path, shape in target.items():
-        hits = [(row, found) for row, pattern in patterns if (found := pattern.fullmatch(path))]
+        hits = [(row, found) for row, known in patterns if (found := known.fullmatch(path))]
         if len(hits) != 1:
             orphans.append(path)
             continue
@@ -163,7 +176,7 @@ def pieces_of(rows: Sequence[Row], target: Mapping[str, Sequence[int]]) -> tuple
     return pieces, orphans
 
 
-def _pattern(template: str) -> re.Pattern[str]:
+def pattern(template: str) -> re.Pattern[str]:
     """A template as a pattern: placeholders are numbers, a final "*" is anything."""
     numbers = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]+)", re.escape(template))
     return re.compile(re.sub(r"\\\*$", ".*", numbers))
@@ -187,7 +200,10 @@ def _refuse(what: str, *faults: tuple[str, Sequence[str], Callable[[str], str]])
     told = []
     for kind, names, say in faults:
         more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+        count = f" ({len(names)})" if more else ""
         if names:
-            told.append(f"{kind}: {', '.join([say(name) for name in names[:LISTED]] + more)}")
+            told.append(
+                f"{kind}{count}: {', '.join([say(name) for name in names[:LISTED]] + more)}"
+            )
     if told:
         raise UserError(f"{what}; {'; '.join(told)}")

@@ -1,9 +1,10 @@
 """Does a store compute what the published model does? torch's beside ours, module by module.
 
-The torch model is built from the source's own config and filled by hub name, without our tables, so
-a wrong row shows. Every module of ours gets the very input that torch's had, so an error belongs to
-the module in whose line it stands; the last lines let ours run through on its own. The language
-model goes layer by layer, and neither side ever holds more than one: any size can be verified.
+The torch model is what transformers itself loads from the checkpoint, without our readers and
+tables, so a tensor that we read wrongly, drop or replace shows. Every module of ours gets the very
+input that torch's had, so an error belongs to the module in whose line it stands; the last lines
+let ours run through on its own. Of the language model torch holds the checkpoint as it is, one
+layer at a time in float32, and we hold one layer.
 
 All in float32. What a store of another dtype loses by rounding is part of the errors.
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.errors import UserError, sample
 from meerkat_jax.models.clip import ClipLayer
 from meerkat_jax.models.llama import Block, Mode
 from meerkat_jax.models.rotary import rotary
@@ -31,6 +33,11 @@ from meerkat_jax.weights.source import Source
 from meerkat_jax.weights.store import Store
 
 TOKENS = 64  # of the text that the language model reads
+COMPARED = {  # begins the names of what is compared
+    "clip": ("vision_model.", "visual_projection."),
+    "clap": ("audio_model.", "audio_encoder."),
+    "llama": ("",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +96,67 @@ def _torch() -> Any:
     return torch, transformers
 
 
-def _filled(model: Any, source: Source, prefix: str = "") -> Any:
-    """torch's model with the source's numbers, strictly: every parameter of it is in the source."""
-    torch, _ = _torch()
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if name.endswith(("position_ids", "relative_position_index", "num_batches_tracked")):
-                continue
-            if prefix + name not in source.tensors:
-                raise UserError(
-                    f"{source.path}: no tensor {prefix + name}, which torch's model has"
-                )
-            found = np.asarray(source.tensors[prefix + name].read(), np.float32)
-            value.copy_(torch.from_numpy(np.ascontiguousarray(found)).reshape(value.shape))
-    return model.float().eval()
+def loaded(source: Source, kind: str) -> Any:
+    """transformers' model of a checkpoint, made by its own `from_pretrained`, in evaluation mode.
+
+    A hub folder and a .gguf file are read from disk by transformers itself, so that what it ties,
+    ignores or makes up shows. A layout that it does not know (Meta's, LAION's, the authors') goes
+    through the same function as a state dict. The dtype is that of the numbers, float32 where they
+    have several. Raises UserError when transformers cannot load it, or a tensor is missing.
+    """
+    torch, transformers = _torch()
+    dtypes = {tensor.dtype.name for tensor in source.tensors.values() if _is_float(tensor.dtype)}
+    options: dict[str, Any] = {"attn_implementation": "eager", "output_loading_info": True}
+    options["dtype"] = getattr(torch, dtypes.pop() if len(dtypes) == 1 else "float32")
+    name, config = _model(source, kind)
+    model_class, where = getattr(transformers, name), None
+    if source.native and source.path.is_file():
+        where, options["gguf_file"] = source.path.parent, source.path.name
+    elif source.native:
+        where = source.path
+    else:
+        options["config"] = model_class.config_class(**config)
+        options["state_dict"] = {n: _tensor(t.read(), torch) for n, t in source.tensors.items()}
+    try:
+        model, info = model_class.from_pretrained(where, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{source.path}: transformers cannot load it: {error}") from error
+    if missing := sorted(n for n in info["missing_keys"] if n.startswith(COMPARED[kind])):
+        raise UserError(
+            f"{source.path}: transformers finds no {sample(missing)} and makes them up; there is "
+            "nothing to compare with"
+        )
+    return model.eval()
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return dtype.name in ("float32", "float16", "bfloat16")
+
+
+def _model(source: Source, kind: str) -> tuple[str, Mapping[str, Any]]:
+    """(name of transformers' class, config for it) of a checkpoint."""
+    config = source.config
+    if kind == "llama":
+        return "LlamaForCausalLM", config
+    whole = config["model_type"] == kind
+    if kind == "clip":
+        if source.native and whole:
+            return "CLIPModel", config
+        vision = config.get("vision_config", config)
+        size = config.get("projection_dim", 512)
+        return "CLIPVisionModelWithProjection", vision | {"projection_dim": size}
+    if source.native and whole:
+        return "ClapModel", config
+    projected = any(name.startswith("audio_projection.") for name in source.tensors)
+    name = "ClapAudioModelWithProjection" if projected or not source.native else "ClapAudioModel"
+    return name, config.get("audio_config", config)
+
+
+def _tensor(value: np.ndarray, torch: Any) -> Any:
+    """A torch tensor of the same bits."""
+    if value.dtype.name == "bfloat16":
+        return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(value, order="C"))
 
 
 @contextlib.contextmanager
@@ -133,12 +187,9 @@ def _layer(tree: Mapping[str, Any], index: int) -> Any:
 
 
 def _clip(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
-    torch, transformers = _torch()
+    torch, _ = _torch()
     ours = build("clip", fields)
-    config = dict(source.config)
-    config = config.get("vision_config", config) | {"projection_dim": fields["projection_dim"]}
-    theirs = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**config))
-    theirs = _filled(theirs, source)
+    theirs = loaded(source, "clip").float()
     pixels = np.random.default_rng(0).standard_normal((1, *[ours.image_size] * 2, 3), np.float32)
     tower = theirs.vision_model
     watched = {f"layer {i}": layer for i, layer in enumerate(tower.encoder.layers)}
@@ -159,14 +210,14 @@ def _clip(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
 
 
 def _clap(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
-    torch, transformers = _torch()
+    torch, _ = _torch()
     ours = build("clap", fields)
-    config = dict(source.config)
-    config = config.get("audio_config", config)
-    theirs = transformers.ClapAudioModel(transformers.ClapAudioConfig(**config))
-    tower = _filled(theirs, source, "audio_model.").audio_encoder
+    theirs = loaded(source, "clap").float()
+    theirs = getattr(theirs, "audio_model", theirs)
+    tower = theirs.audio_encoder
+    frames = min(1001, ours.frames)  # of ten seconds
     views, rng = 4 if ours.fused else 1, np.random.default_rng(0)
-    mel = rng.normal(-30.0, 20.0, (2, views, 1001, ours.mel_bins)).astype(np.float32)
+    mel = rng.normal(-30.0, 20.0, (2, views, frames, ours.mel_bins)).astype(np.float32)
     longer = np.array([True, False])
     watched = {f"stage {i}": layer.blocks[-1] for i, layer in enumerate(tower.layers)}
     watched |= {"patches": tower.patch_embed}
@@ -187,47 +238,57 @@ def _stages(stages: tuple) -> list[tuple[str, Any]]:
 
 
 def _llama(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
-    torch, transformers = _torch()
-    from transformers.models.llama import modeling_llama as theirs
-
-    config = transformers.LlamaConfig(**dict(source.config) | {"attn_implementation": "eager"})
+    torch, _ = _torch()
     ours = build("llama", fields)
+    theirs = loaded(source, "llama")
     ids = np.random.default_rng(0).integers(0, fields["pretrained"], (1, TOKENS))
-    embedding = np.asarray(source.tensors["model.embed_tokens.weight"].read()[ids], np.float32)
-    embedded = np.asarray(leaves["embedding"][ids], np.float32)
-    yield compared("embedding", embedded, embedding)
+    layers = {f"layer {i}": layer for i, layer in enumerate(theirs.model.layers)}
+    parts = [theirs.model.embed_tokens, *layers.values(), theirs.model.norm, theirs.lm_head]
+    with _float32_in_turn(parts), _seen(layers) as seen, torch.no_grad():
+        wanted = theirs(torch.from_numpy(ids), use_cache=False).logits
 
-    turn = theirs.LlamaRotaryEmbedding(config)
-    places = torch.arange(TOKENS)[None]
-    after = torch.full((TOKENS, TOKENS), float("-inf")).triu(1)[None, None]
     positions = jnp.arange(TOKENS)[None]
     cosine, sine = rotary(positions, ours.head_width, ours.rope_theta, ours.rope_scaling)
     row = {"cosine": cosine, "sine": sine, "valid": None, "owners": None, "seen": None}
     sizes = (ours.heads, ours.kv_heads, ours.head_width, ours.mlp_dim, ours.norm_eps)
     block = Block(*sizes, None, jnp.float32)
     run = jax.jit(lambda params, x: block.apply({"params": params}, x, row, None, Mode())[0])
-    stream, x = embedded, torch.from_numpy(embedding)  # ours alone, and torch's
+    stream = np.asarray(leaves["embedding"][ids], np.float32)  # ours alone
+    yield compared("embedding", stream, seen["layer 0"][0])
     for i in range(ours.depth):
-        layer = _filled(theirs.LlamaDecoderLayer(config, i), source, f"model.layers.{i}.")
-        with torch.no_grad():
-            y = layer(x, attention_mask=after, position_embeddings=turn(x, places))
-        y = y[0] if isinstance(y, tuple) else y
-        params = _layer(leaves["layers"], i)
-        yield compared(f"layer {i}", run(params, x.numpy()), y)
-        stream, x = run(params, stream), y
-    yield compared("all layers", stream, x)
+        params, (x, y) = _layer(leaves["layers"], i), seen[f"layer {i}"]
+        yield compared(f"layer {i}", run(params, x), y)
+        stream = run(params, stream)
+    yield compared("all layers", stream, y)
 
-    norm = _filled(
-        theirs.LlamaRMSNorm(config.hidden_size, config.rms_norm_eps), source, "model.norm."
-    )
-    head = "model.embed_tokens.weight" if ours.tied else "lm_head.weight"
-    head = np.asarray(source.tensors[head].read(), np.float32)
-    with torch.no_grad():
-        wanted = norm(x).numpy() @ head.T
     rest = _wide({name: tree for name, tree in leaves.items() if name != "layers"})
     rest["added"] = jnp.zeros((ours.more_rows, ours.width))
     say = jax.jit(lambda rest, x: ours.apply({"params": rest}, x, method=_end))
     yield compared("logits", say(rest, stream)[..., : wanted.shape[-1]], wanted)
+
+
+@contextlib.contextmanager
+def _float32_in_turn(modules: Sequence[Any]) -> Iterator[None]:
+    """While torch runs: each module computes in float32, and has its own dtype before and after.
+
+    So a model in half precision takes no more memory than its file and one layer in float32.
+    """
+    handles = []
+    for module in modules:
+        own = next(module.parameters()).dtype
+        handles.append(module.register_forward_pre_hook(lambda module, _: _cast(module)))
+        back = functools.partial(_cast, dtype=own)
+        handles.append(module.register_forward_hook(lambda module, *_, back=back: back(module)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cast(module: Any, dtype: Any = None) -> None:
+    """Cast in place; None: float32. Hooks must return None."""
+    module.to(dtype or _torch()[0].float32)
 
 
 def _end(model: Any, stream: jax.Array) -> jax.Array:

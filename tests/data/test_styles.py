@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.prompt import make_prompt, style_note
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.errors import UserError
 from meerkat_jax.weights.pretrained import pretrained_tokenizer
@@ -200,6 +200,17 @@ def test_a_default_system_message_of_llama2_stands_before_the_instruction(ours):
 # ---- refusing ----
 
 
+def test_a_style_that_is_not_the_models_own_is_told(ours):
+    own = ours["chatml"]
+    assert style_note(own, None) is None and style_note(own, "chatml") is None
+    told = style_note(own, "alpaca")
+    assert "config.prompt is 'alpaca'" in told and "chat template 'chatml'" in told
+    unknown = Tokenizer(own._raw, dataclasses.replace(own.roles, style=None))
+    assert "no chat template that is known" in style_note(unknown, "chatml")
+    with pytest.raises(UserError, match=r"--config.prompt: expected one of .*llama2"):
+        make_prompt(unknown)
+
+
 def test_a_style_whose_tokens_the_tokenizer_has_not(ours):
     with pytest.raises(
         UserError, match=r"'llama3' needs the tokens <\|end_header_id\|>, .*'chatml'"
@@ -209,7 +220,7 @@ def test_a_style_whose_tokens_the_tokenizer_has_not(ours):
 
 def test_a_tokenizer_that_does_not_tell_its_style(ours):
     roles = dataclasses.replace(ours["llama2"].roles, style=None)
-    with pytest.raises(UserError, match="does not tell its prompt style; name it"):
+    with pytest.raises(UserError, match="no chat template that is known here; name a prompt style"):
         make_prompt(Tokenizer(ours["llama2"]._raw, roles))
 
 

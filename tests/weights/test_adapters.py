@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.weights import adapters
-from meerkat_jax.weights.adapters import read_peft, write_peft
+from meerkat_jax.weights.adapters import AdapterBase, read_peft, write_peft
 from meerkat_jax.weights.merged import write_hf
 from tests.tolerances import tolerance
 from tests.weights.decoders import (
@@ -66,7 +66,7 @@ def test_card_of_an_adapter_loads_added_tokens(base, tmp_path):
 
 def test_adapter_comes_back_bit_for_bit(base, tmp_path):
     write_peft(tmp_path, base.model, base.halves, "some/base")
-    lora, leaves = read_peft(tmp_path, base.model.clone(lora=None), base="folder/of/Base")
+    lora, leaves = read_peft(tmp_path, base.model.clone(lora=None), AdapterBase(("of/Base",)))
     assert lora == LORA
     assert as_bytes(leaves) == as_bytes(base.halves)
 
@@ -94,7 +94,7 @@ def saved(base, folder: Path, **changes) -> np.ndarray:
 )
 def test_adapter_of_peft_gives_equal_logits(base, changes, tmp_path):
     theirs = saved(base, tmp_path, **changes)
-    lora, leaves = read_peft(tmp_path, base.model, base=str(base.folder))
+    lora, leaves = read_peft(tmp_path, base.model, AdapterBase((str(base.folder),)))
     model = base.model.clone(lora=lora)
     own = base.given() | {"added": base.leaves["added"]} | leaves
     same(logits(model, own, sample(base.model)), theirs, base.model.pretrained)
@@ -131,7 +131,7 @@ def written(base, folder: Path, **changes) -> dict[str, torch.Tensor]:
 def test_an_adapter_of_another_kind_is_refused_by_its_keys(base, keys, tmp_path):
     written(base, tmp_path, **{key: FAULTS[key] for key in keys})
     with pytest.raises(UserError) as error:
-        read_peft(tmp_path, base.model, "some/base")
+        read_peft(tmp_path, base.model, AdapterBase(("some/base",)))
     told = str(error.value)
     assert str(tmp_path) in told and f"{len(keys)} problem" in told or "target_modules" in keys
     for key in keys:

@@ -85,7 +85,7 @@ def write(folder, state, shards, embedding_axis=1, **changes):
 def test_shards_are_joined_and_rows_in_the_hubs_order(shards, axis, dtype, tmp_path):
     state = model(dtype).state_dict()
     source = open_source(write(tmp_path, state, shards, axis), "llama")
-    assert_same(source, state)
+    assert_same(source, state | {"model.rotary_emb.inv_freq": torch.arange(6.0)})
     assert len(source.files) == shards
 
 
@@ -109,7 +109,7 @@ def test_no_output_is_a_tied_head(tmp_path):
     state = model(tied=True).state_dict()
     state.pop("lm_head.weight")
     source = open_source(write(tmp_path, state, 1), "llama")
-    assert_same(source, state)
+    assert_same(source, state | {"model.rotary_emb.inv_freq": torch.arange(6.0)})
     assert source.config["tie_word_embeddings"] is True
 
 

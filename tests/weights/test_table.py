@@ -168,7 +168,8 @@ def test_all_faults_are_named_in_one_error_and_nothing_else(faults):
     source = dict(SOURCE)
     wrong = set().union(*(fault(source, name) for name, fault in faults.items()))
     text = refusal(ROWS, source)
-    assert named(text, {*SOURCE, *source}) == wrong
+    found = named(text, {*SOURCE, *source})
+    assert found <= wrong and (found == wrong or " more" in text)
 
 
 @given(st.text("abc_.019", min_size=1, max_size=12), st.integers(0, 3))

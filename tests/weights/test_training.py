@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,12 +103,7 @@ def test_the_trained_model_answers(trained):
 
 def test_resuming_from_a_changed_store_is_refused(trained, store, door, folder, tmp_path):
     other = convert({"llama": folder}, tmp_path / "other", "bfloat16", say=quiet)
-    record = json.loads((trained / "config.json").read_text())
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for name in ("checkpoints", "tokenizer.json", "tokenizer_roles.json"):
-        (copy / name).symlink_to(trained / name)
-    (copy / "config.json").write_text(json.dumps(record | {"base": str(other.folder)}))
+    copy = copied(trained, tmp_path / "run", base=str(other.folder))
     with pytest.raises(UserError, match=f"base: expected .*{other.hash}.* found .*{store.hash}"):
         read_run(copy)
 
@@ -117,7 +113,7 @@ def test_resuming_from_a_changed_store_is_refused(trained, store, door, folder, 
     [
         (["--config.base=/nowhere"], "/nowhere is no store of converted weights"),
         (["--config.base=tests"], "no store of converted weights"),
-        (["--config.data.length=8"], "raise length"),
+        (["--config.data.length=8", "--config.prompt=alpaca"], "raise length"),
     ],
 )
 def test_a_wrong_base_is_one_line(store, door, tmp_path, flags, message):
@@ -125,6 +121,25 @@ def test_a_wrong_base_is_one_line(store, door, tmp_path, flags, message):
     done = door("train", f"--config={TINY}:small", f"--workdir={tmp_path / 'w'}", *base, *flags)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+    note = "prompt: config.prompt is 'alpaca', the language model has the chat template 'chatml'"
+    assert (note in done.stdout) is (len(flags) == 2)
+
+
+def test_a_run_with_another_chat_template_than_the_bases_tells_it(trained, capsys, tmp_path):
+    read_run(trained)
+    assert "prompt" not in capsys.readouterr().err
+    read_run(copied(trained, tmp_path / "run", prompt="alpaca"))
+    assert "note: prompt: config.prompt is 'alpaca'" in capsys.readouterr().err
+
+
+def copied(trained, folder, **changes):
+    """The run in another folder, with changes to its config."""
+    record = json.loads((trained / "config.json").read_text())
+    folder.mkdir()
+    for name in ("checkpoints", "tokenizer.json", "tokenizer_roles.json"):
+        (folder / name).symlink_to(trained / name)
+    (folder / "config.json").write_text(json.dumps(record | changes))
+    return folder
 
 
 def test_a_size_in_the_config_that_is_not_the_weights_is_refused(store):
@@ -164,10 +179,24 @@ def test_peft_out_and_in_again(run, trained, folder, tmp_path, store):
     llama = run.assembly.model.llama
     places = {path: None for path in flatten(run.learned)}
     tree = {key: np.zeros_like(leaf) for key, leaf in flatten(run.learned).items()}
-    again = Base(store).adapt(unflatten(tree), unflatten(places), llama, str(out))
-    for path, leaf in flatten(again).items():
-        if "lora_" in path:
-            np.testing.assert_array_equal(leaf, flatten(run.learned)[path], err_msg=path)
+    said: list[str] = []
+    rest = jax.tree.map(jnp.asarray, run.fresh)
+    into = unflatten(tree), unflatten(places), llama, str(out)
+    again = flatten(Base(store).adapt(*into, frozen=rest, say=said.append))
+    for path, leaf in flatten(run.learned).items():  # LoRA, and all that was trained beside it
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+    assert len(said) == 1 and "meerkat_modules.safetensors come along" in said[0]
+    # A base of the same shapes, but of other files and in a folder of another name.
+    other = folder.parent / "vicuna"
+    published.llama(other, rms_norm_eps=2e-6)
+    shards = sorted(other.glob("*.safetensors"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-4] + b"abcd")
+    theirs = Base(convert({"llama": other}, folder.parent / "store of vicuna", say=quiet))
+    with pytest.raises(UserError, match=f"adapter_base={folder}"):
+        theirs.adapt(*into, say=quiet)
+    assert theirs.adapt(*into, allowed=str(folder), frozen=rest, say=quiet)
+    with pytest.raises(UserError, match="bn_mean, audio_tower/.*which config.trainable leaves out"):
+        Base(store).adapt(*into, frozen=jax.tree.map(lambda x: x + 1, rest), say=quiet)
 
 
 def test_hf_out(run, trained, tmp_path):
