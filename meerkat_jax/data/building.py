@@ -50,7 +50,7 @@ from meerkat_jax.data.surveying import (
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 
-VERSION = 1  # raise it when records change: a build that was begun before is not gone on with
+VERSION = 2  # raise it when records change: a build that was begun before is not gone on with
 ROOM = 64 << 20  # bytes that a disk must have left beside a shard
 
 

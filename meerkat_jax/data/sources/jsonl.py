@@ -111,6 +111,9 @@ def entry(row: Any, line: int, options: Options) -> Entry:
         boxes = tuple(dict.fromkeys(grounded))
     if len(boxes) > MOST_BOXES:
         raise Bad("more than 16 boxes", f"questions of arig have {len(boxes)}")
+    # What is to be found in the picture, or in time, is what is both seen and heard.
+    spots = (spot for one in questions for spot in (*one.boxes, *one.segments))
+    told = dict.fromkeys(spot.label for spot in (*boxes, *spots))
     media = dict.fromkeys((row["image"], row["audio"]))
     groups = [f"jsonl:group:{row['group']}"] if "group" in row else []
     return Entry(
@@ -120,8 +123,8 @@ def entry(row: Any, line: int, options: Options) -> Entry:
         audio=(_place(row["audio"], row.get("audio_at", 0)),),
         questions=questions,
         keys=(*(f"jsonl:{path}" for path in media), *groups),
-        seen=tuple(row.get("seen", ())),
-        heard=tuple(row.get("heard", ())),
+        seen=tuple(row.get("seen", told)),
+        heard=tuple(row.get("heard", told)),
         boxes=boxes,
         matched=row.get("matched", True),
         seconds=_last_time(row["questions"]),
