@@ -1,6 +1,6 @@
 """Own data as a test has it: scenes of the mini data set laid out as docs/own_data.md tells.
 
-python -m meerkat_jax.train --config=tests/own.py:FOLDER,mini ...    its config at the size of a test
+python -m meerkat_jax.train --config=tests/own.py:FOLDER,mini --workdir=DIR --data_dir=CACHE
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def check_names(phases: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
         if naming and not classes:
             raise UserError(
                 f"config.phases, {phase['name']!r}: {naming[0]} learns the names of what is seen "
-                "and heard, and no example of the data tells any; give \"seen\" and \"heard\" "
+                'and heard, and no example of the data tells any; give "seen" and "heard" '
                 "(docs/own_data.md), or leave that phase out"
             )
 
