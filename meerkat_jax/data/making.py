@@ -37,6 +37,7 @@ class Making:
         limit: int | None = None,
         workers: int | None = None,
         say: Callable[[str], Any] = print,
+        max_leaking: float | None = None,
     ) -> None:
         """Plan, and look for media; UserError as of `building.build`, for the same arguments.
 
@@ -49,7 +50,9 @@ class Making:
             source, self.plan, root, options, settings, exclude, limit
         )
         self.shelf = media.Shelf(root)
-        self.found = surveying.look_through(self.plan, self.shelf, max_skipped, exclude, limit, say)
+        self.found = surveying.look_through(
+            self.plan, self.shelf, max_skipped, exclude, limit, say, max_leaking=max_leaking
+        )
         self.left_out: list[tuple[str, str, str]] = []
         self.told = surveying.lost(self.found)
         self.done, self.progress = 0, Progress("examples", int(self.found.keep.sum()), say=say)

@@ -110,8 +110,8 @@ def check_name(folder: Path, trained: str | None) -> None:
     if trained not in (None, folder.name):
         raise UserError(
             f"the model was trained on the data set {trained}, but its config now gives "
-            f"{folder.name} (other media, another build or version): name the cache that has it with "
-            "--data_dir, or the folder of built sources with --root, or train anew"
+            f"{folder.name} (other media, another build or version): name the cache that has it "
+            "with --data_dir, or the folder of built sources with --root, or train anew"
         )
 
 
