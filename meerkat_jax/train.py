@@ -13,6 +13,7 @@ are. SIGTERM saves and ends with code 75 (training/preemption.py).
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import itertools
 import math
@@ -29,7 +30,7 @@ from ml_collections import config_flags
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import HELD_OUT, open_data
-from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
+from meerkat_jax.data.pipeline import Encode, affordable, fixed_batches, train_batches
 from meerkat_jax.data.split import Split, has_split
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
@@ -226,6 +227,7 @@ def main(_: list[str]) -> None:
     # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
     writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
     batches, leave = None, False
+    atexit.register(lambda: batches and batches.close())  # shared memory, however the run ends
     while step < stop:
         number = bisect.bisect_right(ends, step)
         phase = phases[number]
@@ -235,9 +237,10 @@ def main(_: list[str]) -> None:
             done = (step - ends[number] + phase["steps"]) * size(phase)
             with clock.apart():
                 kept = keep(phase)
+            workers = affordable(phase.get("workers", config["data"]["workers"]), say)
             batches = train_batches(
                 splits[number], encode(phase, kept=kept), size(phase), config["seed"] + number,
-                done, phase.get("workers", config["data"]["workers"]), phase.get("kept"),
+                done, workers, phase.get("kept"),
                 hosts.rows(on_device, size(phase)), needed[number],
             )  # fmt: skip
             compiled, needs = {}, losses.needs(phase["weights"])  # a program for each length

@@ -13,7 +13,6 @@ test splits is then left out of the training split: told at once, and refused ab
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from absl import flags
 
 from meerkat_jax.data import building
 from meerkat_jax.data.media import SOUNDS
+from meerkat_jax.data.pipeline import cores
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import find
 from meerkat_jax.errors import UserError
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         out,
         options,
         building.Settings(FLAGS.sound, FLAGS.shard),
-        FLAGS.workers or os.cpu_count() or 1,
+        FLAGS.workers or cores(),
         FLAGS.max_skipped,
         exclude,
         FLAGS.limit,

@@ -6,7 +6,6 @@ which few are held at once. What is planned, left out, refused and encoded is th
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 
 from meerkat_jax.data import building, media, surveying
 from meerkat_jax.data.example import Example
+from meerkat_jax.data.pipeline import cores
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
 from meerkat_jax.data.sources.registry import find
 from meerkat_jax.data.sources.skips import Bad
@@ -44,7 +44,7 @@ class Making:
         `workers` encode at once, default one for each core.
         """
         self.source, self.options, self.settings = source, options, settings
-        self.max_skipped, self.workers = max_skipped, workers or os.cpu_count() or 1
+        self.max_skipped, self.workers = max_skipped, workers or cores()
         self.plan: Plan = find(source)(root, options)
         self.identity = building.identify(
             source, self.plan, root, options, settings, exclude, limit
