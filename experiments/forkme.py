@@ -22,9 +22,9 @@ MODELS = ("mini", "small", "7b")
 
 def get_config(arg: str = "avfit/mine,mini") -> ml_collections.ConfigDict:
     """ARG: a folder that data/build.py has built, and which of `MODELS` is trained on it."""
-    place, comma, model = arg.rpartition(",")
+    place, _, model = arg.rpartition(",")
     folder = Path(place)
-    if not comma or not folder.name:
+    if not model or not folder.name:
         raise UserError(
             f"config arg {arg!r}: expected FOLDER,MODEL, a built folder and one of "
             f"{', '.join(MODELS)}, as in avfit/mine,mini"
