@@ -9,8 +9,10 @@ import sys
 import jax
 import pytest
 
+from meerkat_jax.api import Meerkat
 from meerkat_jax.errors import UserError
 from meerkat_jax.training.devices import find_devices
+from meerkat_jax.training.hosts import join
 from tests.conftest import ROOT, TINY, door_environment
 
 WORKDIR = "--workdir={}/run"
@@ -46,8 +48,9 @@ def test_a_platform_that_is_not_here_is_one_line(name, tmp_path):
 def test_float64_is_refused():
     jax.config.update("jax_enable_x64", True)
     try:
-        with pytest.raises(UserError, match="JAX_ENABLE_X64.*float64.*unset it"):
-            find_devices()
+        for ask in (find_devices, lambda: join(None, None, None, 1), lambda: Meerkat.load("x")):
+            with pytest.raises(UserError, match="JAX_ENABLE_X64.*float64.*unset it"):
+                ask()
     finally:
         jax.config.update("jax_enable_x64", False)
     assert find_devices() == jax.devices()

@@ -19,6 +19,7 @@ from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.split import Split, open_split, read_manifest
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
 from meerkat_jax.errors import UserError
+from meerkat_jax.scale.standin import stand_in
 from meerkat_jax.training import config as configs
 from meerkat_jax.training.checks import check, check_names
 from meerkat_jax.training.metrics import read_metrics
@@ -102,6 +103,11 @@ def test_batches_of_the_mini_hold_own_examples_and_every_name(mine, tmp_path):
 def test_an_argument_that_cannot_be_meant(arg, told):
     with pytest.raises(UserError, match=told):
         forkme(arg)
+
+
+def test_whether_the_7b_on_own_data_fits_can_be_asked_without_its_store():
+    filled, tokenizer = stand_in(forkme("avfit/mine,7b"))
+    assert filled["model"]["image"]["image_size"] == 224 and tokenizer.vocab_size > 32000
 
 
 def test_names_are_those_of_boxes_and_segments_where_none_are_told(tmp_path):
