@@ -33,6 +33,7 @@ from meerkat_jax.generation.asking import Asked, AudioLike, ImageLike, Loaded
 from meerkat_jax.generation.conversation import Conversation
 from meerkat_jax.generation.sampling import Generated, Sampler
 from meerkat_jax.generation.storage import stored
+from meerkat_jax.training.devices import refuse_x64
 from meerkat_jax.training.quantise import KINDS, check_kind
 from meerkat_jax.weights.restore import read_run
 from meerkat_jax.weights.store import FILE as STORE
@@ -67,10 +68,11 @@ class Meerkat:
         large models on a GPU: there a further token takes less time, compiling more.
 
         Raises UserError when the folder is not there, is not a work directory, or cannot be read,
-        and for another `quantise`.
+        for another `quantise`, and where JAX computes in 64 bits.
         """
         path = Path(path)
         check_kind(quantise)
+        refuse_x64()
         if (path / STORE).is_file():
             raise UserError(
                 f"{path} holds published weights, which no training has taught to see and hear; "

@@ -26,6 +26,7 @@ from meerkat_jax.demo_page.talk import Desk
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.engine import Engine
 from meerkat_jax.training.config import run_door
+from meerkat_jax.training.devices import find_devices
 
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
@@ -83,6 +84,7 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the demo needs Gradio; pip install 'meerkat_jax[demo]'")
+    find_devices()
     cache = Path(given.data_dir).expanduser() if given.data_dir else default_cache()
     cache_programs(cache)
     limits = Limits(

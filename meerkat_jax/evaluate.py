@@ -31,7 +31,6 @@ from meerkat_jax.data import leaks
 from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.packages import default_cache
-from meerkat_jax.data.open import open_folder
 from meerkat_jax.errors import UserError
 from meerkat_jax.evaluation import comparison, diagnostics_text, on_disk, tables
 from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, lacking, score
@@ -73,26 +72,30 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the run in `workdir`; returns what benchmark.json holds (in process 0, else nothing).
 
-    `benchmarks` by name (none, or "all": all that are there), `root` a folder of built sources
-    beside those of the run, `limit` the most examples of each, `batch` the examples answered at a
-    time, `cache` where the data set is kept. With `forms` answers about places and times are held
-    to well-formed ones. Answers that are there already are taken, unless `overwrite`. The first
-    `diagnosed` examples of each benchmark are looked at more closely (evaluation/diagnostics.py).
-    `quantise` and `apart` are the model's storage, as of `Meerkat.load`.
+    `benchmarks` by name (none, or "all": all that are there), `root` the folder of built sources on
+    this machine, those that the run was trained on among them (default: its data.root), `limit` the
+    most examples of each, `batch` the examples answered at a time, `cache` where the data set is
+    kept. With `forms` answers about places and times are held to well-formed ones. Answers that are
+    there already are taken, unless `overwrite`. The first `diagnosed` examples of each benchmark
+    are looked at more closely (evaluation/diagnostics.py). `quantise` and `apart` are the model's
+    storage, as of `Meerkat.load`.
 
     Raises UserError for a work directory without a checkpoint, for a benchmark that is not there,
     that was trained on or that cannot be scored here, and for answers of another model.
     """
     out = Path(out or workdir)
     model = Meerkat.load(workdir, quantise, apart)
-    folder = open_folder(model.config["data"], cache or default_cache(), model.meta.get("data"))
-    root = Path(root).expanduser() if root else _trained_root(model)
-    chosen = on_disk.choose(on_disk.find(folder, root), benchmarks, folder, root)
-    on_disk.refuse_leaks(folder, chosen)
+    data, root = model.config["data"], Path(root).expanduser() if root else None
+    trained = on_disk.trained_on(data, cache or default_cache(), model.meta.get("data"), root)
+    root = root or _trained_root(model)
+    chosen = on_disk.choose(on_disk.find(trained, root), benchmarks, trained.folder, root)
+    on_disk.refuse_leaks(trained, chosen)
+    if unseen := on_disk.unseen(trained):
+        say(unseen)
     missing = lacking({one.records()[0].source for one in chosen})
     _make_folder(out)
     names = ", ".join(one.name for one in chosen)
-    say(f"step {model.step} of {workdir}; benchmarks {names}; data {folder}")
+    say(f"step {model.step} of {workdir}; benchmarks {names}; data {trained.folder or root}")
 
     answered: list[Answered] = []
     weights = weights_hash(model.params)
@@ -136,7 +139,7 @@ def evaluate(
         _metrics(Path(workdir)),
         examples,
         model.config,
-        notes(model, workdir, chosen, limit, forms, quantise, apart, missing),
+        notes(model, workdir, chosen, limit, forms, quantise, apart, missing, unseen),
         names,
         diagnostics,
         write_pages(out, worst, totals, names),
@@ -320,6 +323,7 @@ def notes(
     quantise: str,
     apart: bool,
     missing: str | None,
+    unseen: str | None = None,
 ) -> list[str]:
     """How the scores came about, in plain words."""
     device = jax.devices()[0]
@@ -347,6 +351,8 @@ def notes(
     ]
     if missing:
         lines.append(f"Captions are not scored by BLEU, METEOR, ROUGE-L and CIDEr: {missing}.")
+    if unseen:
+        lines.append(f"{unseen}.")
     return lines
 
 
@@ -379,7 +385,7 @@ def define_flags() -> None:
     """The flags of the command line."""
     flags.DEFINE_string("workdir", None, "Work directory of training.")
     flags.DEFINE_list("benchmarks", [], "What to score, by name; default: all that is there.")
-    flags.DEFINE_string("root", None, "Folder of built sources; default: the run's data.root.")
+    flags.DEFINE_string("root", None, "Folder of built sources here; default: the run's data.root.")
     flags.DEFINE_string("out", None, "Folder for scores and report; default: the work directory.")
     flags.DEFINE_integer("limit", None, "At most so many examples of each.", lower_bound=1)
     flags.DEFINE_integer("batch", 16, "Examples answered at a time.", lower_bound=1)

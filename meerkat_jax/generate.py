@@ -41,6 +41,7 @@ from meerkat_jax.generation.grammar import FORMS
 from meerkat_jax.generation.speaking import Speaker
 from meerkat_jax.progress import Progress
 from meerkat_jax.training.config import run_door
+from meerkat_jax.training.devices import find_devices
 from meerkat_jax.weights.store import FILE as STORE
 
 KEYS = ("id", "image", "audio", "prompt", "instruction")
@@ -253,6 +254,7 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     """Read the flags and answer."""
     given = flags.FLAGS
+    find_devices()
     cache_programs(Path(given.data_dir).expanduser() if given.data_dir else default_cache())
     if (Path(given.checkpoint) / STORE).is_file():
         _say_published(given)

@@ -31,6 +31,8 @@ from meerkat_jax.scale.standin import sized
 from meerkat_jax.scale.topology import devices_of
 from meerkat_jax.training import config as configs
 from meerkat_jax.training import sharding
+from meerkat_jax.training.checks import check
+from meerkat_jax.training.devices import refuse_x64
 from meerkat_jax.training.plan import plan
 from meerkat_jax.weights.base import Base
 
@@ -47,9 +49,11 @@ FLAGS = flags.FLAGS
 
 def main(_: list[str]) -> None:
     """Everything, in order."""
+    refuse_x64()
     devices, chip = devices_of(FLAGS.topology)
     jax.config.update("jax_enable_compilation_cache", False)
     config = configs.to_json(FLAGS.config)
+    check(config)
     if not -len(config["phases"]) <= FLAGS.phase < len(config["phases"]):
         raise UserError(f"--phase={FLAGS.phase}: the config has {len(config['phases'])} phases")
     config, tokenizer, base, notes = sized(config)

@@ -28,6 +28,7 @@ from meerkat_jax.generation.engine import Engine
 from meerkat_jax.serving.app import make_app
 from meerkat_jax.serving.limits import Limits
 from meerkat_jax.training.config import run_door
+from meerkat_jax.training.devices import find_devices
 
 GRACE = 10  # seconds that answers under way have to end
 CONNECTIONS = 1000  # open at a time; more get 503
@@ -60,6 +61,7 @@ def define_flags() -> None:
 def main(_: list[str]) -> None:
     """Read the flags, load, and serve until a signal comes."""
     given = flags.FLAGS
+    find_devices()
     cache_programs(Path(given.data_dir).expanduser() if given.data_dir else default_cache())
     with _bound(given.host, given.port) as place:
         model = Meerkat.load(given.checkpoint, given.quantise, given.apart)

@@ -13,6 +13,7 @@ are. SIGTERM saves and ends with code 75 (training/preemption.py).
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import itertools
 import math
@@ -29,14 +30,14 @@ from ml_collections import config_flags
 from meerkat_jax.assemble import assemble
 from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.data.open import HELD_OUT, open_data
-from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
+from meerkat_jax.data.pipeline import Encode, affordable, fixed_batches, train_batches
 from meerkat_jax.data.prompt import style_note
-from meerkat_jax.data.split import Split
+from meerkat_jax.data.split import Split, has_split
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
 from meerkat_jax.training import flops, hosts, losses, params, preemption, senses, sharding
 from meerkat_jax.training.checkpoints import Checkpoints
-from meerkat_jax.training.checks import check
+from meerkat_jax.training.checks import check, check_names
 from meerkat_jax.training.metrics import Clock, MetricsWriter
 from meerkat_jax.training.profile import Profile
 from meerkat_jax.training.quantise import quantise_tree
@@ -105,6 +106,7 @@ def main(_: list[str]) -> None:
 
     # Data and tokenizer -------------------------------------------------------------------------
     data = open_data(config["data"], cache, base.tokenizer)
+    check_names(phases, data.classes)
     if hosts.is_first():
         data.tokenizer.save(workdir)
     say(f"data: {data.folder}, {len(data.classes)} classes, {data.tokenizer.vocab_size} tokens")
@@ -216,15 +218,21 @@ def main(_: list[str]) -> None:
     sensed = jax.jit(lambda params, batch: laid_model.sense(laid_model.used(params), batch))
     on_device = sharding.batch_sharding(mesh)
     scored_split = HELD_OUT[config["data"]["kind"]]  # of which a few fixed batches are scored
-    held_out = fixed_batches(
-        Split(data.folder, scored_split), encode(phases[-1], *phases), config["batch"],
-        config["evaluate_batches"], hosts.rows(on_device, config["batch"]),
-        data.fitting(scored_split, model.prompt, model.shapes, odds(phases[-1]), say),
-    ) if config["evaluate_batches"] else []  # fmt: skip
+    held_out = []
+    if config["evaluate_batches"] and has_split(data.folder, scored_split):
+        held_out = fixed_batches(
+            Split(data.folder, scored_split), encode(phases[-1], *phases), config["batch"],
+            config["evaluate_batches"], hosts.rows(on_device, config["batch"]),
+            data.fitting(scored_split, model.prompt, model.shapes, odds(phases[-1]), say),
+        )  # fmt: skip
+    if config["evaluate_batches"] and not held_out:
+        few = f"the data has no batch of {config['batch']} examples of split {scored_split!r}"
+        say(f"nothing is scored during training: {few}")
 
     # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
     writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
     batches, leave = None, False
+    atexit.register(lambda: batches and batches.close())  # shared memory, however the run ends
     while step < stop:
         number = bisect.bisect_right(ends, step)
         phase = phases[number]
@@ -234,9 +242,10 @@ def main(_: list[str]) -> None:
             done = (step - ends[number] + phase["steps"]) * size(phase)
             with clock.apart():
                 kept = keep(phase)
+            workers = affordable(phase.get("workers", config["data"]["workers"]), say)
             batches = train_batches(
                 splits[number], encode(phase, kept=kept), size(phase), config["seed"] + number,
-                done, phase.get("workers", config["data"]["workers"]), phase.get("kept"),
+                done, workers, phase.get("kept"),
                 hosts.rows(on_device, size(phase)), needed[number],
             )  # fmt: skip
             compiled, needs = {}, losses.needs(phase["weights"])  # a program for each length

@@ -24,7 +24,8 @@ def make_project(folder: Path) -> Path:
     project = folder / "project"
     shutil.copytree(ROOT / "tools", project / "tools")
     (project / "experiments").mkdir()
-    shutil.copy(ROOT / "experiments" / "avfit.py", project / "experiments")
+    for name in ("avfit.py", "forkme.py"):
+        shutil.copy(ROOT / "experiments" / name, project / "experiments")
     (project / "constraints.txt").write_text("")
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
         name = ["-c", "user.name=n", "-c", "user.email=e@example.com", "-c", "commit.gpgsign=false"]
@@ -32,6 +33,8 @@ def make_project(folder: Path) -> Path:
     (project / "weights" / "7b").mkdir(parents=True)
     (project / "weights" / "7b" / "store.json").write_text("{}")
     (project / ".cache" / "meerkat_jax").mkdir(parents=True)
+    (project / "avfit" / "mine").mkdir(parents=True)
+    (project / "avfit" / "mine" / "manifest.json").write_text("{}")
     return project
 
 

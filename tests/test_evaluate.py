@@ -15,13 +15,14 @@ import pytest
 from meerkat_jax.data.example import TASKS, Question
 from meerkat_jax.data.leaks import write_keys
 from meerkat_jax.data.mini import compose
+from meerkat_jax.data.mixture import mix
 from meerkat_jax.data.split import open_split
 from meerkat_jax.errors import UserError
 from meerkat_jax.evaluate import evaluate
 from meerkat_jax.evaluation import coco
 from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, main_metric
 from meerkat_jax.evaluation.examples import choose
-from meerkat_jax.evaluation.on_disk import Benchmark, refuse_leaks
+from meerkat_jax.evaluation.on_disk import Benchmark, Trained, find, refuse_leaks, trained_on
 from meerkat_jax.evaluation.tables import text_table
 from tests.conftest import ROOT, door_environment, free_port
 from tests.data.sources.built import SOURCES, build, write_tree
@@ -258,9 +259,57 @@ def test_a_benchmark_that_was_trained_on_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("{}")
         write_keys(tmp_path / name, split, ["video:abc", f"video:{name}"])
-    (tmp_path / "manifest.json").write_text(json.dumps({"sources": [[str(tmp_path / "mine"), 1]]}))
     with pytest.raises(UserError, match="1 pictures or videos are in the training split of .*mine"):
-        refuse_leaks(tmp_path, [Benchmark("vggss", tmp_path / "vggss", "test")])
+        refuse_leaks(
+            Trained(tmp_path, (tmp_path / "mine",)),
+            [Benchmark("vggss", tmp_path / "vggss", "test")],
+        )
+
+
+@pytest.fixture
+def moved(tmp_path):
+    """(the config's data and its data set's name, the sources' new root): the old one is gone."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    build("jsonl", write_tree("jsonl", tmp_path / "trees"), old / "mine")
+    build("llp", write_tree("llp", tmp_path / "trees"), old / "llp")
+    data = {"kind": "avfit", "root": str(old), "sources": {"mine": 1.0}}
+    name = mix(old, data["sources"], tmp_path / "cache").name
+    old.rename(new)
+    return data, name, new
+
+
+def test_a_run_is_scored_where_its_data_lies_elsewhere(moved, tmp_path):
+    data, name, new = moved
+    with pytest.raises(UserError, match="mine, on which .* is not in .*old, its data.root.*--root"):
+        trained_on(data, tmp_path / "other", name, None)
+    there = trained_on(data, tmp_path / "other", name, new)
+    assert there.folder.name == name and there.sources == (new / "mine",)
+    known = find(there, new)
+    assert {one.folder for one in known.values()} == {new / "mine", new / "llp"}
+    assert all(len(one.records()) for one in known.values())  # not the places that were
+
+
+def test_another_build_than_the_one_trained_on_is_refused(moved, tmp_path):
+    data, name, new = moved
+    manifest = json.loads((new / "mine" / "manifest.json").read_text())
+    (new / "mine" / "manifest.json").write_text(json.dumps(manifest | {"limit": 3}))
+    with pytest.raises(UserError, match=f"trained on the data set {name}.*--root"):
+        trained_on(data, tmp_path / "other", name, new)
+
+
+def test_benchmarks_are_scored_without_the_training_data_and_it_is_told(
+    moved, root, tmp_path, loaded, monkeypatch
+):
+    data, name, _ = moved
+    monkeypatch.setitem(model().config, "data", {**model().config["data"], **data})
+    monkeypatch.setitem(model().meta, "data", name)
+    said = []
+    evaluate(
+        made().workdir, ["llp"], tmp_path / "out", 1, cache=tmp_path / "other", say=said.append,
+        root=root, diagnosed=0,
+    )  # fmt: skip
+    told = "no leaks were looked for between the benchmarks and mine, on which the run was trained"
+    assert told in said[0] and told in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -152,6 +152,9 @@ def test_all_that_is_wrong_is_told_at_once(project):
         ("WEIGHTS", "runs/7b"),
         ("WEIGHTS", "weights/none"),
         ("DATA", "nowhere"),
+        ("SOURCES", "nowhere"),
+        ("SOURCES", "weights"),
+        ("CONFIG", "experiments/forkme.py:avfit/mine;id,7b"),
         ("WORKER", "all; id"),
         ("PAUSE", "soon"),
     ],
@@ -162,7 +165,9 @@ def test_a_value_that_cannot_be_meant_is_named(project, name, value):
     assert f"\n  {name} " in done.stderr
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "WEIGHTS", "DATA", "CAPACITY", "WORKER", "PAUSE"])
+@pytest.mark.parametrize(
+    "name", [*SETTINGS, "WEIGHTS", "SOURCES", "DATA", "CAPACITY", "WORKER", "PAUSE"]
+)
 @pytest.mark.parametrize("value", ["$(touch pwned)", "a b", "x'; touch pwned; '", "`touch pwned`"])
 def test_no_value_is_evaluated(project, name, value):
     done = dry(project, "train", **{name: value})
@@ -287,6 +292,38 @@ def test_data_comes_from_disk_or_bucket(cloud):
     cloud.worker("loop", "my-bucket", "c.py", "runs/7b", "bucket")
     assert len(cloud.calls("storage rsync")) == 1
     assert f"--data_dir={cloud.home}/meerkat/bucket/data" in cloud.starts()[1]
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_config_finds_weights_and_sources_where_it_looks_for_them(cloud, where):
+    for name in ("weights/7b", "avfit/mine"):
+        (cloud.has_tpu().bucket if name[0] == "w" else cloud.bucket).joinpath(name).mkdir(
+            parents=True
+        )
+    cloud.plan("ls -d weights/7b avfit >$FAKE/found; readlink avfit >>$FAKE/found")
+    cloud.worker("loop", "my-bucket", "experiments/forkme.py:avfit/mine,7b", "runs/7b", where)
+    place = f"{cloud.home}/meerkat/" + ("avfit" if where == "disk" else "bucket/avfit")
+    assert (cloud.folder / "found").read_text().split() == ["avfit", "weights/7b", place]
+    copied = [line for line in cloud.calls("storage rsync") if "/avfit " in line]
+    assert copied == ["storage rsync gs://my-bucket/avfit meerkat/avfit --recursive"] * (
+        where == "disk"
+    )
+    assert "--config=experiments/forkme.py:avfit/mine,7b" in cloud.starts()[0]
+
+
+def test_the_recipe_for_kubernetes_finds_them_too(tmp_path):
+    (command,) = re.findall(r'--command="(ln -s [^"]*)"', TEXT)
+    for name in ("weights/7b", "avfit/mine"):
+        (tmp_path / "bucket" / name).mkdir(parents=True)
+    command = command.replace("/bucket/", f"{tmp_path}/bucket/").replace("\\\n", "")
+    command = command.replace(
+        "exec python -m meerkat_jax.train", "exec ls -d weights/7b avfit/mine #"
+    )
+    (tmp_path / "app").mkdir()
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path / "app", capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["avfit/mine", "weights/7b"], done.stderr
 
 
 def test_a_preempted_slice_is_made_anew_and_the_run_goes_on(cloud):

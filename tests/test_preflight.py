@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 
+from meerkat_jax.errors import UserError
+from meerkat_jax.scale.topology import check_slice, devices_of
 from tests.conftest import TINY
 
 HAS_TPU = importlib.util.find_spec("libtpu") is not None
@@ -85,7 +88,40 @@ def test_a_tpu_that_is_not_here(preflight, topology, chips):
     assert 0 < told["mfu"] < 1 and told["step_seconds"] == max(told["seconds"].values())
 
 
-@pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed (pip install '.[tpu]')")
-def test_a_slice_that_does_not_exist_is_refused(preflight):
-    done = preflight("--topology=v5e:3x5")
-    assert done.returncode == 2 and "there is no such slice" in done.stderr, done.stderr
+@pytest.mark.parametrize(
+    ("topology", "told"),
+    [
+        ("v6e:1000x1000", "v6e has 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        ("v5e:3x5", "v5e has 1x1, 2x2"),
+        ("v5e:16x32", "v5e has 1x1, 2x2"),
+        ("v5e:2x2x1", "v5e has 1x1, 2x2"),
+        ("v6e:4x2", "v6e has 1x1, 2x2"),
+        ("v5p:2x2", "v5p has 2x2x1, 2x2x2, 2x2x4, 2x4x4, and three rising multiples of 4"),
+        ("v5p:16x24x24", "at most 6144 chips"),
+        ("v5p:8x4x4", "three rising multiples of 4"),
+        ("v5p:0x4x4", "three rising multiples of 4"),
+        ("v4:16x16x20", "at most 4096 chips"),
+        ("v4:4x4x6", "v4 has 2x2x1"),
+        ("cpu:5000", "at most 1024 simulated devices"),
+    ],
+)
+def test_a_slice_that_does_not_exist_is_refused_naming_those_that_do(topology, told):
+    """Whether or not the TPU's compiler is here."""
+    with pytest.raises(UserError, match=f"--topology={topology}: .*{re.escape(told)}"):
+        devices_of(topology)
+
+
+def test_slices_that_google_lists_are_taken():
+    for kind, shapes in {
+        "v5e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+        "v6e": "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16",
+        "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 8x16x16",
+        "v5p": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x20 8x8x16 12x12x36 4x8x188 16x16x24",
+    }.items():
+        for shape in shapes.split():
+            check_slice(kind, shape)
+
+
+def test_a_value_that_asks_for_other_keys_is_refused_before_anything_compiles(preflight):
+    done = preflight("--topology=cpu:1", "--config.data.kind=avfit")
+    assert done.returncode == 2 and "needs config.data.root" in done.stderr, done.stderr

@@ -29,7 +29,7 @@ def start(workdir, cache, *flags):
     command += [f"--workdir={workdir}", "--config.data.workers=1", *flags]
     return subprocess.Popen(
         command, cwd=ROOT, env=door_environment(cache), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -86,11 +86,11 @@ def killed(finished, cache, tmp_path_factory):
     kill(run)  # while step 6 is written
     latest()
     run = start(workdir, cache, "--stop_after=7")  # a step that no row and no schedule ends at
-    run.stdout.read()
+    assert "leaked shared_memory" not in run.stdout.read()
     assert run.wait() == 0
     latest()
     run = start(workdir, cache)
-    run.stdout.read()
+    assert "leaked shared_memory" not in run.stdout.read()
     assert run.wait() == 0
     return workdir, starts
 

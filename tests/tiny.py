@@ -25,6 +25,11 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
         "augmentations": 4,
         "instances": 4,
     }
+    return ml_collections.ConfigDict(shrunk(config))
+
+
+def shrunk(config: dict) -> dict:
+    """A config of `experiments/` with a small model and few steps."""
     config["data"] |= {"runs": 2, "length": 72, "room": 56, "lengths": (), "workers": 0}
     model = config["model"]
     model["image"] |= {"image_size": 64, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
@@ -45,4 +50,4 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     del config["phases"][-1]["batch"]
     config |= {"batch": 2, "log_every": 2, "checkpoint_every": 3}
     config |= {"evaluate_every": 4, "evaluate_batches": 2}
-    return ml_collections.ConfigDict(config)
+    return config

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from meerkat_jax.data.mini.packages import default_cache  # noqa: E402
 from meerkat_jax.errors import UserError  # noqa: E402
 from meerkat_jax.training.config import run_door  # noqa: E402
+from meerkat_jax.training.devices import find_devices  # noqa: E402
 from meerkat_jax.weights.convert import DTYPES, convert, inspect  # noqa: E402
 from meerkat_jax.weights.fetch import fetch_smollm2  # noqa: E402
 from meerkat_jax.weights.out import export_run  # noqa: E402
@@ -42,6 +43,7 @@ SMOLLM2 = "smollm2"  # stands for SmolLM2-135M-Instruct, which a Python package 
 
 def main(_: list[str]) -> None:
     """Convert, verify, inspect or export, as the flags say."""
+    find_devices()
     paths = {kind: FLAGS[kind].value for kind in ("clip", "clap", "llama") if FLAGS[kind].value}
     if paths.get("llama") == SMOLLM2:
         paths["llama"] = fetch_smollm2(default_cache())

@@ -11,8 +11,8 @@
 #
 # --dry-run prints the commands and does nothing; it needs no gcloud. --yes deletes without asking.
 # Required: PROJECT ZONE TPU_NAME ACCELERATOR_TYPE RUNTIME_VERSION BUCKET CONFIG WORKDIR.
-# Optional: CAPACITY=spot|on-demand|reserved, DATA_FROM=disk|bucket; for stage WEIGHTS, DATA; for
-# logs WORKER=0; PAUSE=60, the seconds between two looks at the queue.
+# Optional: CAPACITY=spot|on-demand|reserved, DATA_FROM=disk|bucket; for stage WEIGHTS, SOURCES,
+# DATA; for logs WORKER=0; PAUSE=60, the seconds between two looks at the queue.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/tpu/shell.sh
@@ -66,11 +66,14 @@ check_bucket() {
 # ---- Commands ---------------------------------------------------------------------------------
 
 stage() {
-    [[ -n $WEIGHTS$DATA ]] ||
-        fail "nothing to stage; name a store (WEIGHTS=weights/7b), a data folder (DATA=DIR) or both"
+    [[ -n $WEIGHTS$SOURCES$DATA ]] || fail "nothing to stage; name a store (WEIGHTS=weights/7b),\
+ the folder of built sources (SOURCES=avfit), a cache folder (DATA=DIR), or several of them"
     check_bucket
     if [[ -n $WEIGHTS ]]; then
         run gcloud storage rsync "$WEIGHTS" "gs://$BUCKET/$WEIGHTS" --recursive
+    fi
+    if [[ -n $SOURCES ]]; then
+        run gcloud storage rsync "$SOURCES" "gs://$BUCKET/avfit" --recursive
     fi
     if [[ -n $DATA ]]; then
         # Compiled programs are this machine's own.

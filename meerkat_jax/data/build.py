@@ -8,12 +8,11 @@ files, manifest.json (counts, and everything left out by reason) and skipped.jso
 `python -m meerkat_jax.data.browse OUT` shows the result.
 
 Build the sets that test first, and name them in --exclude of those that train: what is in their
-test splits is then left out of the training split.
+test splits is then left out of the training split: told at once, and refused above --max_leaking.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from absl import flags
 
 from meerkat_jax.data import building
 from meerkat_jax.data.media import SOUNDS
+from meerkat_jax.data.pipeline import cores
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import find
 from meerkat_jax.errors import UserError
@@ -31,6 +31,10 @@ flags.DEFINE_string("out", None, "Folder for the records.")
 flags.DEFINE_bool("overwrite", False, "Delete the build in --out and start anew.")
 flags.DEFINE_integer("workers", None, "Processes; default one for each core.", lower_bound=1)
 flags.DEFINE_float("max_skipped", 0.01, "Share of rows, of examples, that may be bad.", 0.0, 1.0)
+flags.DEFINE_float(
+    "max_leaking", None, "Share of training examples that may be in a test split; default: "
+    "--max_skipped.", 0.0, 1.0,
+)  # fmt: skip
 flags.DEFINE_list("exclude", [], "Built folders whose test splits must not be trained on.")
 flags.DEFINE_enum("sound", "flac", list(SOUNDS), "How sounds are stored.")
 flags.DEFINE_integer("shard", 256, "Most examples of a file.", lower_bound=1)
@@ -68,11 +72,12 @@ def main(argv: list[str]) -> None:
         out,
         options,
         building.Settings(FLAGS.sound, FLAGS.shard),
-        FLAGS.workers or os.cpu_count() or 1,
+        FLAGS.workers or cores(),
         FLAGS.max_skipped,
         exclude,
         FLAGS.limit,
         say,
+        FLAGS.max_leaking,
     )
     for line in summary(manifest):
         say(line)

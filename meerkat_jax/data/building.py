@@ -89,16 +89,18 @@ def build(
     exclude: Sequence[Path] = (),
     limit: int | None = None,
     say: Callable[[str], Any] = print,
+    max_leaking: float | None = None,
 ) -> dict[str, Any]:
     """Build the records of a plan in `out`; gives the manifest. See the module's docstring.
 
-    Raises UserError when more than `max_skipped` of rows and examples cannot be used, when `out`
+    Raises UserError when more than `max_skipped` of rows and examples cannot be used, when more
+    than `max_leaking` (None: as much) of training's are in a test split, when `out`
     holds something else, or another build, and when the disk is full.
     """
     identity = identify(source, plan, root, options, settings, exclude, limit)
     claim(out, identity)
     shelf = media.Shelf(root)
-    found = look_through(plan, shelf, max_skipped, exclude, limit, say, out)
+    found = look_through(plan, shelf, max_skipped, exclude, limit, say, out, max_leaking)
     # Shards are counted over what is there: with other media they would be other ones.
     identity["media"] = hashlib.sha256(found.keep.tobytes()).hexdigest()[:16]
     claim(out, identity)

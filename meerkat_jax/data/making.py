@@ -6,7 +6,6 @@ which few are held at once. What is planned, left out, refused and encoded is th
 
 from __future__ import annotations
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 
 from meerkat_jax.data import building, media, surveying
 from meerkat_jax.data.example import Example
+from meerkat_jax.data.pipeline import cores
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
 from meerkat_jax.data.sources.registry import find
 from meerkat_jax.data.sources.skips import Bad
@@ -37,19 +37,22 @@ class Making:
         limit: int | None = None,
         workers: int | None = None,
         say: Callable[[str], Any] = print,
+        max_leaking: float | None = None,
     ) -> None:
         """Plan, and look for media; UserError as of `building.build`, for the same arguments.
 
         `workers` encode at once, default one for each core.
         """
         self.source, self.options, self.settings = source, options, settings
-        self.max_skipped, self.workers = max_skipped, workers or os.cpu_count() or 1
+        self.max_skipped, self.workers = max_skipped, workers or cores()
         self.plan: Plan = find(source)(root, options)
         self.identity = building.identify(
             source, self.plan, root, options, settings, exclude, limit
         )
         self.shelf = media.Shelf(root)
-        self.found = surveying.look_through(self.plan, self.shelf, max_skipped, exclude, limit, say)
+        self.found = surveying.look_through(
+            self.plan, self.shelf, max_skipped, exclude, limit, say, max_leaking=max_leaking
+        )
         self.left_out: list[tuple[str, str, str]] = []
         self.told, self.noted = surveying.lost(self.found), Counter()
         self.done, self.progress = 0, Progress("examples", int(self.found.keep.sum()), say=say)

@@ -99,7 +99,7 @@ class DataSet:
 def name_ids(tokenizer: Tokenizer, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """See `DataSet.name_ids`."""
     ids = tokenizer.encode_batch(classes)
-    table = np.full((len(ids), max(map(len, ids))), tokenizer.pad_id, np.int32)
+    table = np.full((len(ids), max(map(len, ids), default=1)), tokenizer.pad_id, np.int32)
     weights = np.zeros(table.shape, np.float32)
     for row, words in enumerate(ids):
         table[row, : len(words)], weights[row, : len(words)] = words, 1.0

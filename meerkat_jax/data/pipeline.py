@@ -15,8 +15,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -218,16 +218,28 @@ def train_batches(
     # A thread makes a part of a batch: fewer and larger arrays go from hand to hand.
     part = max(count for count in range(1, min(size, PART) + 1) if size % count == 0)
     # More threads than cores would take turns; a lone one would wait for each record's disk.
-    threads = min(4, max(2, len(os.sched_getaffinity(0)) // max(workers, 1)))
+    threads = min(4, max(2, cores() // max(workers, 1)))
     reading = grain.ReadOptions(threads, prefetch_buffer_size=max(threads, AHEAD // part))
     stream = records.batch(part, drop_remainder=True).to_iter_dataset(reading)
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
         stream = stream.mp_prefetch(options, worker_init_fn=leave_with_parent)
-    if part < size:
+    if part < size or workers:  # a copy, so that memory shared with workers is free at once
         stream = stream.batch(size // part, drop_remainder=True, batch_fn=_joined)
     # Batches are put together in a thread too: the loop finds them made.
     return iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
+
+
+def cores() -> int:
+    """Cores that this process may use; a container or a scheduler may give it fewer than all."""
+    return len(os.sched_getaffinity(0))
+
+
+def affordable(workers: int, say: Callable[[str], Any] = print) -> int:
+    """`workers`, or fewer where there are fewer cores, which is told. The order stays the same."""
+    if workers > cores():
+        say(f"data.workers is {workers}, this process may use {cores()} cores: {cores()} workers")
+    return min(workers, cores())
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -41,10 +41,13 @@ def look_through(
     limit: int | None,
     say: Callable,
     out: Path | None = None,
+    max_leaking: float | None = None,
 ) -> Survey:
     """`survey`; UserError when too much of the plan cannot be used, or nothing of it.
 
-    Each fault of a plan that is refused is then in skipped.jsonl in `out`.
+    `max_leaking` is the share of training examples that may be left out because they are in a test
+    split (default: `max_skipped`). Each fault of a plan that is refused is then in skipped.jsonl in
+    `out`.
     """
     rows = plan.skips.used + len(plan.skips.faults)
     refuse_many(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults, out)
@@ -55,6 +58,7 @@ def look_through(
     found = survey(plan, shelf, exclude, limit, say)
     faults, total = [*found.missing, *plan.skips.faults], len(plan.entries)
     refuse_many(lost(found), total, "examples", max_skipped, faults, out)
+    refuse_leaking(found, max_skipped if max_leaking is None else max_leaking, say)
     if not found.keep.any():
         raise UserError(f"{shelf.root}: of {total} examples none is left: {_said(lost(found))}")
     return found
@@ -132,6 +136,23 @@ def refuse_many(
             f"more than --max_skipped={most:g} of all: mend them, or raise it"
             + (f" (all are in {out / 'skipped.jsonl'})" if out is not None else "")
         )
+
+
+def refuse_leaking(found: Survey, most: float, say: Callable) -> None:
+    """Say what share of the training examples is left out as leaks; UserError above `most`."""
+    count, total = found.leaking.total(), int((found.split == SPLITS.index("train")).sum())
+    if not count:
+        return
+    told = (
+        f"{count} of {total} training examples ({count / total:.1%}) are left out, because a "
+        f"picture, a video or a group of theirs is in a test split ({_said(found.leaking)})"
+    )
+    if count > most * total:
+        raise UserError(
+            f"{told}; more than --max_leaking={most:g} of them: put what belongs together into one "
+            "split, or raise it where so much is to be left out"
+        )
+    say(f"WARNING: {told}")
 
 
 def _said(reasons: dict[str, int], most: int = 5) -> str:

@@ -73,6 +73,7 @@ class AvfitConfig(tfds.core.BuilderConfig):
     sound: str = "flac"
     exclude: tuple[str | os.PathLike, ...] = ()
     max_skipped: float = 0.01
+    max_leaking: float | None = None
     limit: int | None = None
     shard: int = 256
     workers: int | None = None
@@ -85,7 +86,8 @@ class AvfitConfig(tfds.core.BuilderConfig):
             raise UserError(f"sound={self.sound!r}: expected {' or '.join(media.SOUNDS)}")
         if isinstance(self.exclude, str | os.PathLike):
             raise UserError(f"exclude={str(self.exclude)!r}: expected a list of folders")
-        least = {"cap": 0, "seconds": 0.1, "max_skipped": 0, "limit": 1, "shard": 1, "workers": 1}
+        least = {"cap": 0, "seconds": 0.1, "max_skipped": 0, "max_leaking": 0, "limit": 1}
+        least |= {"shard": 1, "workers": 1}
         for key, lowest in least.items():
             value = getattr(self, key)
             if value is not None and value < lowest:
@@ -125,6 +127,7 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
             tuple(Path(folder).expanduser() for folder in config.exclude),
             config.limit,
             config.workers,
+            max_leaking=config.max_leaking,
         )
         super()._download_and_prepare(dl_manager, download_config)
         faults = (*making.left_out, *making.found.missing, *making.plan.skips.faults)

@@ -7,11 +7,13 @@ vggss, valor, ...                        the test split of a folder that data/bu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from meerkat_jax.data import leaks
-from meerkat_jax.data.split import Split, has_split, read_manifest
+from meerkat_jax.data.open import open_folder
+from meerkat_jax.data.split import Split, has_split
 from meerkat_jax.errors import UserError, nearest
 
 MINI = ("compositions", "augmentations", "instances")
@@ -32,10 +34,48 @@ class Benchmark:
         return Split(self.folder, self.split).open()
 
 
-def find(folder: Path, root: Path | None = None) -> dict[str, Benchmark]:
-    """Benchmarks by name: of the run's data in `folder`, and of folders built below `root`."""
-    known = {name: Benchmark(name, folder, name) for name in MINI if has_split(folder, name)}
-    places = [Path(place) for place, _ in read_manifest(folder).get("sources", ())]
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run was trained on, as far as it is here.
+
+    folder: of its data set; None where some of its sources are not here. sources: the built folders
+    that are. absent: names of those that are not, with which nothing can be compared.
+    """
+
+    folder: Path | None
+    sources: tuple[Path, ...] = ()
+    absent: tuple[str, ...] = ()
+
+
+def trained_on(
+    data: Mapping[str, Any], cache: Path, name: str | None, root: Path | None
+) -> Trained:
+    """The data set `name` of a run whose config has `data`.
+
+    Its sources are sought below `root`, if that is given, wherever they were when it was trained.
+    UserError when the data set here is another, and without `root` when sources are not in place.
+    """
+    if data["kind"] != "avfit":
+        return Trained(open_folder(data, cache, name))
+    home = root or Path(data["root"]).expanduser()
+    there = {source: (home / source / "manifest.json").is_file() for source in data["sources"]}
+    absent = tuple(source for source, found in there.items() if not found)
+    if absent and root is None:
+        raise UserError(
+            f"{', '.join(absent)}, on which the run was trained, is not in {home}, its data.root; "
+            "name the folder of built sources here with --root"
+        )
+    places = tuple(home / source for source, found in there.items() if found)
+    folder = None if absent else open_folder({**data, "root": str(home)}, cache, name)
+    return Trained(folder, places, absent)
+
+
+def find(trained: Trained, root: Path | None = None) -> dict[str, Benchmark]:
+    """Benchmarks by name: of the data trained on, and of folders built below `root`."""
+    folder = trained.folder
+    minis = MINI if folder else ()
+    known = {name: Benchmark(name, folder, name) for name in minis if has_split(folder, name)}
+    places = list(trained.sources)
     if root is not None:
         built = sorted(path.parent for path in Path(root).glob("*/manifest.json"))
         if not built:
@@ -48,16 +88,16 @@ def find(folder: Path, root: Path | None = None) -> dict[str, Benchmark]:
 
 
 def choose(
-    known: dict[str, Benchmark], asked: Sequence[str], folder: Path, root: Path | None
+    known: dict[str, Benchmark], asked: Sequence[str], folder: Path | None, root: Path | None
 ) -> list[Benchmark]:
     """Those asked for by name, or all; UserError naming the nearest for one that is not there."""
+    places = " or below ".join(str(place) for place in (folder, root) if place)
     if not known:
-        raise UserError(f"{folder}: no held-out split to score; name built folders with --root")
+        raise UserError(f"{places}: no held-out split to score; name built folders with --root")
     if not asked or list(asked) == [ALL]:
         return list(known.values())
     for name in asked:
         if name not in known:
-            places = f"{folder} or below {root}" if root else str(folder)
             raise UserError(
                 f"benchmark {name!r} is not in {places}; did you mean "
                 f"{nearest(name, known, 1)[0]!r}? (one of {', '.join(known)}, or {ALL})"
@@ -65,10 +105,20 @@ def choose(
     return [known[name] for name in dict.fromkeys(asked)]
 
 
-def refuse_leaks(folder: Path, benchmarks: Sequence[Benchmark]) -> None:
+def refuse_leaks(trained: Trained, benchmarks: Sequence[Benchmark]) -> None:
     """UserError when something of a benchmark is in what the run trained on.
 
     The mini data set has no keys, and shares nothing with published ones.
     """
-    trained = [Path(place) for place, _ in read_manifest(folder).get("sources", ())]
-    leaks.refuse(trained, [one.folder for one in benchmarks if one.folder not in trained])
+    held = [one.folder for one in benchmarks if one.folder not in trained.sources]
+    leaks.refuse(trained.sources, held)
+
+
+def unseen(trained: Trained) -> str | None:
+    """What cannot be said of the benchmarks, in a line."""
+    if not trained.absent:
+        return None
+    return (
+        "WARNING: no leaks were looked for between the benchmarks and "
+        f"{', '.join(trained.absent)}, on which the run was trained: not built below --root"
+    )

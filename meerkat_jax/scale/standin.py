@@ -21,7 +21,8 @@ from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.pretrained import ADDED
 
 PIECES = 32000  # of Llama-2
-PUBLISHED = ("7b", "two_stage", "release")  # configs in which what is not said is as published
+# Configs in which what is not said is as published; forkme.py's "7b-mine" is one of them.
+PUBLISHED = ("7b", "two_stage", "release")
 IMAGE_SIZE = 224  # of CLIP ViT-B/16
 
 
@@ -51,7 +52,7 @@ def stand_in(config: Mapping[str, Any]) -> tuple[dict[str, Any], Tokenizer]:
     """
     if config["base"] is None:
         return dict(config), _mini()
-    if config["name"] not in PUBLISHED:
+    if config["name"].split("-")[0] not in PUBLISHED:
         raise UserError(
             f"config.base {config['base']!r} is not here, and only it knows the sizes of "
             f"{config['name']!r}; make it with tools/convert_weights.py (docs/weights.md)"

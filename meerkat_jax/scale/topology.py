@@ -3,6 +3,11 @@
 "v5e:4x4" is 16 TPU v5e chips, "v5e:4x4:2" two such slices, "cpu:8" eight simulated devices, "gpu"
 what jax finds.
 
+Slices are those that can be had. v5e and v6e are flat tori, of the sizes that Google lists, up to a
+pod of 256 chips. v4 and v5p have three axes: below a cube of 4 x 4 x 4 the sizes listed, above it
+cubes side by side, axes in rising order, up to a pod of v4 (4,096 chips) and the largest slice of
+v5p (6,144). Sources: cloud.google.com/tpu/docs/v4, v5e, v5p, v6e (tables of configurations).
+
 The TPU's own compiler comes with the package `libtpu` and runs on any CPU, without a TPU. Sources:
 Google's pages on each TPU's architecture; usable memory is what the compiler allows.
 """
@@ -11,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from typing import Any
@@ -43,6 +49,10 @@ CHIPS = {
     "v5p": Chip(95.73 * GIB, peak("TPU v5p"), 2765e9, 600e9),
     "v6e": Chip(31.24 * GIB, peak("TPU v6e"), 1638e9, 400e9),
 }
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # parts of a cube
+CUBES = {"v4": 4096, "v5p": 6144}  # chips of the largest slice
+SIMULATED = 1024  # devices; each is a thread and a share of one memory
 EXAMPLES = "v5e:4x4, v4:2x2x1, v5e:4x4:2 (two slices), cpu:8 or gpu"
 
 
@@ -53,6 +63,7 @@ def devices_of(name: str) -> tuple[list[Any], Chip]:
     """
     kind, _, shape = name.partition(":")
     if kind in CHIPS and (slice_ := re.fullmatch(r"(\d+(?:x\d+){1,2})(?::([1-9]\d*))?", shape)):
+        check_slice(kind, slice_[1])
         return _tpu(kind, slice_[1], int(slice_[2] or 1)), CHIPS[kind]
     if kind == "cpu" and re.fullmatch(r"[1-9]\d*", shape):
         return _cpu(int(shape)), Chip()
@@ -60,6 +71,24 @@ def devices_of(name: str) -> tuple[list[Any], Chip]:
         return _gpu()
     known = f"{', '.join(CHIPS)} with a shape, cpu with a number, or gpu"
     raise UserError(f"--topology={name}: expected {known}, as {EXAMPLES}")
+
+
+def check_slice(kind: str, shape: str) -> None:
+    """UserError unless Google has slices of `kind` in this `shape`, naming those that it has."""
+    if kind not in CUBES:
+        there, said = shape in FLAT, ", ".join(FLAT)
+    else:
+        axes = [int(side) for side in shape.split("x")]
+        cubes = len(axes) == 3 and all(side and side % 4 == 0 for side in axes)
+        cubes = cubes and sorted(axes) == axes and math.prod(axes) <= CUBES[kind]
+        there = shape in SMALL or cubes
+        said = f"{', '.join(SMALL)}, and three rising multiples of 4 (4x4x4, 4x4x8, 8x16x16) of "
+        said += f"at most {CUBES[kind]} chips"
+    if not there:
+        raise UserError(
+            f"--topology={kind}:{shape}: there is no such slice; {kind} has {said} "
+            f"(several slices: {kind}:{FLAT[3] if kind not in CUBES else SMALL[0]}:2)"
+        )
 
 
 def _tpu(kind: str, shape: str, slices: int) -> list[Any]:
@@ -87,6 +116,8 @@ def _tpu(kind: str, shape: str, slices: int) -> list[Any]:
 
 
 def _cpu(count: int) -> list[Any]:
+    if count > SIMULATED:
+        raise UserError(f"--topology=cpu:{count}: expected at most {SIMULATED} simulated devices")
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
     jax.config.update("jax_platforms", "cpu")

@@ -33,6 +33,7 @@ from jax.experimental import multihost_utils
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.training.config import USER_EXIT
+from meerkat_jax.training.devices import find_devices, refuse_x64
 
 GRACE = 20  # seconds more that processes wait for the word of process 0, which itself has waited
 SHUTDOWN = 60  # seconds that a process which ends waits for the others
@@ -52,12 +53,14 @@ def define_flags(timeout: int) -> None:
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None, timeout: int) -> None:
-    """Join the run's other processes. Before anything that starts JAX's devices.
+    """Join the run's other processes, and start the devices. Before anything else does.
 
     coordinator: "HOST:PORT", where process 0 of all `processes` is reached; process: the number of
     this one. All None: as JAX finds them, or one process. Raises UserError after `timeout` seconds,
-    naming the processes that did not come, and for numbers that do not fit together.
+    naming the processes that did not come, for numbers that do not fit together, and where there is
+    no device (`find_devices`).
     """
+    refuse_x64()
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [name for name, value in given.items() if value is None]
     local = None
@@ -67,6 +70,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
         have = ", ".join(name for name in given if name not in missing)
         raise UserError(f"{have} without {' and '.join(missing)}; give all three, or none of them")
     if not coordinator or not processes:
+        find_devices()
         return
     if not 0 <= process < processes:
         raise UserError(
@@ -79,7 +83,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
         coordinator, processes, process, local,
         initialization_timeout=timeout, shutdown_timeout_seconds=SHUTDOWN,
     )  # fmt: skip
-    jax.devices()  # they are counted together, while all are here
+    find_devices()  # they are counted together, while all are here
 
 
 def _found(timeout: int) -> tuple:

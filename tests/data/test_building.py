@@ -316,6 +316,25 @@ def test_leaks_between_folders_are_refused_and_can_be_left_out(tmp_path):
     leaks.refuse([tmp_path / "test", tmp_path / "clean"])
 
 
+def test_a_share_of_leaks_is_told_at_once_and_refused_unless_it_is_allowed(tmp_path):
+    """Lines of one recording in both splits: six of eight of training."""
+    tree = own(tmp_path / "tree", ["t1", "t2", "t3"], "test", lambda ident: f"film-{ident[-1]}")
+    rows = (tree / "annotations.jsonl").read_text()
+    own(tree, [f"{k}{n}" for k in "ab" for n in "1235"], "train", lambda ident: f"film-{ident[-1]}")
+    with open(tree / "annotations.jsonl", "a") as file:
+        file.write("\n" + rows)
+    said, told = [], r"6 of 8 training examples \(75.0%\) are left out.*also in the test split: 6"
+    with pytest.raises(UserError, match=told + ".*--max_leaking=0.01"):
+        build("jsonl", tree, tmp_path / "out", max_skipped=0.01, say=said.append)
+    assert not [*(tmp_path / "out").glob("*.array_record")]
+    manifest = build(
+        "jsonl", tree, tmp_path / "out", max_skipped=0.01, max_leaking=0.8, say=said.append
+    )
+    assert manifest["counts"] == {"train": 2, "test": 3}
+    warned = next(n for n, line in enumerate(said) if re.search("WARNING: " + told, line))
+    assert warned < next(n for n, line in enumerate(said) if line.startswith("examples "))
+
+
 # ---- media ----
 
 

@@ -191,7 +191,7 @@ def test_what_an_excluded_folder_tests_is_left_out(tmp_path):
     tested = own(tmp_path / "a", ["one", "two"], split="test", suffix="-of-a")
     build("jsonl", tested, tmp_path / "tested")
     tree = own(tmp_path / "b", ["two", "three"])
-    builder = prepared(tree, tmp_path / "tfds", exclude=(tmp_path / "tested",))
+    builder = prepared(tree, tmp_path / "tfds", exclude=(tmp_path / "tested",), max_leaking=1.0)
     assert idents(builder) == ["three"]
     assert builder.info.metadata["dropped"]["also in the test split of tested"] == 1
     with pytest.raises(UserError, match="manifest.json"):

@@ -22,7 +22,7 @@ must_fit() {
 check_settings() {
     local LC_ALL=C # so that a-z are 26 letters
     CAPACITY=${CAPACITY:-spot} DATA_FROM=${DATA_FROM:-disk} DATA=${DATA:-} WEIGHTS=${WEIGHTS:-}
-    WORKER=${WORKER:-0} PAUSE=${PAUSE:-60}
+    SOURCES=${SOURCES:-} WORKER=${WORKER:-0} PAUSE=${PAUSE:-60}
     must_fit PROJECT '[a-z][a-z0-9-]{4,28}[a-z0-9]' my-project "the id of a Google Cloud project"
     must_fit ZONE '[a-z]+-[a-z]+[0-9]+-[a-z]' us-west4-a "a zone that has this TPU"
     must_fit TPU_NAME '[a-z]([a-z0-9-]{0,60}[a-z0-9])?' meerkat-7b \
@@ -30,7 +30,7 @@ check_settings() {
     must_fit ACCELERATOR_TYPE 'v[0-9]+[a-z]*-[0-9]+' v5litepod-16 "kind and size of the slice"
     must_fit RUNTIME_VERSION '[a-z0-9][a-z0-9.-]*' v2-alpha-tpuv5-lite "the image of its machines"
     must_fit BUCKET '[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]' my-bucket "a bucket's name without gs://"
-    must_fit CONFIG '[A-Za-z0-9_][A-Za-z0-9_./-]*[.]py(:[A-Za-z0-9_=.,-]+)?' \
+    must_fit CONFIG '[A-Za-z0-9_][A-Za-z0-9_./-]*[.]py(:[A-Za-z0-9_=.,/-]+)?' \
         experiments/avfit.py:7b "FILE.py or FILE.py:ARG within the repository"
     must_fit WORKDIR '[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*' runs/7b \
         "a folder within the bucket"
@@ -57,6 +57,9 @@ check_files() {
         if [[ ! -f $WEIGHTS/store.json ]]; then
             fault WEIGHTS "is $(quoted "$WEIGHTS"), where no store.json is; see docs/weights.md"
         fi
+    fi
+    if [[ -n $SOURCES ]] && ! compgen -G "$SOURCES/*/manifest.json" >/dev/null; then
+        fault SOURCES "is $(quoted "$SOURCES"), below which nothing is built; see docs/data.md"
     fi
     if [[ -n $DATA && ! -d $DATA ]]; then
         fault DATA "is $(quoted "$DATA"), which is no folder; see docs/data.md"

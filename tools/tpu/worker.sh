@@ -2,7 +2,8 @@
 # What tools/tpu.sh runs on each worker of a TPU slice, below the home folder:
 #
 #   meerkat/code      the repository        meerkat/bucket   the bucket, mounted
-#   meerkat/venv      its packages          meerkat/data     the bucket's data, on the disk
+#   meerkat/venv      its packages          meerkat/data     the bucket's data, on the disk;
+#                                           meerkat/avfit    likewise its built sources
 #   meerkat/train.log what training says; a copy goes to the bucket every minute
 #
 #   worker.sh setup BUCKET
@@ -119,22 +120,27 @@ train_until_done() {
 # Weights are read once, in order, straight from the bucket. Records of data are read at random,
 # each a request of its own: the disk is faster by far, where they have room on it.
 fetch() {
-    if [[ -d meerkat/bucket/data ]]; then
-        mkdir -p meerkat/data
-        gcloud storage rsync "gs://$1/data" meerkat/data --recursive
-    fi
+    local folder
+    for folder in data avfit; do
+        if [[ -d meerkat/bucket/$folder ]]; then
+            mkdir -p "meerkat/$folder"
+            gcloud storage rsync "gs://$1/$folder" "meerkat/$folder" --recursive || return
+        fi
+    done
 }
 
 train_once() {
-    local config=$1 workdir=$2 data=$HOME/meerkat/data
-    [[ $3 == disk ]] || data=$HOME/meerkat/bucket/data
+    local config=$1 workdir=$2 place=$HOME/meerkat
+    [[ $3 == disk ]] || place=$HOME/meerkat/bucket
     shift 3
     export PATH="$HOME/meerkat/venv/bin:$PATH" JAX_COMPILATION_CACHE_DIR=$HOME/meerkat/bucket/compiled
+    # Where configs look for them: a config is the same everywhere.
     ln -sfn "$HOME/meerkat/bucket/weights" meerkat/code/weights
+    ln -sfn "$place/avfit" meerkat/code/avfit
     echo "$BASHPID" >meerkat/train.pid # exec keeps the number
     cd meerkat/code
     exec python -m meerkat_jax.train --config="$config" --workdir="$HOME/meerkat/bucket/$workdir" \
-        --data_dir="$data" --resume "$@"
+        --data_dir="$place/data" --resume "$@"
 }
 
 copy_log() {

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from meerkat_jax.data.example import Example, to_bytes
 from meerkat_jax.data.locks import alone
 from meerkat_jax.data.mini import ask, compose
 from meerkat_jax.data.mini.media import Media, MediaSet, load_media
-from meerkat_jax.data.pipeline import leave_with_parent
+from meerkat_jax.data.pipeline import cores, leave_with_parent
 from meerkat_jax.data.split import write_part
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
@@ -110,8 +109,8 @@ def check_name(folder: Path, trained: str | None) -> None:
     if trained not in (None, folder.name):
         raise UserError(
             f"the model was trained on the data set {trained}, but its config now gives "
-            f"{folder.name} (other media, or another version): name the cache that has it with "
-            "--data_dir, or train anew"
+            f"{folder.name} (other media, another build or version): name the cache that has it "
+            "with --data_dir, or the folder of built sources with --root, or train anew"
         )
 
 
@@ -181,7 +180,7 @@ def _render_all(
     shares = {job.split: Counter() for job in jobs}
     parts = {part: {job.split: [] for job in jobs} for part in PARTS}
     spawn = multiprocessing.get_context("spawn")  # forking a process that runs JAX can deadlock
-    workers = min(workers or os.cpu_count() or 1, len(jobs)) or 1
+    workers = min(workers or cores(), len(jobs)) or 1
     with concurrent.futures.ProcessPoolExecutor(
         workers, spawn, initializer=_prepare, initargs=(config, cache)
     ) as pool:

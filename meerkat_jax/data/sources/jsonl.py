@@ -159,6 +159,9 @@ def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = Non
         sounding = tuple(dict.fromkeys(grounded))
     if len(sounding) > MOST_BOXES:
         raise Bad("more than 16 boxes", f"questions of arig have {len(sounding)}")
+    # What is to be found in the picture, or in time, is what is both seen and heard.
+    spots = (spot for one in questions for spot in (*one.boxes, *one.segments))
+    told = dict.fromkeys(spot.label for spot in (*sounding, *spots))
     media = dict.fromkeys((row["image"], row["audio"]))
     groups = [f"jsonl:group:{row['group']}"] if "group" in row else []
     return Entry(
@@ -168,8 +171,8 @@ def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = Non
         audio=(_place(row["audio"], row.get("audio_at", 0)),),
         questions=questions,
         keys=(*(f"jsonl:{path}" for path in media), *groups),
-        seen=tuple(row.get("seen", ())),
-        heard=tuple(row.get("heard", ())),
+        seen=tuple(row.get("seen", told)),
+        heard=tuple(row.get("heard", told)),
         boxes=sounding,
         matched=row.get("matched", True),
         seconds=_last_time(row["questions"]),
