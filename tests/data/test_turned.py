@@ -90,7 +90,7 @@ def test_boxes_of_published_sources_are_of_what_is_stored(source: str, turn: int
         path = tmp_path / place.folder / f"{place.name}{place.suffix or '.png'}"
         size = tuple(map(int, entry.sizes[0])) if entry.sizes else (320, 240)
         draw(path, entry.boxes, size, turn)
-        data, noted = media.encode_picture(str(path), 0.0, entry.False, entry.sizes)
+        data, noted = media.encode_picture(str(path), 0.0, entry.stored, entry.sizes)
         inside, outside = whiteness(data, entry.boxes)
         assert noted == (STORED,)
         assert inside > 220, entry.id
