@@ -191,6 +191,16 @@ def test_an_answer_shows_what_the_model_saw(clip):
         (None, wav(tone(440)), "no picture was given: the model saw plain grey"),
         (png(0), wav(tone(440, 12.5)), "the sound is 12.5 s long: heard were its first 10 s"),
         (png(0), wav(np.zeros(16000)), "the sound is silent"),
+        (
+            png(0),
+            (np.stack([tone(440), -tone(440)], 1), 16000),
+            "the sound's channels cancel each other: the loudest alone is heard",
+        ),
+        (
+            png(0),
+            (16384 * tone(440) / np.abs(tone(440)).max(), 16000),
+            "the sound is above full scale: divided by its peak (-84.3 dB)",
+        ),
     ],
 )
 def test_notes_tell_what_the_answer_rests_on(image, sound, note):

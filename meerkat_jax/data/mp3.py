@@ -12,6 +12,8 @@ Frames as of ISO/IEC 11172-3 and 13818-3, layer III alone; the Xing frame as of 
 
 from __future__ import annotations
 
+import functools
+import re
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,15 +27,18 @@ HERTZ = (44_100, 48_000, 32_000)  # of MPEG-1; half of it in MPEG-2, a quarter i
 SAME = 0xFFFE0C00  # bits of a frame's header that do not change: sync, version, layer, sample rate
 MONO = 0xC0
 XING_RATE = 0x90  # index 9: 128 or 80 kbit/s, a frame with room for the count at any sample rate
+SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")  # how a frame of layer III begins
+TAGS = re.compile(rb"Xing|Info|VBRI")
 SURE = 3  # frames in a row that are no chance
+JUNK = 1 << 18  # bytes of a file that are no frames and are searched through
 VBRI_AT = 36  # bytes from its frame's beginning
 
 
 class Frame(NamedTuple):
-    """A frame's header: its size in bytes, samples of each channel, and where a Xing tag may be."""
+    """A frame's header: what does not change in a file, its bytes, and where a Xing tag may be."""
 
+    kind: tuple[int, bool]  # sync, version, layer and sample rate; one channel
     size: int
-    samples: int
     tag_at: int
 
 
@@ -49,98 +54,89 @@ def counted(data: bytes, name: str) -> Counted | None:
 
     Raises UserError when the sample rate or the number of channels changes on the way.
     """
-    places = list(_frames(data, name))
-    if not places:
-        return None
-    (at, first), stated = places[0], None
+    tags = {found.start() for found in TAGS.finditer(data)}
     runs: list[list[int]] = []  # begins and ends of frames that lie one behind the other
+    first = stated = None
     count, cut_off = 0, False
-    for at, frame in places:
-        told = _stated(data, at, frame)
+    for at, frame in _frames(data, name):
+        first = first or (at, frame)
+        told = _stated(data, at, frame, tags) if tags else None
         if told is not None:
             stated = told if stated is None else stated
-            continue
-        if at + frame.size > len(data):
+        elif at + frame.size > len(data):
             cut_off = True
-            break
-        if runs and runs[-1][1] == at:
-            runs[-1][1] = at + frame.size
         else:
-            runs.append([at, at + frame.size])
-        count += 1
+            count += 1
+            if runs and runs[-1][1] == at:
+                runs[-1][1] += frame.size
+            else:
+                runs.append([at, at + frame.size])
     if not count or (stated is not None and count <= stated + 1):  # some count their own frame
         return None
-    parts = [_xing(data, places[0][0], first, count), *(data[a:b] for a, b in runs)]
+    parts = [_xing(data, *first, count), *(data[begin:end] for begin, end in runs)]
     return Counted(b"".join(parts), cut_off)
 
 
 def _frames(data: bytes, name: str) -> Iterator[tuple[int, Frame]]:
-    """(where it begins, frame) of each; what lies between is passed over."""
-    at, kind, mono = 0, None, None
+    """(where it begins, frame) of each; up to `JUNK` bytes that are none are passed over."""
+    at, kind, junk = 0, None, JUNK
     while True:
-        at = _after_tag(data, at)
-        frame = _frame(data, at)
-        if frame is None or (kind is not None and _kind(data, at) != kind):
-            at = _next_row(data, at + (frame is None))
+        frame = _header(data[at : at + 4])
+        if frame is None or frame.kind != kind:  # tags, junk, the first frame, or another kind
+            begin = _after_tag(data, at)
+            at = _next_row(data, begin, begin + junk)
             if at < 0:
                 return
-            frame = _frame(data, at)
-        found = _kind(data, at), data[at + 3] & MONO == MONO
-        if (kind, mono) not in ((None, None), found):
-            raise UserError(
-                f"{name}: the sample rate or the number of channels of the MP3 changes on the way; "
-                "convert it to WAV"
-            )
-        kind, mono = found
+            junk -= at - begin
+            frame = _header(data[at : at + 4])
+            if kind not in (None, frame.kind):
+                raise UserError(
+                    f"{name}: the sample rate or the number of channels of the MP3 changes on the "
+                    "way; convert it to WAV"
+                )
+            kind = frame.kind
         yield at, frame
         at += frame.size
 
 
-def _kind(data: bytes, at: int) -> int:
-    return int.from_bytes(data[at : at + 4], "big") & SAME
-
-
-def _next_row(data: bytes, at: int) -> int:
-    """Where the next `SURE` frames of one kind begin that lie one behind the other; -1: nowhere."""
-    while (at := data.find(b"\xff", at)) >= 0:
-        place = at
-        for _ in range(SURE):
-            frame = _frame(data, place)
-            if frame is None or _kind(data, place) != _kind(data, at):
-                break
+def _next_row(data: bytes, at: int, limit: int) -> int:
+    """Where, before `limit`, the next frame begins that others of its kind follow; -1: nowhere."""
+    for found in SYNC.finditer(data, at, limit + 2):
+        place, row = found.start(), []
+        while len(row) < SURE and (frame := _header(data[place : place + 4])):
+            row.append(frame.kind)
             place += frame.size
-        else:
-            return at
-        at += 1
+        if len(set(row)) == 1 and (len(row) == SURE or place >= len(data)):
+            return found.start()
     return -1
 
 
-def _frame(data: bytes, at: int) -> Frame | None:
-    """The frame whose header begins at `at`; None if none does."""
-    if len(data) < at + 4:
+@functools.lru_cache(1024)
+def _header(head: bytes) -> Frame | None:
+    """The frame that begins with these four bytes; None if none does."""
+    if len(head) < 4:
         return None
-    _, second, third, fourth = data[at : at + 4]
+    begin, second, third, fourth = head
     version = second >> 3 & 3  # 3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5
     rate, hertz = third >> 4, third >> 2 & 3
-    layer_3 = data[at] == 0xFF and second & 0xE6 == 0xE2
+    layer_3 = begin == 0xFF and second & 0xE6 == 0xE2
     if not layer_3 or version == 1 or rate in (0, 15) or hertz == 3:
         return None
-    one = version == 3
+    one, mono = version == 3, fourth & MONO == MONO
     sampled = HERTZ[hertz] >> {3: 0, 2: 1, 0: 2}[version]
     kilobits = (RATES_1 if one else RATES_2)[rate - 1]
     size = (144 if one else 72) * 1000 * kilobits // sampled + (third >> 1 & 1)
-    mono = fourth & MONO == MONO
     side = (17 if mono else 32) if one else (9 if mono else 17)  # bytes before the sound
-    return Frame(size, 1152 if one else 576, 4 + side)
+    return Frame((int.from_bytes(head, "big") & SAME, mono), size, 4 + side)
 
 
-def _stated(data: bytes, at: int, frame: Frame) -> int | None:
+def _stated(data: bytes, at: int, frame: Frame, tags: set[int]) -> int | None:
     """How many frames a frame says there are; None if it is of sound."""
     for place in (at + frame.tag_at, at + frame.tag_at + 2):  # behind a checksum, if there is one
-        if data[place : place + 4] in (b"Xing", b"Info"):
+        if place in tags:
             flags, count = struct.unpack(">II", data[place + 4 : place + 12].ljust(8, b"\0"))
             return count if flags & 1 else 0
-    if data[at + VBRI_AT : at + VBRI_AT + 4] == b"VBRI":
+    if at + VBRI_AT in tags:
         return int.from_bytes(data[at + VBRI_AT + 14 : at + VBRI_AT + 18], "big")
     return None
 
@@ -150,9 +146,8 @@ def _xing(data: bytes, at: int, like: Frame, count: int) -> bytes:
     header = bytearray(data[at : at + 4])
     header[1] |= 1  # no checksum
     header[2] = XING_RATE | header[2] & 0x0C  # no padding
-    size = _frame(bytes(header), 0).size
     tag = b"Xing" + struct.pack(">II", 1, count)
-    return (bytes(header).ljust(like.tag_at, b"\0") + tag).ljust(size, b"\0")
+    return (bytes(header).ljust(like.tag_at, b"\0") + tag).ljust(_header(bytes(header)).size, b"\0")
 
 
 def _after_tag(data: bytes, at: int) -> int:

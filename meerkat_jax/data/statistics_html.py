@@ -57,14 +57,14 @@ def statistics_html(found: Statistics, ids: Mapping[int, str], manifest: Mapping
                 ("The same", "Distinct", "Repeated records", "The most frequent"),
                 [_repeats_row(found, what, ids) for what in TWICE],
             ),
-            "<h3>Left out by the build</h3>",
+            "<h3>Left out by the build, and noted</h3>",
             left_out(manifest),
         )
     )
 
 
 def left_out(manifest: Mapping[str, Any]) -> str:
-    """What the manifest tells of skips and drops."""
+    """What the manifest tells of skips and drops, and of media that were changed."""
     skipped = manifest.get("skipped")
     if skipped is None and "dropped" not in manifest:
         return '<p class="note">The manifest does not tell of any.</p>'

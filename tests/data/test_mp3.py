@@ -34,7 +34,7 @@ def encode(samples: np.ndarray, rate: int = RATE, mode: str = "VARIABLE") -> byt
 
 def headless(data: bytes) -> bytes:
     """Without the frame that tells how many there are."""
-    return data[mp3._frame(data, 0).size :]
+    return data[mp3._header(data[:4]).size :]
 
 
 def id3(size: int) -> bytes:

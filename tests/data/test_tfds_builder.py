@@ -111,7 +111,7 @@ def test_what_was_left_out_is_told_as_in_a_built_folder(both):
     folder, manifest, builder = both
     again = tfds.builder_from_directory(builder.data_dir)  # as read back from its files
     assert all(manifest["skipped"].values()), "a row and an example are left out"
-    for key in ("source", "files", "options", "skipped", "dropped"):
+    for key in ("source", "files", "options", "skipped", "dropped", "noted"):
         assert again.info.metadata[key] == json.loads(json.dumps(manifest[key]))
     ours, theirs = (path / "skipped.jsonl" for path in (folder, builder.data_path))
     assert theirs.read_bytes() == ours.read_bytes()
