@@ -23,7 +23,7 @@ class MediaCache:
     """What was made of files, by kind and hash of their bytes; the least recently used go first."""
 
     def __init__(self, most: int = MAX_BYTES):
-        """At most `most` bytes of arrays are kept."""
+        """At most `most` bytes are kept."""
         self._most, self._lock = most, threading.Lock()
         self._entries: collections.OrderedDict[tuple[str, bytes], concurrent.futures.Future] = (
             collections.OrderedDict()
@@ -66,4 +66,6 @@ class MediaCache:
 def _bytes(value: object) -> int:
     if isinstance(value, tuple):
         return sum(map(_bytes, value))
+    if isinstance(value, bytes):
+        return len(value)
     return value.nbytes if isinstance(value, np.ndarray) else 0

@@ -37,6 +37,7 @@ class Connection(H11Protocol):
                 oldest = min(waiting, key=lambda one: one._header_timer.when())
                 oldest._stop_timers()
                 oldest.transport.abort()
+                self.connections.discard(oldest)  # which uvloop does after it has read from us
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""

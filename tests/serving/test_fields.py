@@ -1,28 +1,23 @@
-"""Every field of OpenAI's reference: its default or empty value changes nothing, others are told."""
+"""Every field of OpenAI's reference: defaults and empty values change nothing, others are told."""
 
 from __future__ import annotations
 
 import base64
 import json
 
-import openai
 import pytest
 from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 
 from meerkat_jax.serving.chat import read_chat
-from meerkat_jax.serving.limits import Limits
 from meerkat_jax.serving.refusals import Refused
-from tests.generation.made import fast_compilation
 from tests.serving.running import (
     NAME,
     PROMPT,
     body,
-    client,
     data_url,
     pair_of,
     picture_part,
-    running,
     user,
 )
 
@@ -135,16 +130,3 @@ def test_a_file_may_come_in_any_spelling_of_base64():
             sent = {"model": NAME, "messages": [{"role": "user", "content": parts}]}
             read = read_chat(json.dumps(sent).encode(), NAME)
             assert (read.image, read.audio) == (image, audio)
-
-
-def test_the_official_client_may_send_all_of_them_and_ask_for_the_model():
-    neutral = {field: values[0] for field, (values, _) in HAS_NOT.items()}
-    with fast_compilation(), running(Limits(), slots=3) as (url, _), client(url) as own:
-        create, messages = own.chat.completions.create, [user(PROMPT, 0)]
-        plain = create(model=NAME, messages=messages, max_tokens=8)
-        full = create(model=NAME, messages=messages, max_tokens=8, extra_body=neutral)
-        assert full.choices == plain.choices and full.usage == plain.usage
-        assert own.models.retrieve(NAME) == own.models.list().data[0]
-        with pytest.raises(openai.NotFoundError, match="'gpt/4' is not here") as caught:
-            own.models.retrieve("gpt/4")
-        assert caught.value.code == "model_not_found"
