@@ -45,7 +45,8 @@ def serve(
     """Serve the page until `stop` is set; nothing that was sent is left then.
 
     `slots` questions are answered side by side and at most `waiting` wait; `cache` is where media
-    for examples may lie; `allowed_hosts` are more names of this server. Raises UserError when the address cannot be had.
+    for examples may lie; `allowed_hosts` are more names of this server (serving/guard.py). Raises
+    UserError when the address cannot be had.
     """
     limits = limits or Limits()
     os.environ |= OFFLINE
