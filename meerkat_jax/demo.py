@@ -13,6 +13,7 @@ import importlib.util
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -40,11 +41,13 @@ def serve(
     slots: int = 8,
     waiting: int = 64,
     limits: Limits | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve the page until `stop` is set; nothing that was sent is left then.
 
     `slots` questions are answered side by side and at most `waiting` wait; `cache` is where media
-    for examples may lie. Raises UserError when the address cannot be had.
+    for examples may lie; `allowed_hosts` are more names of this server (serving/guard.py). Raises
+    UserError when the address cannot be had.
     """
     limits = limits or Limits()
     os.environ |= OFFLINE
@@ -53,7 +56,7 @@ def serve(
 
         samples, source = compose_samples(scratch.given, model.config, cache)
         page = pages.build_page(Desk(engine, model.seconds, limits), samples, source, slots)
-        address = pages.launch(page, host, port, limits, waiting, scratch.given)
+        address = pages.launch(page, host, port, limits, waiting, scratch.given, allowed_hosts)
         try:
             print(f"The demo is at {address} (Ctrl-C ends it)", flush=True)
             stop.wait()
@@ -68,6 +71,7 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Work directory of training.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0: all of this machine.")
     flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65535)
+    flags.DEFINE_list("allowed_hosts", [], "More names of this server, of its pages; *: any.")
     flags.DEFINE_integer("slots", 8, "Questions answered side by side.", lower_bound=1)
     flags.DEFINE_integer("waiting", 64, "Most questions that wait.", lower_bound=1)
     flags.DEFINE_float("megabytes", limits.megabytes, "Largest file.", lower_bound=0.1)
@@ -94,7 +98,8 @@ def main(_: list[str]) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    serve(model, cache, stop, given.host, given.port, given.slots, given.waiting, limits)
+    place, sizes = (given.host, given.port), (given.slots, given.waiting)
+    serve(model, cache, stop, *place, *sizes, limits, given.allowed_hosts)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import socket
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 from absl import flags
 
 from meerkat_jax.api import Meerkat, cache_programs, define_storage_flags
@@ -26,12 +25,10 @@ from meerkat_jax.data.mini.packages import default_cache
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.engine import Engine
 from meerkat_jax.serving.app import make_app
+from meerkat_jax.serving.connections import make_server
 from meerkat_jax.serving.limits import Limits
 from meerkat_jax.training.config import run_door
 from meerkat_jax.training.devices import find_devices
-
-GRACE = 10  # seconds that answers under way have to end
-CONNECTIONS = 1000  # open at a time; more get 503
 
 
 def warm(engine: Engine, size: int) -> None:
@@ -46,11 +43,13 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Work directory of training.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0: all of the machine.")
     flags.DEFINE_integer("port", 8000, "Port; 0: any that is free.", 0, 65535)
+    flags.DEFINE_list("allowed_hosts", [], "More names of this server, of its pages; *: any.")
     flags.DEFINE_string("name", None, "The model's name; default: that of its folder.")
     flags.DEFINE_integer("slots", 8, "Questions answered side by side.", 1)
     flags.DEFINE_integer("waiting", 64, "Questions that may wait.", 1)
     flags.DEFINE_integer("pairs", 16, "Pictures and sounds remembered.", 1)
     flags.DEFINE_integer("max_body", limits.body, "Bytes of a request.", 1)
+    flags.DEFINE_integer("max_bodies", limits.bodies, "Bytes of all requests that are read.", 1)
     flags.DEFINE_integer("max_pixels", limits.pixels, "Pixels of a picture.", 1)
     flags.DEFINE_float("max_sound", limits.sound, "Seconds of a sound.", 0)
     flags.DEFINE_float("max_seconds", limits.seconds, "From a request to its answer.", 0)
@@ -66,17 +65,12 @@ def main(_: list[str]) -> None:
     with _bound(given.host, given.port) as place:
         model = Meerkat.load(given.checkpoint, given.quantise, given.apart)
         name = given.name or Path(given.checkpoint).resolve().name
-        limits = Limits(given.max_body, given.max_pixels, given.max_sound, given.max_seconds)
+        limits = Limits(
+            given.max_body, given.max_pixels, given.max_sound, given.max_seconds, given.max_bodies
+        )
         with Engine(model, given.slots, given.waiting, given.pairs) as engine:
             warm(engine, model.assembly.shapes.image_size)
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    make_app(engine, name, limits),
-                    log_level="warning",
-                    limit_concurrency=CONNECTIONS,
-                    timeout_graceful_shutdown=GRACE,
-                )
-            )
+            server = make_server(make_app(engine, name, limits, given.host, given.allowed_hosts))
             host, port = place.getsockname()[:2]
             print(f"serving {name} on http://{host}:{port}/v1", flush=True)
             # uvicorn ends in good order and then raises the signal again; that is the end for us.

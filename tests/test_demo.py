@@ -23,8 +23,10 @@ from meerkat_jax.demo_page.talk import Desk, Talk
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.answers import Answer, View
 from meerkat_jax.generation.engine import Engine
+from tests.conftest import free_port
 from tests.data.sources.fill import video as write_video
 from tests.generation.made import fast_compilation, model, write_media
+from tests.serving.test_guard import ask
 
 QUESTION = "Find the object that makes the sound."
 
@@ -162,6 +164,31 @@ def test_a_picture_is_shown_in_its_proportions():
     folder = tempfile.mkdtemp()
     Image.new("RGB", (1000, 500)).save(f"{folder}/wide.png")
     assert read_picture(open(f"{folder}/wide.png", "rb").read()).shape == (320, 640, 3)
+
+
+# ---- who may use it ----
+
+
+def test_only_pages_of_its_own_may_use_it(tmp_path):
+    with Scratch(60):
+        import gradio as gr
+
+        from meerkat_jax.demo_page.page import launch
+
+        with gr.Blocks(analytics_enabled=False) as page:
+            gr.Markdown("A page.")
+        port = free_port()
+        launch(page, "127.0.0.1", port, Limits(), 4, tmp_path, ["demo.example"])
+        try:
+            url, upload = f"http://127.0.0.1:{port}", "/gradio_api/upload"
+            own = f"127.0.0.1:{port}"
+            assert ask(url, Host=own)[0] == ask(url, Host="demo.example")[0] == 200
+            assert ask(url, Host="evil.example")[1]["error"]["code"] == "host_not_allowed"
+            code, found = ask(url, "POST", upload, b"x", Host=own, Origin="http://evil.example")
+            assert (code, found["error"]["code"]) == (403, "origin_not_allowed")
+            assert ask(url, "POST", upload, b"x", Host=own, Origin=url)[0] not in (403, 404)
+        finally:
+            page.close(verbose=False)
 
 
 # ---- files ----

@@ -13,6 +13,7 @@ from typing import Any
 
 import gradio as gr
 from gradio_client.utils import is_http_url_like
+from starlette.middleware import Middleware
 
 from meerkat_jax.data.instructions import instruction
 from meerkat_jax.demo_page.limits import Limits
@@ -20,6 +21,7 @@ from meerkat_jax.demo_page.media import split_video
 from meerkat_jax.demo_page.samples import Sample
 from meerkat_jax.demo_page.talk import Desk, Talk
 from meerkat_jax.errors import UserError
+from meerkat_jax.serving.guard import HostGuard
 
 HERE = Path(__file__).parent
 CSP = (
@@ -109,19 +111,29 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
     return page
 
 
-def launch(page: gr.Blocks, host: str, port: int, limits: Limits, waiting: int, given: Path) -> str:
+def launch(
+    page: gr.Blocks,
+    host: str,
+    port: int,
+    limits: Limits,
+    waiting: int,
+    given: Path,
+    allowed_hosts: Sequence[str] = (),
+) -> str:
     """Serve the page in threads of its own; returns its address. `given` is the examples' folder.
 
+    It answers to the name `host` and to `allowed_hosts` (serving/guard.py).
     Raises UserError when the address cannot be had.
     """
     gr.set_static_paths([given])
     page.queue(max_size=waiting, api_open=False)
+    guard = Middleware(HostGuard, host=host, allowed_hosts=allowed_hosts)
     try:
         _, address, _ = page.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False,
             max_file_size=round(limits.megabytes * 2**20), footer_links=[], ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, theme=_theme(),
-            css_paths=HERE / "page.css",
+            css_paths=HERE / "page.css", app_kwargs={"middleware": [guard]},
             head=HEAD.format(script=(HERE / "page.js").read_text(encoding="utf-8")),
         )  # fmt: skip
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from meerkat_jax.demo_page.media import check_picture, check_sound, read_picture
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.answers import Answer
 from meerkat_jax.generation.engine import Engine
+from meerkat_jax.generation.media_cache import MediaCache
 from meerkat_jax.generation.reply import CANCELLED, Reply
 
 
@@ -31,6 +33,7 @@ class Desk:
     def __init__(self, engine: Engine, seconds: float, limits: Limits):
         """`seconds` of a sound are heard."""
         self.engine, self.seconds, self.limits = engine, seconds, limits
+        self._shown = MediaCache()
 
     def ask(
         self,
@@ -62,8 +65,9 @@ class Desk:
                 text += piece
                 yield _with(talk, question, text), None
             answer = self._finished(reply)
-            shown = None if image is None else read_picture(image)
-            heard = b"" if audio is None else read_sound(audio, self.seconds)
+            shown = None if image is None else self._shown.get("image", image, read_picture)
+            decode = functools.partial(read_sound, seconds=self.seconds)
+            heard = b"" if audio is None else self._shown.get("audio", audio, decode)
             drawn = draw_answer(answer, question, shown, heard)
             yield _with(talk, question, answer.text), drawn
         finally:

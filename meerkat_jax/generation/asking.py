@@ -8,9 +8,10 @@ plain grey or hears silence. Of a sound longer than the model's `seconds`, the b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,10 +19,11 @@ import soundfile
 from PIL import Image
 
 from meerkat_jax.assemble import Assembly
-from meerkat_jax.data.audio import load_audio
+from meerkat_jax.data.audio import AudioInfo, load_audio
 from meerkat_jax.data.image import load_image
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.answers import Answer, View, read_answer
+from meerkat_jax.generation.media_cache import MediaCache
 from meerkat_jax.generation.sampling import Generated
 
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image | None
@@ -61,8 +63,11 @@ class Loaded:
     notes: tuple[str, ...]
 
 
-def load(assembly: Assembly, asked: Asked) -> Loaded:
-    """Decode the media and spell the prompts; UserError for what cannot be read or is too long."""
+def load(assembly: Assembly, asked: Asked, cache: MediaCache | None = None) -> Loaded:
+    """Decode the media and spell the prompts; UserError for what cannot be read or is too long.
+
+    Media that are given as bytes are looked for in `cache` first.
+    """
     shapes, notes = assembly.shapes, []
     if asked.image is None and asked.audio is None:
         raise UserError("neither a picture nor a sound is given; give one of them at least")
@@ -70,13 +75,16 @@ def load(assembly: Assembly, asked: Asked) -> Loaded:
         image = np.full((shapes.image_size,) * 2 + (3,), GREY, np.uint8)
         notes.append("no picture was given: the model saw plain grey")
     else:
-        image = load_image(_picture_source(asked.image), shapes.image_size)
+        decode_image = functools.partial(load_image, size=shapes.image_size)
+        image = _decoded("image", _picture_source(asked.image), decode_image, cache)
     if asked.audio is None:
         audio = np.zeros(round(shapes.seconds * shapes.sample_rate), np.float32)
         notes.append("no sound was given: the model heard silence")
     else:
-        source = _sound_source(asked.audio)
-        audio, info = load_audio(source, shapes.sample_rate, shapes.seconds)
+        decode_audio = functools.partial(
+            load_audio, sample_rate=shapes.sample_rate, seconds=shapes.seconds
+        )
+        audio, info = _decoded("audio", _sound_source(asked.audio), decode_audio, cache)
         if info.truncated:
             notes.append(
                 f"the sound is {info.seconds:.1f} s long: heard were its first {shapes.seconds:g} s"
@@ -88,6 +96,18 @@ def load(assembly: Assembly, asked: Asked) -> Loaded:
     seeds = asked.seeds or [0] * len(questions)
     forms = asked.forms or [None] * len(questions)
     return Loaded(image, audio, questions, seeds, forms, tuple(notes))
+
+
+def _decoded(
+    kind: str,
+    source: str | os.PathLike | bytes,
+    decode: Callable[..., np.ndarray | tuple[np.ndarray, AudioInfo]],
+    cache: MediaCache | None,
+) -> np.ndarray | tuple[np.ndarray, AudioInfo]:
+    """What `decode` makes of the file; a path is not looked for, as its file may change."""
+    if cache is None or not isinstance(source, bytes):
+        return decode(source)
+    return cache.get(kind, source, decode)
 
 
 def check_temperature(temperature: float) -> None:

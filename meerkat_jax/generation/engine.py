@@ -24,6 +24,7 @@ from meerkat_jax.errors import UserError
 from meerkat_jax.generation import asking
 from meerkat_jax.generation.answers import View
 from meerkat_jax.generation.asking import Asked, AudioLike, ImageLike, Loaded
+from meerkat_jax.generation.media_cache import MediaCache
 from meerkat_jax.generation.reply import Reply
 from meerkat_jax.generation.sampling import Sampler
 from meerkat_jax.generation.slots import Question, Slots
@@ -63,7 +64,7 @@ class Engine:
             if value < 1:
                 raise UserError(f"{name} is {value}; expected at least 1")
         self._assembly, self._waiting, self._pairs = model.sampler.assembly, waiting, pairs
-        self._slots = Slots(model.sampler, slots)
+        self._slots, self._media = Slots(model.sampler, slots), MediaCache()
         self._queue: collections.deque[_Request] = collections.deque()
         self._rows: list[_Request | None] = [None] * slots
         self._seen: collections.OrderedDict[bytes, tuple[Cache, View]] = collections.OrderedDict()
@@ -125,7 +126,8 @@ class Engine:
             raise UserError(f"seed is {seed}; expected 0 to {SEEDS - 1}")
         marks = self._slots.begin(form, most)
         self._refuse_more()
-        pair = asking.load(self._assembly, Asked(image, audio, [prompt], turns=turns))
+        asked = Asked(image, audio, [prompt], turns=turns)
+        pair = asking.load(self._assembly, asked, self._media)
         ids = pair.questions[0]
         read = functools.partial(asking.read, self._assembly, ids, pair.notes)
         length = self._assembly.model.prefix_length + len(ids)

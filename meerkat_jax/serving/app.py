@@ -13,11 +13,12 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import anyio
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -25,17 +26,29 @@ from starlette.routing import Route
 from meerkat_jax.errors import UserError
 from meerkat_jax.generation.engine import SEEDS, Busy, Engine
 from meerkat_jax.generation.reply import Reply
-from meerkat_jax.serving.chat import Wanted, read_chat
+from meerkat_jax.serving.bodies import Bodies
+from meerkat_jax.serving.chat import read_chat, unknown_model
 from meerkat_jax.serving.completions import DONE, Shape, event
-from meerkat_jax.serving.limits import Limits, check_media, read_body
+from meerkat_jax.serving.guard import HostGuard
+from meerkat_jax.serving.limits import Limits, check_media
 from meerkat_jax.serving.metrics import Metrics
 from meerkat_jax.serving.refusals import Refused, bad
 
+JSON = "application/json"
 LOG = logging.getLogger("meerkat_jax.serving")
 
 
-def make_app(engine: Engine, name: str, limits: Limits) -> Starlette:
-    """The application: `engine` is served as the model `name`, and closed when the server ends."""
+def make_app(
+    engine: Engine,
+    name: str,
+    limits: Limits,
+    host: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
+) -> Starlette:
+    """The application: `engine` is served as the model `name`, and closed when the server ends.
+
+    It listens at `host` and answers to that name and `allowed_hosts` (serving/guard.py).
+    """
     server = _Server(engine, name, limits)
 
     @contextlib.asynccontextmanager
@@ -46,22 +59,35 @@ def make_app(engine: Engine, name: str, limits: Limits) -> Starlette:
     routes = [
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/v1/models", server.models),
+        Route("/v1/models/{name:path}", server.one_model),
         Route("/health", server.health),
         Route("/metrics", lambda _: server.metrics.response()),
     ]
     faults = {404: _unknown, 405: _unknown}
-    return Starlette(routes=routes, exception_handlers=faults, lifespan=lifespan)
+    guard = Middleware(HostGuard, host=host, allowed_hosts=allowed_hosts)
+    return Starlette(
+        routes=routes, exception_handlers=faults, lifespan=lifespan, middleware=[guard]
+    )
 
 
 class _Server:
     def __init__(self, engine: Engine, name: str, limits: Limits):
         self.engine, self.name, self.limits = engine, name, limits
+        self.bodies = Bodies(limits)
         self.metrics, self.started = Metrics(engine), int(time.time())
         self.readers = anyio.CapacityLimiter(os.cpu_count() or 1)
 
     async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def one_model(self, request: Request) -> Response:
+        if (name := request.path_params["name"]) != self.name:
+            return unknown_model(name, self.name).response()
+        return JSONResponse(self._model())
+
+    def _model(self) -> dict[str, Any]:
         model = {"id": self.name, "object": "model", "created": self.started}
-        return JSONResponse({"object": "list", "data": [model | {"owned_by": "meerkat_jax"}]})
+        return model | {"owned_by": "meerkat_jax"}
 
     async def health(self, _: Request) -> Response:
         alive = self.engine.alive
@@ -80,12 +106,17 @@ class _Server:
         return response
 
     async def _chat(self, request: Request, begun: float) -> Response:
-        body = await read_body(request, self.limits)
-        run = functools.partial(anyio.to_thread.run_sync, limiter=self.readers)
-        wanted, reply = await run(self._begin, body)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON:  # which no page may send to another's server without its leave (CORS)
+            message = f"Content-Type is {kind!r:.80}; expected {JSON}"
+            raise Refused(415, message, code="unsupported_media_type")
+        async with self.bodies.read(request) as body:
+            run = functools.partial(anyio.to_thread.run_sync, limiter=self.readers)
+            stream, usage, reply = await run(self._begin, body)
+        del body  # which would be held until the answer ends
         shape, pieces = Shape(self.name), self._pieces(reply, begun)
-        if wanted.stream:
-            events = self._events(shape, reply, pieces, wanted.usage)
+        if stream:
+            events = self._events(shape, reply, pieces, usage)
             return StreamingResponse(events, media_type="text/event-stream")
         gone = asyncio.ensure_future(_gone(request))
         whole = asyncio.ensure_future(_all(pieces))
@@ -100,8 +131,8 @@ class _Server:
             reply.cancel()
         return JSONResponse(shape.whole(reply, reply.answer(0)))
 
-    def _begin(self, body: bytes) -> tuple[Wanted, Reply]:
-        """Read the request and ask, in a worker thread."""
+    def _begin(self, body: bytearray) -> tuple[bool, bool, Reply]:
+        """Read the request and ask, in a worker thread; whether to stream, and with the usage."""
         wanted = read_chat(body, self.name)
         check_media(wanted.image, wanted.audio, self.limits)
         most = self.engine.max_new if wanted.most is None else wanted.most
@@ -115,7 +146,7 @@ class _Server:
             raise Refused(429, str(busy), code="queue_full") from None
         except UserError as error:
             raise bad(str(error), "messages", "invalid_value") from None
-        return wanted, reply
+        return wanted.stream, wanted.usage, reply
 
     async def _pieces(self, reply: Reply, begun: float) -> AsyncIterator[str]:
         """The text as it comes; when it is over, one way or the other, it is counted."""

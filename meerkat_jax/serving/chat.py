@@ -1,7 +1,9 @@
 """A request for a chat completion, read strictly: what this model cannot do is refused by name.
 
-Fields are those of OpenAI's reference. One that would change nothing may be there with the value
-that changes nothing ("n": 1). Of our own there is `meerkat_form`, "boxes" or "segments".
+Fields are those of OpenAI's reference, and those that vLLM adds. One that this server does not have
+may be there with its documented default, or empty ("n": 1, "tools": []), as that changes nothing;
+the default of `temperature` alone is ours, 0. Of our own there is `meerkat_form`, "boxes" or
+"segments".
 
 A conversation is about one picture and one sound, which stand in its first user message as data,
 never as an address: the server opens no file and no connection for anyone.
@@ -12,15 +14,41 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from meerkat_jax.serving.refusals import Refused, bad
 
-DATA = re.compile(r"data:image/[\w.+-]+;base64,")
-SHOWN = 40  # characters of an address in a message
+DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)  # the file itself tells its type
+SHOWN = 40  # characters of an address, or of a value, in a message
+
+
+def only(*values: Any) -> Any:
+    """The type of a field that this server does not have: these values of it change nothing."""
+
+    def check(value: Any) -> Any:
+        same = (value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+        if not any(same):
+            expected = " or ".join(json.dumps(one) for one in values)
+            shown = f"{json.dumps(value):.{SHOWN}}"
+            message = f"{shown} is not done here; expected {expected}, or leave it out"
+            # In a context, as braces in a message mean one.
+            raise PydanticCustomError("unsupported_value", "{message}", {"message": message})
+        return value
+
+    return Annotated[Any, AfterValidator(check)]
 
 
 class _Strict(BaseModel):
@@ -41,13 +69,14 @@ class Text(_Strict):
 
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 class ImageUrl(_Strict):
     """A picture as a data: URL."""
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class Picture(_Strict):
@@ -55,10 +84,11 @@ class Picture(_Strict):
 
     type: Literal["image_url"]
     image_url: ImageUrl
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 class Audio(_Strict):
-    """A sound file in base64."""
+    """A sound file in base64, or as a data: URL."""
 
     data: str
     format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "mp4", "webm"]
@@ -69,6 +99,7 @@ class Sound(_Strict):
 
     type: Literal["input_audio"]
     input_audio: Audio
+    prompt_cache_breakpoint: dict[str, Any] | None = None
 
 
 def _parts(content: Any) -> Any:
@@ -84,14 +115,19 @@ class Message(_Strict):
     """What one of the two said."""
 
     role: Literal["user", "assistant"]
-    content: Content
+    content: Content | None = None  # of an assistant; of a user it has to be there
     name: str | None = None
+    # As the client writes an answer of this server back.
+    refusal: only("") = None
+    annotations: only([]) = None
+    tool_calls: only([]) = None
 
 
 class StreamOptions(_Strict):
     """What a stream tells besides."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False  # there is none, either way
 
 
 class Chat(_Strict):
@@ -106,18 +142,50 @@ class Chat(_Strict):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     meerkat_form: Literal["boxes", "segments"] | None = None
-    # What changes nothing.
+    # Told for others; an answer does not depend on them.
     user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] = False
-    n: Literal[1] = 1
-    top_p: float = Field(1.0, ge=1, le=1)
-    presence_penalty: float = Field(0.0, ge=0, le=0)
-    frequency_penalty: float = Field(0.0, ge=0, le=0)
-    logprobs: Literal[False] = False
-    modalities: list[Literal["text"]] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    # What this server does not have.
+    n: only(1) = None
+    top_p: only(1) = None
+    presence_penalty: only(0) = None
+    frequency_penalty: only(0) = None
+    logit_bias: only({}) = None
+    logprobs: only(False) = None
+    top_logprobs: only(0) = None
+    stop: only([]) = None
+    tools: only([]) = None
+    tool_choice: only("none", "auto") = None
+    parallel_tool_calls: only(True, False) = None
+    functions: only([]) = None
+    function_call: only("none", "auto") = None
+    modalities: only(["text"], []) = None
+    response_format: only({"type": "text"}) = None
+    reasoning_effort: only("none", "medium") = None
+    verbosity: only("medium") = None
+    service_tier: only("auto", "default") = None
+    store: only(False) = None
+    # And what vLLM has besides.
+    top_k: only(-1, 0) = None
+    min_p: only(0) = None
+    min_tokens: only(0) = None
+    repetition_penalty: only(1) = None
+    length_penalty: only(1) = None
+    use_beam_search: only(False) = None
+    ignore_eos: only(False) = None
+    bad_words: only([]) = None
+    stop_token_ids: only([]) = None
+    include_stop_str_in_output: only(False) = None
+    skip_special_tokens: only(True) = None
+    spaces_between_special_tokens: only(True) = None
+    echo: only(False) = None
+    add_generation_prompt: only(True) = None
+    continue_final_message: only(False) = None
+    priority: only(0) = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,14 +214,18 @@ def read_chat(body: bytes, model: str) -> Wanted:
     except ValidationError as error:
         raise _refused(error) from None
     if chat.model != model:
-        message = f"the model {chat.model[:SHOWN]!r} is not here; expected {model!r}"
-        raise Refused(404, message, "model", "model_not_found")
-    if chat.stream_options is not None and not chat.stream:
-        raise bad("stream_options has no meaning without stream", "stream_options")
-    limits = chat.max_tokens, chat.max_completion_tokens
-    if None not in limits:
-        message = "max_tokens is the old name of max_completion_tokens; give one of them"
-        raise bad(message, "max_tokens")
+        raise unknown_model(chat.model, model)
+    usage = chat.stream_options is not None and chat.stream_options.include_usage
+    if usage and not chat.stream:
+        message = "stream_options.include_usage is true, which has no meaning without stream"
+        raise bad(message, "stream_options")
+    limits = {chat.max_tokens, chat.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise bad(
+            f"max_tokens is {chat.max_tokens}, and max_completion_tokens, its new name, "
+            f"{chat.max_completion_tokens}; give one of them",
+            "max_tokens",
+        )
     image, audio = _media(chat.messages)
     *before, prompt = _texts(chat.messages)
     return Wanted(
@@ -164,10 +236,16 @@ def read_chat(body: bytes, model: str) -> Wanted:
         temperature=chat.temperature,
         seed=chat.seed,
         form=chat.meerkat_form,
-        most=next((limit for limit in limits if limit is not None), None),
+        most=min(limits, default=None),
         stream=chat.stream,
-        usage=chat.stream_options is not None and chat.stream_options.include_usage,
+        usage=usage,
     )
+
+
+def unknown_model(name: str, model: str) -> Refused:
+    """The refusal of a request to another model than `model`."""
+    message = f"the model {name[:SHOWN]!r} is not here; expected {model!r}"
+    return Refused(404, message, "model", "model_not_found")
 
 
 def _texts(messages: list[Message]) -> list[str]:
@@ -180,9 +258,12 @@ def _texts(messages: list[Message]) -> list[str]:
                 "user begins",
                 f"messages.{i}.role",
             )
+        if message.content is None and expected == "user":
+            where = f"messages.{i}.content"
+            raise bad(f"{where}: there is none; expected a question of user", where)
     if len(messages) % 2 == 0:
         raise bad("messages: the last is of assistant, expected a question of user", "messages")
-    parts = [[p.text for p in message.content if p.type == "text"] for message in messages]
+    parts = [[p.text for p in message.content or () if p.type == "text"] for message in messages]
     return ["\n".join(texts) for texts in parts]
 
 
@@ -190,7 +271,7 @@ def _media(messages: list[Message]) -> tuple[bytes | None, bytes | None]:
     """The picture and the sound of the first message; any others are refused."""
     found: dict[str, bytes] = {}
     for i, message in enumerate(messages):
-        for j, part in enumerate(message.content):
+        for j, part in enumerate(message.content or ()):
             where = f"messages.{i}.content.{j}"
             if part.type == "text":
                 continue
@@ -209,7 +290,9 @@ def _media(messages: list[Message]) -> tuple[bytes | None, bytes | None]:
 def _data(part: Picture | Sound, where: str) -> bytes:
     """The file in a part of a message."""
     if part.type == "input_audio":
-        return _decoded(part.input_audio.data, f"{where}.input_audio.data")
+        data, field = part.input_audio.data, f"{where}.input_audio.data"
+        begin = DATA.match(data)
+        return _decoded(data[begin.end() :] if begin else data, field)
     url, field = part.image_url.url, f"{where}.image_url.url"
     begin = DATA.match(url)
     if not begin:
@@ -221,7 +304,7 @@ def _data(part: Picture | Sound, where: str) -> bytes:
 
 def _decoded(text: str, field: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # lines may be broken
     except (binascii.Error, ValueError):
         raise bad(f"{field}: not base64", field, "invalid_base64") from None
 
@@ -233,10 +316,12 @@ def _tag(loc: tuple[str | int, ...], i: int) -> bool:
 
 def _refused(error: ValidationError) -> Refused:
     """The first complaint, in words of ours where pydantic's do not help."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for i, part in enumerate(first["loc"]) if not _tag(first["loc"], i))
     if first["type"] == "extra_forbidden":
-        return bad(f"{field} is no field of this server", field, "unsupported_parameter")
+        shown = f"{json.dumps(first['input'], default=str):.{SHOWN}}"
+        message = f"{field}: {shown} is not done here, whatever it is; leave it out"
+        return bad(message, field, "unsupported_parameter")
     if first["type"] == "json_invalid":
         return bad(f"the body is not JSON ({first['msg']})", None, "invalid_json")
     message = first["msg"]

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 
-from starlette.requests import ClientDisconnect, Request
-
 from meerkat_jax.data.audio import count_seconds
 from meerkat_jax.data.image import read_size
-from meerkat_jax.serving.refusals import Refused, bad
+from meerkat_jax.serving.refusals import bad
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """body, bytes; pixels of a picture; sound, seconds; seconds from a request to its answer."""
+    """What one request may cost, and what all that are read at a time."""
 
-    body: int = 32 << 20
-    pixels: int = 40_000_000
-    sound: float = 600.0
-    seconds: float = 120.0
-
-
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body, refused as soon as it is too large or too slow."""
-    size = f"a request of more than {limits.body} bytes; send a smaller picture or sound"
-    if int(request.headers.get("content-length") or 0) > limits.body:
-        raise Refused(413, size, code="request_too_large")
-    parts, count = [], 0
-    try:
-        async with asyncio.timeout(limits.seconds):
-            async for part in request.stream():
-                parts.append(part)
-                count += len(part)
-                if count > limits.body:
-                    raise Refused(413, size, code="request_too_large")
-    except TimeoutError:
-        message = f"the request did not arrive within {limits.seconds:g} s"
-        raise Refused(408, message, code="request_timeout") from None
-    except ClientDisconnect:
-        raise Refused(499, "the client has gone", code="client_closed_request") from None
-    return b"".join(parts)
+    body: int = 32 << 20  # bytes of a request
+    pixels: int = 40_000_000  # of a picture
+    sound: float = 600.0  # seconds
+    seconds: float = 120.0  # from a request to its answer
+    bodies: int = 256 << 20  # bytes of all requests that are being read and decoded
+    stall: float = 10.0  # seconds without bodies.PROGRESS more of a request
 
 
 def check_media(image: bytes | None, audio: bytes | None, limits: Limits) -> None:

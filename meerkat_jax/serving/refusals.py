@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse
 
-TYPES = {429: "rate_limit_error", 500: "server_error", 504: "server_error"}
+TYPES = {429: "rate_limit_error"} | dict.fromkeys((500, 503, 504), "server_error")
+AGAIN = {"Retry-After": "1"}  # seconds
 
 
 class Refused(Exception):
@@ -27,8 +28,9 @@ class Refused(Exception):
 
     def response(self) -> JSONResponse:
         """The whole answer; one that may be tried again says when."""
-        headers = {"Retry-After": "1"} if self.status == 429 else None
-        return JSONResponse(self.to_json(), self.status, headers)
+        return JSONResponse(
+            self.to_json(), self.status, AGAIN if self.status in (429, 503) else None
+        )
 
 
 def bad(message: str, param: str | None = None, code: str | None = None) -> Refused:

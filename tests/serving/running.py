@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
-import uvicorn
+from starlette.types import ASGIApp
 
 from meerkat_jax.generation.engine import Engine
 from meerkat_jax.serving.app import make_app
+from meerkat_jax.serving.connections import make_server
 from meerkat_jax.serving.limits import Limits
 from tests.generation.made import model, png, tone, wav
 
@@ -28,17 +29,25 @@ PROMPT = "What makes this sound?"
 def running(limits: Limits, **sizes: int) -> Iterator[tuple[str, Engine]]:
     """The address of a server of the made model, and its engine; ended in good order."""
     engine = Engine(model(), **sizes)
+    with listening(make_app(engine, NAME, limits)) as url:
+        yield url, engine
+    assert not engine.alive
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp) -> Iterator[str]:
+    """The address of a server of any application."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
-        app = make_app(engine, NAME, limits)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        server = make_server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()
-        until(lambda: server.started)
-        yield f"http://127.0.0.1:{place.getsockname()[1]}", engine
-        server.should_exit = True
-        thread.join()
-    assert not engine.alive
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{place.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def client(url: str) -> openai.OpenAI:
@@ -89,7 +98,8 @@ def raw(url: str, head: str, *parts: bytes) -> socket.socket:
     """A connection on which a POST with `head` and the parts of a body was sent."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
-    lines = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n{head}\r\n\r\n"
+    start = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n"
+    lines = f"{start}Content-Type: application/json\r\n{head}\r\n\r\n"
     connection.sendall(lines.encode() + b"".join(parts))
     return connection
 
