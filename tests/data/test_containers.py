@@ -1,5 +1,6 @@
 """What strangers call a video: what is opened of it, and what it may cost."""
 
+import base64
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import av
 import numpy as np
@@ -20,6 +22,7 @@ from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.demo_page.media import check_sound, read_sound, split_video
 from meerkat_jax.errors import UserError
 from meerkat_jax.generate import _fault
+from meerkat_jax.serving.chat import read_chat
 from tests.data.filming import RATE, film, grey, tone
 
 EXPECTED = re.escape("expected MP4, MOV, M4A or 3GP, MKV or WebM, AVI")
@@ -36,6 +39,12 @@ SCRIPTS = {  # what makes FFmpeg open another file
     "images": "{0}%03d.png\n",
     "lavfi": "movie={0}",
 }
+
+
+def test_one_function_opens_containers():
+    root = Path(containers.__file__).parents[1]
+    found = {path.name for path in root.rglob("*.py") if "av.open" in path.read_text()}
+    assert found == {"containers.py"}
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +180,10 @@ def test_every_door_takes_m4a_and_webm(tmp_path, name, codec):
         check_sound(str(path), Limits(seconds=1))
     assert read_sound(path.read_bytes(), 1.0)[:4] == b"RIFF"
     assert media.encode_sound(str(path), 0.5, 1.0, 1.0)[:4] == b"fLaC"
+    audio = {"data": base64.b64encode(path.read_bytes()).decode(), "format": name[2:]}
+    content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": "What?"}]
+    asked = {"model": "m", "messages": [{"role": "user", "content": content}]}
+    assert read_chat(json.dumps(asked).encode(), "m").audio == path.read_bytes()
 
 
 # ---- bounds ----
