@@ -35,11 +35,17 @@ FORMATS = {  # FFmpeg's demuxer: what users call it
 HEAD = 4096  # bytes that decide
 STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # brands of MP4 that are pictures
 ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that a MOV begins with
-OGG_VIDEO = (b"\x80theora", b"fishead\0", b"BBCD\0")  # libsndfile reads an Ogg without them
+OGG_VIDEO = (
+    b"\x80theora",
+    b"OVP80",
+    b"fishead\0",
+    b"BBCD\0",
+)  # libsndfile reads an Ogg without them
 
 SECONDS = 120.0  # that a file may take, by the clock on the wall
 PIXELS = 8192 * 4320  # of a frame
 CHANNELS = 32
+WRAP = 2**33 / 90_000  # seconds after which MPEG-TS and PS begin to count anew
 OPTIONS = {
     "protocol_whitelist": "none",
     "enable_drefs": "0",  # tracks of a MOV that lie in another file
@@ -85,7 +91,7 @@ def _detect(head: bytes) -> str | None:
     if head[:4] == b"OggS" and any(codec in head for codec in OGG_VIDEO):
         return "ogg"
     packets = ((0, 188), (4, 192), (0, 204))  # offset and size: plain, M2TS, with parity
-    if any(set(head[first : 5 * size : size]) == {0x47} for first, size in packets):
+    if any(head[first::size][:5] == b"G" * 5 for first, size in packets):
         return "mpegts"
     return "aac" if _is_adts(head) else None
 
@@ -164,6 +170,7 @@ class Opened:
                 f"{PIXELS} pixels"
             )
         context.options = {"max_pixels": OPTIONS["max_pixels"]}
+        context.thread_count = 1  # others decode beside this
 
     def seconds(self) -> float | None:
         """The end of the stream, or of the file, on the common clock; None if it is not stated."""
@@ -188,9 +195,13 @@ class Opened:
 
     def frames(self) -> Iterator[tuple[Any, float | None]]:
         """Decoded frames, within the deadline, and their times on the common clock."""
+        wraps = self.container.format.name.startswith("mpeg")
         for packet in self.packets():
             for frame in packet.decode():
-                yield frame, None if frame.time is None else frame.time - self.zero
+                time = frame.time
+                if time is not None:
+                    time -= self.zero + (WRAP if wraps and time > WRAP / 2 else 0)
+                yield frame, time
 
     def _base(self) -> float:
         return float(self.stream.time_base)

@@ -24,7 +24,7 @@ from meerkat_jax.data import video
 from meerkat_jax.data.containers import Source, as_file, late, name_of
 from meerkat_jax.errors import UserError
 
-SECONDS = 30  # until a child is ended
+SECONDS = 20  # until a child is ended
 MEMORY = 2 << 30  # bytes that it may address, the libraries among them
 TASKS = {
     "frame": video.load_frame,

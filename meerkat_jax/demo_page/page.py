@@ -106,7 +106,7 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
             values = str(sample.picture), str(sample.sound), sample.question
             button.click(functools.partial(tuple, values), None, [picture, sound, question])
         split = functools.partial(_split, desk)
-        video.upload(split, video, [picture, sound], concurrency_limit=2, api_visibility="private")
+        video.upload(split, video, [picture, sound], concurrency_limit=4, api_visibility="private")
         anew.click(lambda: (Talk(), [], IDLE), None, outputs)
     return page
 

@@ -72,25 +72,27 @@ def film(
             layout = LAYOUTS[len(wave)]
             spoken = file.add_stream(audio, rate=rate, layout=layout)
             spoken.codec_context.bit_rate = 192_000 * len(wave)
+        packets = []
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(drawn(number), "rgb24")
             frame.pts, frame.time_base = round((picture_at + number / FPS) * 1000), MILLI
-            file.mux(shown.encode(frame))
-        if frames:
-            file.mux(shown.encode())
+            packets += shown.encode(frame)
+        packets += shown.encode() if frames else []
         if wave is None:
+            file.mux(packets)
             return
         resampler = av.AudioResampler(format=spoken.format, layout=layout, rate=rate)
         size = spoken.codec_context.frame_size or 1024
-        packets = []
+        heard = []
         for start in range(0, wave.shape[1], size):
             piece = np.ascontiguousarray(wave[:, start : start + size], np.float32)
             frame = av.AudioFrame.from_ndarray(piece, "fltp", layout)
             frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
             (frame,) = resampler.resample(frame)
             frame.pts = start + round(sound_at * rate)
-            packets += spoken.encode(frame)
-        for packet in [*packets, *spoken.encode()]:
+            heard += spoken.encode(frame)
+        for packet in [*heard, *spoken.encode()]:
             time = float(packet.pts * packet.time_base) - sound_at
             if not (lost and lost[0] <= time < lost[1]):
-                file.mux(packet)
+                packets.append(packet)
+        file.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))

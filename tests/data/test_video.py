@@ -33,10 +33,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("channels", [2, 6])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_sound_is_as_loud_from_a_container_as_from_wav(tmp_path, name, channels):
-    levels = [0.9, 0.5, 0.25, 0.0, 0.3, 0.1][:channels] if channels > 2 else [0.9] * channels
+    levels = [0.9, 0.5, 0.25, 0.0, 0.3, 0.1] if channels == 6 else [0.9, 0.9]
     wave = np.stack([tone(1.0, 440.0, level) for level in levels])
     soundfile.write(tmp_path / "a.wav", wave.T, RATE, "FLOAT")
     film(tmp_path / name, wave, **KINDS[name])
@@ -75,6 +75,26 @@ def test_times_are_of_one_clock(tmp_path, name, picture_at, sound_at):
         assert abs(number - (at + zero - picture_at) * FPS) <= 2.5
 
 
+SOUGHT = {
+    "a.mp4": {}, "a.mkv": {}, "a.webm": {"audio": "libopus", "video": "libvpx"}, "a.ts": {},
+    "a.flv": {"video": "flv"}, "a.avi": {"audio": "mp2"}, "a.wmv": {"audio": "wmav2"}, "a.aac": {},
+    "a.ogv": {"audio": "libopus", "video": "libvpx", "format": "ogg"},
+    "one key frame.mp4": {"gop": 600, "video": "libx264"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOUGHT)
+def test_what_is_sought_is_found_where_reading_on_finds_it(tmp_path, name):
+    frames = 0 if name == "a.aac" else 250
+    film(tmp_path / name, pulse(8.0, 10), frames, **SOUGHT[name])
+    due = heard_at(mono(tmp_path / name, 10))
+    assert abs(due - 8.0) < 0.05  # a codec's delay, where the container cannot tell it
+    assert abs(heard_at(mono(tmp_path / name, 2, 7.5)) + 7.5 - due) < 0.0015
+    for at in (3.0, 7.02) if frames else ():
+        number = number_of(video.load_frame(tmp_path / name, at))
+        assert abs(number - at * FPS % 110) <= 3
+
+
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
 def test_missing_packets_are_silence_and_shift_nothing(tmp_path, name):
     codec = "libopus" if name == "a.webm" else "aac"
@@ -103,6 +123,29 @@ def test_a_frame_before_the_first_one_is_refused(tmp_path):
     assert abs(number_of(video.load_frame(tmp_path / "a.mkv", 2.5))) < 1
     with pytest.raises(UserError, match=r"a.mkv: the first frame is at 3.00 s, not 0.5"):
         video.load_frame(tmp_path / "a.mkv", 0.5)
+
+
+def test_time_stamps_that_wrap_are_taken_on(tmp_path):
+    film(tmp_path / "a.ts", pulse(0.5, 2), 50)
+    data = bytearray((tmp_path / "a.ts").read_bytes())
+    for at in range(0, len(data), 188):  # all stamps, so that the clock wraps after .7 s
+        start = data.find(b"\0\0\1", at, at + 188)
+        if start < 0 or not data[at + 1] & 0x40 or not data[start + 7] & 0x80:
+            continue
+        both = data[start + 7] & 0x40
+        for place in (start + 9, start + 14) if both else (start + 9,):
+            data[place : place + 5] = shifted(data[place : place + 5], 2**33 - 63_000 - 126_000)
+    assert abs(heard_at(mono(bytes(data), 2)) - 0.52) < 0.03
+
+
+def shifted(stamp, by):
+    """A time stamp of MPEG, 33 bits in 5 bytes, moved by so many ticks of 90 kHz."""
+    value = (stamp[0] >> 1 & 7) << 30 | stamp[1] << 22 | (stamp[2] >> 1) << 15
+    value = ((value | stamp[3] << 7 | stamp[4] >> 1) + by) % 2**33
+    return bytes([
+        stamp[0] & 0xF0 | (value >> 30) << 1 | 1, value >> 22 & 255, (value >> 15 & 127) << 1 | 1,
+        value >> 7 & 255, (value & 127) << 1 | 1,
+    ])  # fmt: skip
 
 
 def test_a_length_that_is_not_stated_is_found(tmp_path):
