@@ -173,6 +173,7 @@ def main(_: list[str]) -> None:
         asks = losses.needs(phase["weights"])["ask"]
         found = data.needed(split, model.prompt, model.shapes, odds(phase)) if asks else None
         needed.append(found)
+    strata = [split.strata() for split in splits]  # so that batches have their share of pairs
     ends = list(itertools.accumulate(phase["steps"] for phase in phases))
     total, rate = ends[-1], learning_rate(config)
     stop = min(total, FLAGS.stop_after or total)
@@ -246,7 +247,7 @@ def main(_: list[str]) -> None:
             batches = train_batches(
                 splits[number], encode(phase, kept=kept), size(phase), config["seed"] + number,
                 done, workers, phase.get("kept"),
-                hosts.rows(on_device, size(phase)), needed[number],
+                hosts.rows(on_device, size(phase)), needed[number], strata[number],
             )  # fmt: skip
             compiled, needs = {}, losses.needs(phase["weights"])  # a program for each length
         with clock.waiting(pending[-1:]):

@@ -5,8 +5,8 @@
       train-00000-of-00012.array_record   the records of a shard of one split
       texts/train-00000-of-00012.array_record    the questions of the same examples alone
       shards/00000.json                   what became of a shard: counts, keys, what was left out
-      keys/train.npy  parts/train-arig.npy       written at the end, as is
-      manifest.json                       counts, classes, everything left out by reason
+      keys/train.npy  parts/train-arig.npy  parts/train-{matched,boxed}.npy      written at the end,
+      manifest.json                       as is this: counts, classes, everything left out by reason
 
 A shard is there when its report is: it is written last, so a killed build goes on with the shards
 that are missing and ends with the same bytes. The plan is looked through before anything is
@@ -37,7 +37,7 @@ from meerkat_jax.data.example import Example, to_bytes
 from meerkat_jax.data.pipeline import leave_with_parent
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
 from meerkat_jax.data.sources.skips import Bad
-from meerkat_jax.data.split import write_part
+from meerkat_jax.data.split import TRAITS, write_part
 from meerkat_jax.data.surveying import (
     SPLITS,
     Survey,
@@ -50,7 +50,8 @@ from meerkat_jax.data.surveying import (
 from meerkat_jax.errors import UserError
 from meerkat_jax.progress import Progress
 
-VERSION = 2  # raise it when records change: a build that was begun before is not gone on with
+# Raise it when records or parts change: a build that was begun before is not gone on with.
+VERSION = 2
 ROOM = 64 << 20  # bytes that a disk must have left beside a shard
 
 
@@ -299,7 +300,7 @@ def _write_split(job: Job, split: str, rows: list, out: Path, report: dict) -> N
     """The records of one split of a shard, and its share of the report."""
     name = f"{split}-{job.number:05d}-of-{job.count:05d}"
     records, texts, questions = [], [], Counter()
-    parts: dict[str, list[int]] = {}
+    parts: dict[str, list[int]] = {name: [] for name in TRAITS}  # of a trait also an empty part
     for place, (entry, image, audio) in enumerate(rows):
         records.append(to_bytes(example(entry, job.source, image, audio)))
         asked = [[q.task, q.truth["kind"], q.instruction, q.response] for q in entry.questions]
@@ -308,8 +309,9 @@ def _write_split(job: Job, split: str, rows: list, out: Path, report: dict) -> N
             said = question.truth["answer"]
             kind = f"{question.task}/{question.truth['kind']}"
             questions[f"{kind}/{said}" if isinstance(said, bool) else kind] += 1
-        for task in sorted({q.task for q in entry.questions}):
-            parts.setdefault(task, []).append(place)
+        traits = {"matched": entry.matched, "boxed": bool(entry.boxes)}
+        for part in (*sorted({q.task for q in entry.questions}), *(n for n in TRAITS if traits[n])):
+            parts.setdefault(part, []).append(place)
     _write(out / f"{name}.array_record", records)
     _write(out / "texts" / f"{name}.array_record", texts)
     report["counts"][split] = len(rows)

@@ -1,9 +1,14 @@
-"""In which order records come: shuffled without end, and batches of short texts together.
+"""In which order records come: shuffled without end, batches of short texts together, all balanced.
 
 Numbers alone, no record is read for it. The order depends on the seed, not on workers or hosts, and
-can be begun anywhere. A window of some batches is sorted by the length that their texts need, cut
-into batches, and these are shuffled: a batch is then hardly longer than its texts, and the mixture
-is that of the window. Every example comes as often as without.
+can be begun anywhere. A window of some batches, an epoch at most, is rearranged within itself, so
+every example comes as often as without:
+
+- Each batch gets its share of the window's matched pairs and of its boxed ones, rounded down or up.
+  AVOpT learns from matched pairs alone and AVACE from boxed ones. An unmatched pair has short texts
+  (one false claim, no boxes), so batches by length alone would gather the unmatched.
+- Within these shares, records whose texts need the same length come together, and the batches are
+  shuffled: a batch is then hardly longer than its texts.
 """
 
 from __future__ import annotations
@@ -15,8 +20,10 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-BATCHES = 64  # of a window
+BATCHES = 64  # of a window, at most
 HELD = 4  # windows in memory: those that threads read from at once
+MATCHED, BOXED = 1, 2  # what a record's stratum is made of
+RING = np.array([0, 1, 3, 2], np.uint8)  # stratum -> place; matched are neighbours, so are boxed
 
 
 def endless(
@@ -37,16 +44,18 @@ def endless(
     return grain.MapDataset.mix(streams, weights=list(shares)).seed(seed)
 
 
-class Fitted:
-    """(record, length) for each place of the order: the batches of a window by their length.
+class BalancedBatches:
+    """(record, length) for each place of the order: the windows' balanced batches.
 
-    needed: int[n], the length that each record's texts need; lengths: those that batches may have,
-    rising; what needs more than the last has it all the same.
+    strata: uint8[n], of each record MATCHED | BOXED, what holds of it. needed: int[n], the length
+    that each record's texts need; lengths: those that batches may have, rising; what needs more
+    than the last has it all the same.
     """
 
     def __init__(
         self,
         order: grain.MapDataset,
+        strata: np.ndarray,
         needed: np.ndarray,
         lengths: Sequence[int],
         batch: int,
@@ -54,6 +63,8 @@ class Fitted:
     ) -> None:
         self.order, self.lengths, self.batch, self.seed = order, np.array(lengths), batch, seed
         self.smallest = np.searchsorted(self.lengths[:-1], needed).astype(np.uint8)
+        self.places = RING[strata]
+        self.batches = max(1, min(BATCHES, len(strata) // batch))
         self._begin()
 
     def _begin(self) -> None:
@@ -69,11 +80,11 @@ class Fitted:
         self._begin()
 
     def __len__(self) -> int:
-        size = BATCHES * self.batch
+        size = self.batches * self.batch
         return len(self.order) // size * size
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        window, place = divmod(index, BATCHES * self.batch)
+        window, place = divmod(index, self.batches * self.batch)
         with self._lock:
             if window not in self._held:
                 self._held[window] = self._window(window)
@@ -82,13 +93,31 @@ class Fitted:
             return self._held[window][place]
 
     def _window(self, number: int) -> list[tuple[int, int]]:
-        size = BATCHES * self.batch
+        size = self.batches * self.batch
         records = np.array([self.order[number * size + i] for i in range(size)])
         smallest = self.smallest[records]
-        batches = np.argsort(smallest, kind="stable").reshape(BATCHES, self.batch)
+        batches = balanced(self.places[records], smallest, self.batches)
         lengths = self.lengths[smallest[batches].max(axis=1)]
-        shuffled = np.random.default_rng([self.seed, number]).permutation(BATCHES)
-        records = records[batches[shuffled]].ravel()
+        rng = np.random.default_rng([self.seed, number])
+        shuffled = rng.permutation(self.batches)
+        # Within a batch too, so that the parts of an accumulated one are alike.
+        records = records[rng.permuted(batches[shuffled], axis=1)].ravel()
         return list(
             zip(records.tolist(), lengths[shuffled].repeat(self.batch).tolist(), strict=True)
         )
+
+
+def balanced(places: np.ndarray, lengths: np.ndarray, batches: int) -> np.ndarray:
+    """Cut n = batches * B records into batches that have their shares of each stratum.
+
+    places: int[n] in 0..3, the record's place on RING; lengths: int[n]. Returns int[batches, B],
+    which records are in which batch. Of each place, of neighbouring places together, and so of
+    matched and of boxed records, a batch has the mean over the batches, rounded down or up.
+    Batches are by rising length, as far as that allows.
+    """
+    ring = np.lexsort((lengths, places))
+    # Cards dealt in turn: of a stretch of them, every batch gets as many as any other, or one more.
+    dealt = places[ring].reshape(-1, batches)
+    # How many of a place each batch gets is settled; which ones they are goes by length.
+    owners = [np.repeat(np.arange(batches), (dealt == place).sum(axis=0)) for place in range(4)]
+    return ring[np.argsort(np.concatenate(owners), kind="stable")].reshape(batches, -1)

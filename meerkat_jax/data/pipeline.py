@@ -24,7 +24,7 @@ import numpy as np
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.image import load_image
-from meerkat_jax.data.order import Fitted, endless
+from meerkat_jax.data.order import BalancedBatches, endless
 from meerkat_jax.data.prompt import Prompt, pack
 from meerkat_jax.data.split import Part, Split, open_one
 from meerkat_jax.errors import UserError
@@ -198,18 +198,23 @@ def train_batches(
     scenes: int | None = None,
     rows: Sequence[int] | None = None,
     needed: np.ndarray | None = None,
+    strata: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, beginning at example number `start` of the endless order.
 
     `workers` processes decode ahead; 0 decodes in threads of this process. Same order either way.
     With `scenes` only the first ones of the split are read, with `rows` only these of each batch.
-    With `needed`, the length int[n] that each record's texts need, batches have one of `lengths`
-    of the shapes where their texts fit.
+    With `strata` uint8[n], what is known of each record (`Split.strata`), each batch has its share
+    of matched and boxed pairs; with `needed` as well, the length int[n] that each record's texts
+    need, it has one of `lengths` of the shapes where its texts fit.
     """
     order = numbers(split, seed, scenes)
-    if needed is not None:
+    if strata is not None:
         lengths = (*encode.shapes.lengths, encode.shapes.length)
-        order = grain.MapDataset.source(Fitted(order, needed, lengths, batch, seed)).seed(seed)
+        if needed is None:
+            needed, lengths = np.zeros(len(strata), int), lengths[-1:]
+        balanced = BalancedBatches(order, strata, needed, lengths, batch, seed)
+        order = grain.MapDataset.source(balanced).seed(seed)
     records = order.random_map(Fetch(split.open(), encode))
     records = records[start:]
     if rows is not None:

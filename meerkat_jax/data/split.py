@@ -12,8 +12,11 @@ import numpy as np
 
 from meerkat_jax.data.example import from_bytes
 from meerkat_jax.data.lengths import Lengths, joined, measure
+from meerkat_jax.data.order import BOXED, MATCHED
 from meerkat_jax.data.prompt import Prompt
 from meerkat_jax.errors import UserError
+
+TRAITS = {"matched": MATCHED, "boxed": BOXED}  # parts of every built split
 
 
 class Part:
@@ -86,6 +89,28 @@ class Split:
             found.append(whole.of(read_part(place, name, part)) if part else whole)
         return joined(found)
 
+    def strata(self) -> np.ndarray | None:
+        """MATCHED | BOXED (data/order.py) of each record, uint8[n], in the order of `open`.
+
+        None where questions do not lie apart from the records: nothing is known then. Raises
+        UserError for a folder that was built before such parts were written.
+        """
+        if not self.has_texts():
+            return None
+        name, _, part = self.name.partition("/")
+        found = []
+        for place, _ in self.sources():
+            whole = np.zeros(len(open_one(place, name)), np.uint8)
+            for trait, bit in TRAITS.items():
+                if not _part_file(place, name, trait).is_file():
+                    raise UserError(
+                        f"{place}: split {name!r} has no part {trait!r}, an earlier version built "
+                        "it; build it again with --overwrite (docs/data.md)"
+                    )
+                whole[read_part(place, name, trait)] |= bit
+            found.append(whole[read_part(place, name, part)] if part else whole)
+        return np.concatenate(found)
+
 
 def open_split(folder: Path, split: str) -> grain.MapDataset:
     """The records of one split by index; see `Split`."""
@@ -107,7 +132,9 @@ def _files(folder: Path, name: str) -> list[str]:
 def _holds(folder: Path, split: str) -> bool:
     """Whether a built folder has a split, or a part of it, without opening its files."""
     name, _, part = split.partition("/")
-    return bool(_files(folder, name)) and (not part or _part_file(folder, name, part).is_file())
+    path = _part_file(folder, name, part)
+    filled = not part or (path.is_file() and len(np.load(path, mmap_mode="r")) > 0)
+    return bool(_files(folder, name)) and filled
 
 
 def open_one(folder: Path, split: str) -> grain.MapDataset:
@@ -119,7 +146,10 @@ def open_one(folder: Path, split: str) -> grain.MapDataset:
         raise UserError(f"{folder}: no split {name!r}; it holds {', '.join(have) or 'no records'}")
     source = grain.sources.ArrayRecordDataSource(paths)
     if part:
-        source = Part(source, read_part(folder, name, part))
+        rows = read_part(folder, name, part)
+        if not len(rows):
+            raise UserError(f"{folder}: no record of split {name!r} is in its part {part!r}")
+        source = Part(source, rows)
     return grain.MapDataset.source(source).map(from_bytes)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from meerkat_jax.data.lengths import Lengths
 from meerkat_jax.data.mixture import mix
 from meerkat_jax.data.open import DataSet
-from meerkat_jax.data.order import BATCHES, Fitted
+from meerkat_jax.data.order import BalancedBatches
 from meerkat_jax.data.pipeline import Encode, Rows, Shapes, numbers, train_batches
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.sources.registry import SOURCES
@@ -145,18 +145,20 @@ def test_batches_are_as_long_as_their_texts_and_nothing_is_lost(mixed, prompt, t
     shapes = Shapes(8, 8000, 0.1, runs=2, length=260, room=200, answer=200, boxes=16, names=16)
     needed = split.lengths(prompt, tmp_path).needed({}, 2)
     shapes = dataclasses.replace(
-        shapes, lengths=tuple(sorted({int(np.quantile(needed, q)) for q in (0.4, 0.7)}))
+        shapes, lengths=tuple(sorted({int(np.quantile(needed, q)) for q in (0.6, 0.85)}))
     )
     encode = Encode(shapes, prompt, (), {}, look=False, listen=False)
-    order = Fitted(numbers(split, 5), needed, (*shapes.lengths, 260), 4, 5)
-    window = [order[i] for i in range(4 * BATCHES)]
-    plain = [numbers(split, 5)[i] for i in range(4 * BATCHES)]
+    strata = split.strata()
+    order = BalancedBatches(numbers(split, 5), strata, needed, (*shapes.lengths, 260), 4, 5)
+    window = [order[i] for i in range(4 * order.batches)]
+    plain = [numbers(split, 5)[i] for i in range(4 * order.batches)]
     assert Counter(number for number, _ in window) == Counter(plain)
     assert len({length for _, length in window}) == 3
     spent = sum(length for _, length in window)
     assert spent < 0.9 * 260 * len(window)
     records = split.open()
-    found = list(itertools.islice(train_batches(split, encode, 4, 5, needed=needed), 24))
+    known = {"needed": needed, "strata": strata}
+    found = list(itertools.islice(train_batches(split, encode, 4, 5, **known), 24))
     for batch, start in zip(found, range(0, 96, 4), strict=True):
         numbers_, lengths = zip(*window[start : start + 4], strict=True)
         assert set(lengths) == {batch["tokens"].shape[-1]}
@@ -164,7 +166,7 @@ def test_batches_are_as_long_as_their_texts_and_nothing_is_lost(mixed, prompt, t
         assert (batch["owners"].max(axis=(1, 2)) + 1).tolist() == counts
         for number, owners in zip(numbers_, batch["owners"], strict=True):
             assert len(np.unique(owners[owners >= 0])) == len(records[number].questions)
-    halves = [train_batches(split, encode, 4, 5, 32, rows=rows, needed=needed)
+    halves = [train_batches(split, encode, 4, 5, 32, rows=rows, **known)
               for rows in ((0, 1), (2, 3))]  # fmt: skip
     for batch in found[8:]:
         parts = [next(half)["tokens"] for half in halves]

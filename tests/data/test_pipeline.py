@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import itertools
 
+import grain
 import numpy as np
 import pytest
 from absl import flags
@@ -14,7 +15,7 @@ from meerkat_jax.data.example import TASKS, Box, Example, Question
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.mini.build import MiniConfig, build
 from meerkat_jax.data.mini.compose import SPLITS
-from meerkat_jax.data.pipeline import Encode, Shapes, fixed_batches, train_batches
+from meerkat_jax.data.pipeline import Encode, Shapes, fixed_batches, numbers, train_batches
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.split import Split, open_split, read_manifest
 from meerkat_jax.data.tokenizer import build_mini_tokenizer
@@ -98,6 +99,14 @@ def test_an_epoch_holds_every_scene_once_and_the_next_is_shuffled_anew(folder, e
     epochs = pictures[: CONFIG.train], pictures[CONFIG.train :]
     assert len(set(epochs[0])) == CONFIG.train and set(epochs[0]) == set(epochs[1])
     assert epochs[0] != epochs[1]
+
+
+def test_the_order_of_the_mini_data_is_the_shuffle_alone(folder):
+    """Its scores have floors. Nothing is known of its pairs beforehand, and none are rearranged."""
+    split = Split(folder, "train")
+    assert split.strata() is None
+    plain = grain.MapDataset.range(CONFIG.train).seed(3).shuffle().repeat()
+    assert [numbers(split, 3)[i] for i in range(30)] == [plain[i] for i in range(30)]
 
 
 def test_fixed_batches_are_the_same_each_time_and_whole(folder, encode):
