@@ -38,7 +38,7 @@ from meerkat_jax.training import config as configs
 from meerkat_jax.training import flops, hosts, losses, params, preemption, senses, sharding
 from meerkat_jax.training.checkpoints import Checkpoints
 from meerkat_jax.training.checks import check, check_names
-from meerkat_jax.training.metrics import Clock, MetricsWriter
+from meerkat_jax.training.metrics import Clock, MetricsWriter, nonfinite
 from meerkat_jax.training.profile import Profile
 from meerkat_jax.training.quantise import quantise_tree
 from meerkat_jax.training.step import learning_rate, make_optimizer, new_state, phase_step
@@ -337,21 +337,20 @@ def refuse_nonfinite(rows, step: int, writer, checkpoints: Checkpoints, where: s
 
     The loss of a step is that of the parameters before it: a checkpoint of those is set aside.
     """
-    for at, row in enumerate(rows, step - len(rows) + 1):
-        bad = {key: value for key, value in row.items() if not math.isfinite(value)}
-        if not bad:
+    for i, row in enumerate(rows):
+        if all(map(math.isfinite, row.values())):
             continue
+        at = step - len(rows) + 1 + i
         writer.write(at, row, progress=False)
         writer.close()
         if not math.isfinite(row["loss"]):
             checkpoints.set_aside(at - 1)
         good = checkpoints.latest()
         checkpoints.close()
-        name = "loss" if "loss" in bad else min(bad)
+        kept = f"the last good checkpoint, step {good}, is kept; " if good is not None else ""
         raise UserError(
-            f"{name} is {bad[name]} at step {at} ({where}); "
-            + (f"the last good checkpoint, step {good}, is kept; " if good is not None else "")
-            + "lower the learning rate or look at the data, and train anew in another --workdir"
+            f"step {at} ({where}): {nonfinite(row, rows[i - 1] if i else None)}; {kept}"
+            "then train anew in another --workdir"
         )
 
 

@@ -42,12 +42,17 @@ class AVACE(nn.Module):
     ) -> dict[str, jax.Array]:
         """Exchange image_tokens float[B, V, Dv] and audio_tokens float[B, A, Da].
 
-        image_valid bool[B, V] and audio_valid bool[B, A] are False on padding. image_places
+        image_valid bool[B, V] and audio_valid bool[B, A] are False on padding, whose tokens are
+        read as zeros, whatever they hold. image_places
         float[V, Dv] and audio_places float[A, Da] are added to what is told and passed on, not to
         what is compared: where something is says nothing about what it is. Returns
         image float[B, V, Dv], audio float[B, A, Da]; map float32[B, A, V], sums to 1 over V;
         audio_weight float32[B, A], sums to 1; attention float32[B, V], their product, sums to 1.
         """
+        if image_valid is not None:
+            image_tokens = jnp.where(image_valid[..., None], image_tokens, 0)
+        if audio_valid is not None:
+            audio_tokens = jnp.where(audio_valid[..., None], audio_tokens, 0)
         image_norm, audio_norm = RMSNorm(name="image_norm"), RMSNorm(name="audio_norm")
         image, audio = image_norm(image_tokens), audio_norm(audio_tokens)
         image_tokens, audio_tokens = image_tokens + image_places, audio_tokens + audio_places
@@ -154,9 +159,11 @@ def in_box_loss(
     divergence KL(m / sum(m) || attention): the map must fill the box, and far from it, where the
     softmax is flat, the gradient does not vanish. The loss of an attention that sums to 1 is 0 at
     the least: when all of it is on best-covered patches, and with `fill` spread over the box. A
-    sample without a box gets the maximum of the first two; use `avace_loss` to leave it out.
+    sample without a box gets the maximum of the first two, with gradient 0 whatever its attention;
+    use `avace_loss` to leave it out.
     """
     best = coverage.max(axis=-1, keepdims=True)
+    attention = jnp.where(best > 0, attention, 1 / attention.shape[-1])
     member = coverage / jnp.where(best > 0, best, 1.0)
     mass_inside = jnp.sum(attention * member, axis=-1)
     mass_outside = jnp.sum(attention * (1.0 - member), axis=-1)

@@ -45,11 +45,16 @@ class AVOpT(nn.Module):
         The masses float[B, V] and float[B, A] are zero on padding; default uniform. Returns
         image float[B, V, width] and audio float[B, A, width]: the projected unit vectors;
         cost_matrix float[B, V, A], 1 - cosine, in 0..2; and of `transport`: distance, cost, plan.
-        loss_per_pair float[B] is the distance.
+        loss_per_pair float[B] is the distance. It is NaN for a pair with tokens that are not
+        finite, and its gradient exactly 0: such a pair, left out of the loss, changes no parameter.
         """
+        image_tokens, image_finite = finite_tokens(image_tokens, image_mass)
+        audio_tokens, audio_finite = finite_tokens(audio_tokens, audio_mass)
         image = unit(Dense(self.width, name="image")(image_tokens))
         audio = unit(Dense(self.width, name="audio")(audio_tokens))
         cost_matrix = 1.0 - jnp.einsum("bvd,bad->bva", image, audio)
+        finite = (image_finite & audio_finite)[:, None, None]
+        cost_matrix = jnp.where(finite, cost_matrix, jnp.nan)
         out = transport(
             cost_matrix,
             image_mass,
@@ -72,6 +77,19 @@ class AVOpT(nn.Module):
 def avopt_loss(out: dict[str, jax.Array], matched: jax.Array) -> jax.Array:
     """Mean distance over the pairs with matched bool[B]; 0 with zero gradient if there is none."""
     return masked_mean(out["loss_per_pair"], matched)
+
+
+def finite_tokens(tokens: jax.Array, mass: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Zeros in the place of tokens without mass, and of whole sets that are not finite.
+
+    tokens float[B, N, D], mass float[B, N] or bool[B, N] -> float[B, N, D], and bool[B]: was the
+    set finite? What a `where` hides behind a computation still makes its gradient 0 * NaN = NaN; so
+    it is taken away before.
+    """
+    if mass is not None:
+        tokens = jnp.where(mass[..., None] > 0, tokens, 0)
+    finite = jnp.all(jnp.isfinite(tokens), axis=(1, 2))
+    return jnp.where(finite[:, None, None], tokens, 0), finite
 
 
 def masked_mean(values: jax.Array, keep: jax.Array) -> jax.Array:

@@ -83,6 +83,8 @@ def name_contrast(
     Raises:
       UserError: an unknown form.
     """
+    if valid is not None:
+        tokens = jnp.where(valid[..., None], tokens, 0)  # or their NaN would be in the gradient
     cosine = jnp.einsum("bnd,cd->bnc", unit(tokens), unit(names))
     scores = pool_scores(cosine, valid, sharpness)
     usable = jnp.ones(len(scores), bool) if valid is None else jnp.any(valid, axis=1)
@@ -123,8 +125,8 @@ def pair_contrast(
       loss float[], 0 with zero gradient if nothing matches; scores float[B, B], cosines of every
       picture (row) with every sound (column).
     """
-    image = unit(_mean_tokens(unit(image_tokens), image_valid))
-    audio = unit(_mean_tokens(unit(audio_tokens), audio_valid))
+    image = unit(_mean_tokens(image_tokens, image_valid))
+    audio = unit(_mean_tokens(audio_tokens, audio_valid))
     scores = image @ audio.T
     logits = scores / temperature
     own = jnp.eye(len(scores), dtype=bool)
@@ -136,7 +138,8 @@ def pair_contrast(
 
 
 def _mean_tokens(tokens, valid):
-    """Mean over valid tokens: float[B, N, D], bool[B, N] -> float[B, D]."""
+    """Mean of the directions of valid tokens: float[B, N, D], bool[B, N] -> float[B, D]."""
     if valid is None:
-        return tokens.mean(axis=1)
-    return jnp.sum(tokens * valid[..., None], axis=1) / jnp.maximum(valid.sum(1), 1)[:, None]
+        return unit(tokens).mean(axis=1)
+    tokens = unit(jnp.where(valid[..., None], tokens, 0))
+    return jnp.sum(tokens, axis=1) / jnp.maximum(valid.sum(1), 1)[:, None]

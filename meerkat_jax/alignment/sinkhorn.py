@@ -33,8 +33,10 @@ SOLVERS = ("sinkhorn", "scaling", "ipot")
 ANNEALED = 0.5  # share of the iterations that anneal; the rest settle at the final epsilon
 MOMENTUM = 1.5  # over-relaxation (Thibault et al. 2021); about halves the error on clustered costs
 STAGE = 10  # iterations of "scaling" at one value of epsilon
-SCALING_ANNEALED, SCALING_MOMENTUM = 0.7, 1.7  # measured: best for 100 iterations to 0.003
-SMALLEST_SCALE = 1e-4  # of the mean cost: equal token sets would otherwise give epsilon 0
+SCALING_ANNEALED, SCALING_MOMENTUM = 0.7, 1.8  # measured: best for 100 iterations to 0.003
+SCALING_EXCESS = 2.0  # above it an over-relaxed step of 1.8 may lead away from the optimum
+LOG_RANGE = (-80.0, 40.0)  # of a kernel's entries: sums of products of three stay in float32
+SMALLEST_SCALE = 1e-6  # of the mean cost: float32's 1 - cosine is rounded by a tenth of that
 SMALLEST_MASS = 1e-30  # of a plan's entry that counts in the entropy: 1 / x must not overflow
 IMPLICIT_MASS = 1e-7  # implicit differentiation divides by the masses, so none may be zero
 IMPLICIT_RIDGE = 1e-6  # the dual Hessian, of unit diagonal, is singular: potentials may shift
@@ -55,8 +57,10 @@ def transport(
     """Solve B transport problems at once.
 
     Args:
-      cost: float[B, V, A], at least 0, finite; computed in float32 or wider.
+      cost: float[B, V, A], at least 0; computed in float32 or wider. What it says of tokens
+        without mass is not read.
       image_mass: float[B, V], at least 0, zero on padding; normalised here; default uniform.
+        A set whose masses are all zero has nothing to carry: plan, distance and cost are 0.
       audio_mass: float[B, A], likewise.
       epsilon: final regularisation of Sinkhorn, a share of the mean cost.
       iterations: how many, exactly; for "scaling" a multiple of ten.
@@ -64,6 +68,9 @@ def transport(
       solver: "sinkhorn", "scaling" or "ipot" (see the module's text).
       beta: proximal step of "ipot", in units of the cost (the release: 0.5).
       scale: float[B], the unit of epsilon; default the mean cost under the masses, detached.
+
+    A problem whose cost is not finite has a distance and cost of NaN, the plan a b^T and a gradient
+    of exactly 0: left out of a loss, it does not get into the gradient.
 
     Returns:
       distance float[B]: <P, C> of the rounded plan P; with gradient="plan" its gradient is P.
@@ -75,8 +82,12 @@ def transport(
     """
     _check(epsilon, iterations, gradient, solver)
     cost = cost.astype(jnp.promote_types(cost.dtype, jnp.float32))
-    a = _normalised(image_mass, cost.shape[:2], cost.dtype)
-    b = _normalised(audio_mass, (cost.shape[0], cost.shape[2]), cost.dtype)
+    a, some_a = _normalised(image_mass, cost.shape[:2], cost.dtype)
+    b, some_b = _normalised(audio_mass, (cost.shape[0], cost.shape[2]), cost.dtype)
+    full = some_a & some_b
+    carried = (a > 0)[:, :, None] & (b > 0)[:, None, :] & full[:, None, None]
+    finite = jnp.all(jnp.isfinite(cost) | ~carried, axis=(1, 2))
+    cost = jnp.where(carried & finite[:, None, None], cost, 0)  # before all: 0 * NaN is NaN
     if scale is None:
         scale = jnp.maximum(jnp.einsum("bva,bv,ba->b", cost, a, b), SMALLEST_SCALE)
     width = epsilon * jax.lax.stop_gradient(scale)
@@ -94,7 +105,8 @@ def transport(
         plan = jax.vmap(solve)(fixed, a, b, width)
     # The correction is detached: min(1, a/r) has its kink where the plan has converged.
     plan += jax.lax.stop_gradient(round_to_marginals(plan, a, b) - plan)
-    distance = jnp.einsum("bva,bva->b", plan, cost)
+    plan = jnp.where(full[:, None, None], plan, 0)
+    distance = jnp.where(finite, jnp.einsum("bva,bva->b", plan, cost), jnp.nan)
     divergence = _divergence(plan, a[:, :, None] * b[:, None, :])
     return {"distance": distance, "cost": distance + width * divergence, "plan": plan}
 
@@ -146,37 +158,53 @@ def _sinkhorn(cost, a, b, width, *, epsilon, iterations, implicit):
         use_danskin=True,
     )
     out = solve(problem)
-    return jnp.exp((out.f[:, None] + out.g[None, :] - cost) / width)
+    # No converged entry is beyond the range; an unconverged one would be infinite.
+    return jnp.exp(jnp.minimum((out.f[:, None] + out.g[None, :] - cost) / width, LOG_RANGE[1]))
 
 
 def _scaling(cost, a, b, width, *, epsilon, iterations):
     """As `_sinkhorn`, by scaling the kernel in stages of falling epsilon.
 
     Every stage starts from scalings of 1, as the potentials are within its kernel; so they stay in
-    float32's range down to a small epsilon. Zero masses weigh nothing in any sum.
+    float32's range down to a small epsilon. Zero masses weigh nothing in any sum. An over-relaxed
+    step raises the dual objective for certain unless a token has far too little mass: there the
+    excess is bounded, or a token far from all others would be thrown about by ever larger steps. A
+    stage ends with a plain step, which stills what oscillates.
     """
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     stages = iterations // STAGE
     ratios = np.ones(stages)
     annealed = max(1, round(SCALING_ANNEALED * stages))
     ratios[:annealed] = np.geomspace(1.0, max(1.0 / epsilon, 1.0), annealed)[::-1]
+    excess = np.full(STAGE, SCALING_MOMENTUM - 1)
+    excess[-1] = 0
+    # Every token has a price of 0, however far it is from all: at any epsilon its sum is above 0.
+    cost -= jnp.where(b > 0, cost, jnp.inf).min(axis=1, keepdims=True)
+    cost -= jnp.where(a[:, None] > 0, cost, jnp.inf).min(axis=0, keepdims=True)
 
     def kernel(f, g, width):
-        return jnp.exp((f[:, None] + g[None, :] - cost) / width)
+        return jnp.exp(jnp.clip((f[:, None] + g[None, :] - cost) / width, *LOG_RANGE))
+
+    def relaxed(scaling, total, excess):
+        ratio = 1 / (scaling * total)
+        return scaling * ratio * jnp.clip(ratio, 1 / SCALING_EXCESS, SCALING_EXCESS) ** excess
 
     def stage(potentials, ratio):
         f, g = potentials
         scaled = kernel(f, g, ratio * width)
 
-        def step(scalings, _):
+        def step(scalings, excess):
             u, v = scalings
-            u *= (u * product(scaled, b * v)) ** -SCALING_MOMENTUM
-            v *= (v * product(a * u, scaled)) ** -SCALING_MOMENTUM
+            u = relaxed(u, product(scaled, b * v), excess)
+            v = relaxed(v, product(a * u, scaled), excess)
             return (u, v), None
 
         ones = jnp.ones_like(a), jnp.ones_like(b)
-        (u, v), _ = jax.lax.scan(step, ones, length=STAGE)
-        return (f + ratio * width * jnp.log(u), g + ratio * width * jnp.log(v)), None
+        (u, v), _ = jax.lax.scan(step, ones, jnp.asarray(excess, cost.dtype))
+        new = f + ratio * width * jnp.log(u), g + ratio * width * jnp.log(v)
+        # A problem that left the range all the same stays where it was.
+        inside = jnp.isfinite(new[0]).all() & jnp.isfinite(new[1]).all()
+        return jax.tree.map(functools.partial(jnp.where, inside), new, potentials), None
 
     zeros = jnp.zeros_like(a), jnp.zeros_like(b)
     (f, g), _ = jax.lax.scan(stage, zeros, jnp.asarray(ratios, cost.dtype))
@@ -210,8 +238,11 @@ def _divergence(plan, outer):
 
 
 def _normalised(mass, shape, dtype):
+    """Masses that sum to 1, and bool[B]: is there any? Where there is none they are uniform."""
     mass = jnp.ones(shape, dtype) if mass is None else mass.astype(dtype)
-    return jax.lax.stop_gradient(mass / mass.sum(-1, keepdims=True))
+    some = jnp.any(mass > 0, axis=-1)
+    mass = jnp.where(some[:, None], mass, 1)
+    return jax.lax.stop_gradient(mass / mass.sum(-1, keepdims=True)), some
 
 
 def _floored(mass):

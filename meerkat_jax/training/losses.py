@@ -121,7 +121,15 @@ def answer_loss(
         picked += jnp.take(spread.least, answers)
         log_mass *= jnp.take(spread.weight, answers)
     right = (logits.argmax(-1) == answers) * targets
-    return ((log_mass - picked) * targets).sum(), right.sum()
+    return jnp.where(targets > 0, (log_mass - picked) * targets, 0).sum(), right.sum()
+
+
+def counted(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    """hidden float[B, R, A, D] with zeros where targets float[B, R, A] is 0.
+
+    Whatever stood at a place that does not count, the gradient through it is then exactly 0.
+    """
+    return jnp.where(targets[..., None] > 0, hidden, 0)
 
 
 def by_pieces(said: Callable, pieces: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:

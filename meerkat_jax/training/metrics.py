@@ -233,6 +233,30 @@ def _decode(row: dict[str, Any]) -> dict[str, Any]:
     return row | {name: float(kind) for name, kind in bad.items()}
 
 
+def nonfinite(row: Mapping[str, float], before: Mapping[str, float] | None = None) -> str:
+    """Which numbers of a step are not finite, what is known beside, and what to look at.
+
+    row and before, that of the step before it, as a step returns them: "loss", "loss/NAME",
+    perhaps "grad_norm". A learning rate is only spoken of where every term is at fault: a term that
+    is finite clears the parameters that it has in common with the others.
+    """
+    terms = [key for key in row if key.startswith("loss/")]
+    bad = [key for key in terms if not math.isfinite(row[key])]
+    fine = [key for key in terms if key not in bad]
+    named = bad or [key for key in row if not math.isfinite(row[key])]
+    said = ", ".join(f"{key} is {row[key]}" for key in named)
+    if fine:
+        said += f" ({', '.join(f'{key} is {row[key]:.4g}' for key in fine)})"
+    if before is not None:
+        seen = [f"{key} {before[key]:.4g}" for key in ("loss", "grad_norm") if key in before]
+        said += f"; the step before had {' and '.join(seen)}"
+    if bad and not fine:
+        return f"{said}; if these had risen, lower the learning rate; if not, look at its data"
+    if bad:
+        return f"{said}; look at what {' and '.join(bad)} alone read of the step's data"
+    return f"{said}; look at the step's data"
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl (or of the one in a work directory), in order.
 

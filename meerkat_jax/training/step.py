@@ -182,6 +182,7 @@ def make_step(
 
         def answered(hidden):
             answers = jnp.take_along_axis(batch["tokens"], places + 1, axis=-1)
+            hidden = losses.counted(hidden, targets)
             return losses.by_pieces(said, pieces, hidden, answers, targets)
 
         terms, extra = {}, {}
