@@ -79,9 +79,7 @@ def avopt_loss(out: dict[str, jax.Array], matched: jax.Array) -> jax.Array:
     return masked_mean(out["loss_per_pair"], matched)
 
 
-def finite_tokens(
-    tokens: jax.Array, mass: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def finite_tokens(tokens: jax.Array, mass: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Zeros in the place of tokens without mass, and of whole sets that are not finite.
 
     tokens float[B, N, D], mass float[B, N] or bool[B, N] -> float[B, N, D], and bool[B]: was the
