@@ -206,10 +206,8 @@ def test_nonfinite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(train, t
     run = tmp_path / "run"
     flags = ["--config.phases[1].learning_rate=1e30", "--config.checkpoint_every=1"]
     said = refusal(train(run, *flags))
-    assert re.search(r"step 4 \(phase 'sees'\): loss/image_names is (nan|inf), loss/", said), said
-    assert re.search(r"step before had loss [\d.e+]+ and grad_norm [\d.e+]+; if these had", said), (
-        said
-    )
+    assert re.search(r"step 4 \(phase 'sees'\): loss/image_names is (nan|inf)", said), said
+    assert re.search(r"had loss [\d.e+]+ and grad_norm [\d.e+]+; if these had risen", said), said
     assert "step 2, is kept" in said
     assert read_metrics(run)[-1]["step"] == 4
     assert not math.isfinite(read_metrics(run)[-1]["loss"])

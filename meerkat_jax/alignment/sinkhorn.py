@@ -187,7 +187,7 @@ def _scaling(cost, a, b, width, *, epsilon, iterations):
 
     def relaxed(scaling, total, excess):
         ratio = 1 / (scaling * total)
-        return scaling * ratio * jnp.clip(ratio, 1 / SCALING_EXCESS, SCALING_EXCESS) ** excess
+        return scaling * ratio * jnp.minimum(ratio, SCALING_EXCESS) ** excess
 
     def stage(potentials, ratio):
         f, g = potentials

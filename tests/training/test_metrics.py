@@ -15,6 +15,7 @@ from meerkat_jax.training.metrics import (
     TIMING,
     Clock,
     MetricsWriter,
+    nonfinite,
     read_metrics,
     without_timing,
 )
@@ -172,3 +173,39 @@ def test_time_left_follows_the_steps_not_what_came_before(tmp_path, capsys):
     with MetricsWriter(tmp_path, total=100) as writer:
         writer.write(40, {"step_seconds": 2.0})
     assert "2:00 left" in capsys.readouterr().out
+
+
+GOOD = {"loss": 2.0, "grad_norm": 3.0, "loss/answer": 1.9, "loss/avopt": 1.0, "loss/avace": 0.5}
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (
+            {"loss": NAN, "grad_norm": NAN, "loss/avopt": NAN},
+            "loss/avopt is nan (loss/answer is 1.9, loss/avace is 0.5); "
+            "look at what loss/avopt alone read of the step's data",
+        ),
+        (
+            {"loss": NAN, "loss/avopt": INF, "loss/avace": NAN},
+            "loss/avopt is inf, loss/avace is nan (loss/answer is 1.9); "
+            "look at what loss/avopt and loss/avace alone read of the step's data",
+        ),
+        (
+            {"grad_norm": NAN},
+            "grad_norm is nan (loss/answer is 1.9, loss/avopt is 1, loss/avace is 0.5); "
+            "look at the step's data",
+        ),
+    ],
+)
+def test_the_terms_that_are_not_finite_are_named_and_no_learning_rate(bad, said):
+    assert nonfinite(GOOD | bad) == said
+
+
+def test_a_learning_rate_is_spoken_of_where_no_term_is_finite():
+    row = dict.fromkeys(GOOD, NAN)
+    assert nonfinite(row, before=GOOD) == (
+        "loss/answer is nan, loss/avopt is nan, loss/avace is nan; the step before had loss 2 and "
+        "grad_norm 3; if these had risen, lower the learning rate; if not, look at its data"
+    )
