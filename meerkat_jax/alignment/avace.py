@@ -157,7 +157,8 @@ def in_box_loss(
     m = coverage / max(coverage), mass inside is sum(attention * m) and mass outside is
     sum(attention * (1 - m)). These two are content with one patch of the box. `fill` weighs the
     divergence KL(m / sum(m) || attention): the map must fill the box, and far from it, where the
-    softmax is flat, the gradient does not vanish. The loss of an attention that sums to 1 is 0 at
+    softmax is flat, the gradient does not vanish. The paper has no such term; the mini model, whose
+    towers start from nothing, needs it. The loss of an attention that sums to 1 is 0 at
     the least: when all of it is on best-covered patches, and with `fill` spread over the box. A
     sample without a box gets the maximum of the first two, with gradient 0 whatever its attention;
     use `avace_loss` to leave it out.
@@ -168,6 +169,8 @@ def in_box_loss(
     mass_inside = jnp.sum(attention * member, axis=-1)
     mass_outside = jnp.sum(attention * (1.0 - member), axis=-1)
     loss = inside * (1.0 - mass_inside) + outside * mass_outside
+    if not fill:
+        return loss
     target = member / jnp.maximum(member.sum(axis=-1, keepdims=True), 1e-9)
     ratio = jnp.log(jnp.maximum(target, 1e-9)) - jnp.log(attention + 1e-9)
     return loss + fill * jnp.sum(target * ratio, axis=-1)

@@ -23,7 +23,11 @@ def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 class AVOpT(nn.Module):
-    """Transport distance of every pair; see `sinkhorn.transport` for all fields but `width`."""
+    """Transport distance of every pair; see `sinkhorn.transport` for all fields but these two.
+
+    width: of the projections. cost_threshold: with s above 0 costs are moved down and cut off as in
+    the authors' release (`above_threshold`).
+    """
 
     width: int = 256
     epsilon: float = 0.02
@@ -31,6 +35,7 @@ class AVOpT(nn.Module):
     gradient: str = "plan"
     solver: str = "sinkhorn"
     beta: float = 0.5
+    cost_threshold: float = 0.0
 
     @nn.compact
     def __call__(
@@ -39,10 +44,12 @@ class AVOpT(nn.Module):
         audio_tokens: jax.Array,
         image_mass: jax.Array | None = None,
         audio_mass: jax.Array | None = None,
+        matched: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Compare image_tokens float[B, V, Dv] with audio_tokens float[B, A, Da].
 
-        The masses float[B, V] and float[B, A] are zero on padding; default uniform. Returns
+        The masses float[B, V] and float[B, A] are zero on padding; default uniform. matched bool[B]
+        says which pairs the threshold of costs is made of; default all. Returns
         image float[B, V, width] and audio float[B, A, width]: the projected unit vectors;
         cost_matrix float[B, V, A], 1 - cosine, in 0..2; and of `transport`: distance, cost, plan.
         loss_per_pair float[B] is the distance. It is NaN for a pair with tokens that are not
@@ -53,10 +60,14 @@ class AVOpT(nn.Module):
         image = unit(Dense(self.width, name="image")(image_tokens))
         audio = unit(Dense(self.width, name="audio")(audio_tokens))
         cost_matrix = 1.0 - jnp.einsum("bvd,bad->bva", image, audio)
+        cost = cost_matrix
+        if self.cost_threshold:
+            counted = tokens_of_pairs(cost, image_mass, audio_mass, matched)
+            cost = above_threshold(cost, self.cost_threshold, counted)
         finite = (image_finite & audio_finite)[:, None, None]
-        cost_matrix = jnp.where(finite, cost_matrix, jnp.nan)
+        cost, cost_matrix = (jnp.where(finite, x, jnp.nan) for x in (cost, cost_matrix))
         out = transport(
-            cost_matrix,
+            cost,
             image_mass,
             audio_mass,
             epsilon=self.epsilon,
@@ -72,6 +83,36 @@ class AVOpT(nn.Module):
             "audio": audio,
             "cost_matrix": cost_matrix,
         }
+
+
+def tokens_of_pairs(
+    cost: jax.Array,
+    image_mass: jax.Array | None,
+    audio_mass: jax.Array | None,
+    matched: jax.Array | None,
+) -> jax.Array:
+    """bool[B, V, A]: finite costs float[B, V, A] of tokens with mass, of matched pairs."""
+    counted = jnp.isfinite(cost)
+    if image_mass is not None:
+        counted &= image_mass[:, :, None] > 0
+    if audio_mass is not None:
+        counted &= audio_mass[:, None, :] > 0
+    return counted if matched is None else counted & matched[:, None, None]
+
+
+def above_threshold(cost: jax.Array, share: float, counted: jax.Array) -> jax.Array:
+    """relu(cost - (low + share * (high - low))), low and high those of the batch.
+
+    As in the authors' release (modeling.py, OT_dist: share .1): tokens that are near anyway cost
+    nothing. Here low and high are those of `counted` bool[B, V, A] alone, so that a pair left out
+    of the loss changes no other pair's; of all devices' rows, so that they do not depend on the
+    mesh, but with gradient accumulation of one microbatch. And they are constants to the gradient:
+    through them, which the release allows, to push the nearest tokens apart would lower the loss.
+    """
+    fixed = jax.lax.stop_gradient(cost)
+    low = jnp.min(jnp.where(counted, fixed, 2.0))
+    high = jnp.max(jnp.where(counted, fixed, 0.0))
+    return jax.nn.relu(cost - (low + share * (high - low)))
 
 
 def avopt_loss(out: dict[str, jax.Array], matched: jax.Array) -> jax.Array:

@@ -140,16 +140,19 @@ class Meerkat(nn.Module):
         image_tokens = pool(self.image_tower(pixels)["tokens"], self.image_pool)
         return image_tokens, self.audio_tower(mel, longer)["tokens"]
 
-    def meet(self, image_tokens: jax.Array, audio_tokens: jax.Array) -> dict[str, jax.Array]:
+    def meet(
+        self, image_tokens: jax.Array, audio_tokens: jax.Array, matched: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Both alignment modules and both connectors, on what `sense` gives.
 
+        matched bool[B] are the pairs that set AVOpT's threshold of costs, if it has one.
         Returns image float[B, V, D] and audio float[B, A, D] (connected), attention float[B, V]
         (AVACE's map, a mean over the sound), map float[B, A, V], distance float[B] and plan
         float[B, V, A] (AVOpT), image_tokens, audio_tokens (of the towers); image_alone and
         audio_alone: connected, without places and AVACE, so that neither knows of the other. With
         `conv_align` the connected ones are fewer, attention, map and plan are not.
         """
-        transport = self.avopt(image_tokens, audio_tokens)
+        transport = self.avopt(image_tokens, audio_tokens, matched=matched)
         join = self._aligned if self.aligns else self._placed
         return {
             "image_tokens": image_tokens,
@@ -247,9 +250,10 @@ class Meerkat(nn.Module):
         owners: jax.Array | None = None,
         places: jax.Array | None = None,
         deterministic: bool = True,
+        matched: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        """`__call__` behind the towers, on what `sense` gives."""
-        out = self.meet(image_tokens, audio_tokens)
+        """`__call__` behind the towers, on what `sense` gives; matched as of `meet`."""
+        out = self.meet(image_tokens, audio_tokens, matched)
         prefix = self.embed_prefix(out["image"], out["audio"])
         return out | self._say(prefix, tokens, owners, places, deterministic)
 

@@ -194,11 +194,12 @@ def make_step(
                 senses = batch["image_tokens"], batch["audio_tokens"]
             else:
                 senses = assembly.sense(params, batch)
+            pairs = {"matched": batch["matched"]}
             if "answer" in weights:
-                out = apply(*senses, *text, method="respond", **chance)
+                out = apply(*senses, *text, method="respond", **pairs, **chance)
                 terms["answer"], extra["right"] = answered(out["hidden"])
             else:
-                out = apply(*senses, method="meet")
+                out = apply(*senses, method="meet", **pairs)
             terms |= losses.alignment_terms(out, batch, model.image_grid, box)
         if NAMING & set(weights):
             vectors = apply(*names, method="names")

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from meerkat_jax.alignment.avopt import AVOpT, avopt_loss, masked_mean, unit
+from meerkat_jax.alignment.avopt import AVOpT, above_threshold, avopt_loss, masked_mean, unit
+from meerkat_jax.alignment.sinkhorn import transport
 from tests.tolerances import tolerance
 
 B, V, A, DV, DA = 8, 9, 6, 12, 10
@@ -118,3 +119,53 @@ def test_training_brings_matched_pairs_below_shuffled_ones():
         variables, state = step(variables, state)
     after, share = gap(variables)
     assert after < before - 0.05 and after < 0 and share > 0.8
+
+
+# ---- the release's threshold of costs ----
+
+
+def thresholded(cost, share):
+    return np.maximum(cost - (cost.min() + share * (cost.max() - cost.min())), 0)
+
+
+@pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
+def test_costs_are_cut_off_where_the_release_cuts_them(solver):
+    """modeling.py, OT_dist: relu(C - (min + .1 (max - min))), min and max of the whole batch."""
+    model, variables = built(solver=solver, cost_threshold=0.1)
+    out = model.apply(variables, *tokens())
+    plain = np.array(out["cost_matrix"])
+    wanted = transport(jnp.asarray(thresholded(plain, 0.1)), solver=solver)
+    np.testing.assert_allclose(out["distance"], wanted["distance"], **tolerance("module"))
+    off = AVOpT(width=8, solver=solver).apply(variables, *tokens())
+    np.testing.assert_array_equal(off["cost_matrix"], plain)
+    assert (out["distance"] < off["distance"]).all()
+
+
+def test_pairs_and_tokens_left_out_move_no_threshold():
+    model, variables = built(cost_threshold=0.1)
+    image, audio = tokens()
+    matched = jnp.arange(B) < 5
+    mass = jnp.ones((B, V)).at[:, -2:].set(0)
+
+    def distances(image, audio, keep=slice(0, 5)):
+        return model.apply(variables, image, audio, mass, matched=matched)["distance"][keep]
+
+    wanted = distances(image, audio)
+    other = image.at[5:].set(-image[5:]).at[:, -2:].set(3.0)
+    np.testing.assert_allclose(distances(other, audio), wanted, **tolerance("module"))
+    alone = model.apply(variables, image[:5], audio[:5], mass[:5])["distance"]
+    np.testing.assert_allclose(alone, wanted, **tolerance("module"))
+    none = model.apply(variables, image, audio, mass, matched=jnp.zeros(B, bool))
+    assert np.isfinite(none["distance"]).all()
+
+
+def test_the_threshold_is_a_constant_to_the_gradient():
+    """Through min and max, apart from each other would be nearer for the nearest tokens."""
+    cost = jax.random.uniform(jax.random.key(0), (2, 5, 4), maxval=2.0)
+    every = jnp.ones(cost.shape, bool)
+    gradient = jax.grad(lambda cost: above_threshold(cost, 0.1, every).sum())(cost)
+    low, high = float(cost.min()), float(cost.max())
+    np.testing.assert_array_equal(gradient, cost > low + 0.1 * (high - low))
+    hidden = cost.at[1].set(jnp.nan)  # as of a pair whose tokens are not finite
+    found = above_threshold(hidden, 0.1, jnp.isfinite(hidden))
+    np.testing.assert_allclose(found[0], thresholded(np.array(cost[0]), 0.1), atol=1e-6)
