@@ -28,6 +28,7 @@ SILENCE = 1e-4  # peak around the mean: -80 dB of full scale, three steps of 16 
 LOUDEST = 1e6  # full scale is 1; beyond this the numbers are not sound, and their power overflows
 MARGIN = 0.1  # seconds read past the cut, so that the resampler's edge is not heard
 RATES = (1_000, 768_000)
+MAX_SAMPLES = 64 << 20  # of all channels, decoded at a time: 256 MiB; a small file may state more
 UNKNOWN = 2**40  # libsndfile states an impossible number of frames when it does not know it
 
 # How a file that was cut off shows. libsndfile's log compares a chunk with what is left of the
@@ -144,6 +145,11 @@ def _decode(
             if first:
                 sound.seek(first)
             wanted, left = math.ceil(seconds * rate), frames - first
+            if (samples := min(left, wanted) * sound.channels) > MAX_SAMPLES:
+                raise UserError(
+                    f"{name}: {samples} samples in {sound.channels} channels at {rate} Hz; expected "
+                    f"at most {MAX_SAMPLES}: mix the channels, or resample to 48000 Hz"
+                )
             wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
