@@ -147,8 +147,8 @@ def _decode(
             wanted, left = math.ceil(seconds * rate), frames - first
             if (samples := min(left, wanted) * sound.channels) > MAX_SAMPLES:
                 raise UserError(
-                    f"{name}: {samples} samples in {sound.channels} channels at {rate} Hz; expected "
-                    f"at most {MAX_SAMPLES}: mix the channels, or resample to 48000 Hz"
+                    f"{name}: {samples} samples in {sound.channels} channels at {rate} Hz; "
+                    f"expected at most {MAX_SAMPLES}: mix the channels, or resample to 48000 Hz"
                 )
             wave = sound.read(min(left, wanted), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, TypeError) as error:
