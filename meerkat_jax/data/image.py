@@ -223,11 +223,12 @@ def _resized(
 ) -> Image.Image:
     """RGB of size `target`; of the loaded picture's width and height, `whole` is the picture."""
     factors = tuple(max(1, int(whole[i] / GAP / target[i])) for i in (0, 1))
-    small = picture if picture.mode == "RGB" and factors == (1, 1) else _reduced(picture, factors)
+    ready = picture.mode == "RGB" and not picture.has_transparency_data and factors == (1, 1)
+    small = picture if ready else _reduced(picture, factors)
     if target == small.size == whole:
-        return _rgb(small)
+        return small
     box = (0, 0, whole[0] / factors[0], whole[1] / factors[1])
-    return _rgb(small).resize(target, Image.Resampling.BICUBIC, box)
+    return small.resize(target, Image.Resampling.BICUBIC, box)
 
 
 def _reduced(picture: Image.Image, factors: tuple[int, int]) -> Image.Image:

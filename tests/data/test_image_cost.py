@@ -1,4 +1,4 @@
-"""What decoding a picture may cost, and that a large one is made smaller without a difference."""
+"""What decoding an image or audio may cost; a large image is reduced without a difference."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
-from meerkat_jax.data import image
+from meerkat_jax.data import audio, image
+from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import ORIENTATION, load_image, read_image, read_size
 from meerkat_jax.errors import UserError
 from tests.conftest import ROOT, door_environment
@@ -119,6 +121,16 @@ def test_memory_of_decoding_is_that_of_the_pixels(tmp_path):
     )  # fmt: skip
     small, *peaks = map(int, done.stdout.split())
     assert max(peaks) - small < 130, done.stdout  # MiB
+
+
+def test_many_channels_are_counted_before_they_are_decoded(monkeypatch):
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((8000, 100)), 8000, format="OGG", subtype="VORBIS")
+    assert load_audio(file.getvalue(), 8000, 1.0)[1].channels == 100
+    monkeypatch.setattr(audio, "MAX_SAMPLES", 799_999)
+    with pytest.raises(UserError, match="800000 samples in 100 channels at 8000 Hz; expected"):
+        load_audio(file.getvalue(), 8000, 1.0)
+    load_audio(file.getvalue(), 8000, 0.5)
 
 
 def test_a_picture_file_may_be_too_large(tmp_path, monkeypatch):
