@@ -75,8 +75,6 @@ def corners(
     if form == "thousand":
         width, height = 1000.0, 1000.0
     where = f"{list(values)} of {width:g} x {height:g}"
-    if max(raw) <= 1 < min(width, height):
-        raise Bad("box within the first pixel", f"{where}; are the numbers 0 to 1?")
     x0, y0, x1, y1 = FORMS[form](*raw)
     across, down = max(slack, ROUNDING * width), max(slack, ROUNDING * height)
     if not all(-across <= x <= width + across for x in (x0, x1)) or not all(
@@ -90,6 +88,8 @@ def corners(
     y0, y1 = (min(max(y, 0.0), height) / height for y in (y0, y1))
     if x1 <= x0 or y1 <= y0:
         raise Bad("box without an area", where)
+    if max(raw) <= 1 < min(width, height):
+        raise Bad("box within the first pixel", f"{where}; are the numbers 0 to 1?")
     if noted is not None and outside:
         noted[ROUNDED] += 1
     return x0, y0, x1, y1
