@@ -74,22 +74,25 @@ def corners(
     raw = tuple(number(value, "box corner") for value in values)
     if form == "thousand":
         width, height = 1000.0, 1000.0
-    where = f"{list(values)} of {width:g} x {height:g}"
-    if max(raw) <= 1 < min(width, height):
-        raise Bad("box within the first pixel", f"{where}; are the numbers 0 to 1?")
+
+    def bad(reason: str, more: str = "") -> Bad:
+        return Bad(reason, f"{list(values)} of {width:g} x {height:g}{more}")
+
     x0, y0, x1, y1 = FORMS[form](*raw)
     across, down = max(slack, ROUNDING * width), max(slack, ROUNDING * height)
     if not all(-across <= x <= width + across for x in (x0, x1)) or not all(
         -down <= y <= height + down for y in (y0, y1)
     ):
-        raise Bad(MISREAD[0], where + _guess(raw, width, height, form))
+        raise bad(MISREAD[0], _guess(raw, width, height, form))
     if x1 < x0 or y1 < y0:
-        raise Bad(MISREAD[1], where + _guess(raw, width, height, form))
+        raise bad(MISREAD[1], _guess(raw, width, height, form))
     outside = min(x0, y0) < 0 or x1 > width or y1 > height
     x0, x1 = (min(max(x, 0.0), width) / width for x in (x0, x1))
     y0, y1 = (min(max(y, 0.0), height) / height for y in (y0, y1))
     if x1 <= x0 or y1 <= y0:
-        raise Bad("box without an area", where)
+        raise bad("box without an area")
+    if max(raw) <= 1 < min(width, height):
+        raise bad("box within the first pixel", "; are the numbers 0 to 1?")
     if noted is not None and outside:
         noted[ROUNDED] += 1
     return x0, y0, x1, y1

@@ -58,8 +58,8 @@ def test_every_convention_that_is_told_is_read(tmp_path, told, numbers):
     ("told", "numbers", "reason", "guess"),
     [
         ({}, XYWH, "corners out of order", "x, y, width, height (form xywh)"),
-        ({}, [0.5, 0.9, 0.6, 0.1], "corners out of order", ""),
-        ({}, [0.1, 0.2, 0.0, 0.3], "corners out of order", ""),
+        ({}, [0.9, 0.5, 0.6, 0.1], "corners out of order", ""),
+        ({}, [0.9, 0.2, 0.8, 0.3], "corners out of order", ""),
         ({}, [0.3, 0.5, 0.1, 0.4], "corners out of order", "(form xywh) or middle, width"),
         ({}, [0.5, 0.9, 0.1, 0.4], "corners out of order", "perhaps x0, x1, y0, y1, to be"),
         ({}, [100, 200, 300, 400], "box outside the picture", "0 to 1000 (form thousand) or pix"),
