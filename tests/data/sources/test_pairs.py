@@ -278,6 +278,8 @@ def spoil(tree, tmp_path, name, change):
         (box("a1", "dog", "0.5,nan,0.2,0.7"), "box corner is out of range"),
         (box("a1", "dog", flags="0,0,7,0,0"), "flag is not 0, 1 or -1"),
         (box("../a1", "dog"), "ImageID is no name of a file"),
+        (box("a1", "dog", "0.6,0.1,0.2,0.7"), "corners out of order"),
+        (box("a1", "dog", "0.1,0.1002,0.2,0.7"), "nothing is left of it in three decimals"),
         (box("a1", "dog").replace("/m/0bt9lr", "/m/none"), "unknown class"),
         ("a1,xclick", "wrong number of fields"),
         ('a1,"xclick,/m/0bt9lr,1,0,1,0,1,0,0,0,0,0', "a quote is left open or stands amid a field"),

@@ -73,7 +73,6 @@ def openimages(folder):
         box("ff00000000000001", "cat", "0.0,0.3,0.5,1.0", more=clicks),  # on the border
         box("ff00000000000001", "table", more=clicks),
         box("ff00000000000001", "dog", more=clicks),  # twice
-        box("ff00000000000001", "dog", "0.1,0.1002,0.5,1.0", more=clicks),  # nothing, when written
         box("ff00000000000002", "dog", flags="0,0,1,0,0", more=clicks),  # a group
         box("ff00000000000003", "dog", flags="0,0,0,1,0", more=clicks),  # a drawing
         box("ff00000000000004", "person", more=clicks),  # a general class alone
