@@ -26,6 +26,7 @@ What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in th
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from meerkat_jax.training.config import choose
 
@@ -51,8 +52,8 @@ def mini() -> dict:
         "name": "mini",
         "seed": 0,
         "base": None,  # a store of published weights
-        "adapter": None,  # a folder of peft's, whose LoRA training takes up
-        "adapter_base": None,  # the base that it may name besides that of the store
+        "adapter": placeholder(str),  # a folder of peft's, whose LoRA training takes up
+        "adapter_base": placeholder(str),  # the base that it may name besides that of the store
         "data": {
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
@@ -74,7 +75,7 @@ def mini() -> dict:
                 "avqa/heard_and_seen": 1.5,
             },
         },
-        "prompt": "llama2",  # a style of data/styles.py; None: the store's own chat template
+        "prompt": "llama2",  # a style of data/styles.py, or "store": the store's own chat template
         "model": {
             "image": {
                 "image_size": 56,
@@ -228,7 +229,7 @@ def small() -> dict:
     """The mini towers under the published SmolLM2-135M-Instruct."""
     config = mini()
     config["box"]["fill"] = 0.0  # a term of the mini's own
-    config |= {"name": "small", "base": "weights/smollm2", "prompt": None, "batch": 8}
+    config |= {"name": "small", "base": "weights/smollm2", "prompt": "store", "batch": 8}
     # A number is spelled in digits here: a box takes 25 tokens.
     config["data"] |= {"runs": 2, "length": 192, "room": 160, "answer": 144}
     config["model"]["llama"] = {"lora": LORA, "remat": "weights"}
@@ -250,7 +251,7 @@ def published() -> dict:
     """The paper's model, from a store of CLIP, CLAP and Llama-2-7b-chat; release's LoRA."""
     config = mini()
     config |= {"name": "7b", "base": "weights/7b", "batch": 32, "optimizer": "adamw"}
-    config |= {"loss_pieces": 8, "prompt": None}
+    config |= {"loss_pieces": 8, "prompt": "store"}
     # What the mini adds to the paper's losses is off. docs/decisions.md: every setting's source.
     config |= {"box": {"inside": 0.5, "outside": 0.5, "fill": 0.0}}
     config |= {"spread": {"coordinate": 0.0, "seconds": 0.0, "weight": 1.0}}

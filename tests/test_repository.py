@@ -30,7 +30,7 @@ BELOW = {
     **dict.fromkeys(MIDDLE, {*MIDDLE, *LOWER, "assemble"}),
     "generation": {*MIDDLE, *LOWER, "assemble", "weights"},  # what a published model says
     "serving": {"serving", "generation", "data", "errors"},  # what asks, behind HTTP
-    "demo_page": {"demo_page", *MIDDLE, *LOWER},
+    "demo_page": {"demo_page", "serving", *MIDDLE, *LOWER},
     "assemble": LOWER,  # a config's model, which doors build and what runs it names
     "weights": {"weights", "training", "evaluation", "assemble", *LOWER},
     "scale": {"scale", "training", "generation", "weights", "assemble", *LOWER},

@@ -37,6 +37,7 @@ from meerkat_jax.errors import UserError
 Part = tuple[int, ...] | Literal["image", "audio"]
 Piece = int | str  # a special token's id, or text with fields to be filled in
 
+STORE = "store"  # the name of the language model's own style, whichever it is
 SENSES = re.compile(r"\{(image|audio)\}")
 ROLES = ("user", "assistant")
 
@@ -113,11 +114,11 @@ class Prompt:
 
 
 def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
-    """The layout of `style` (a key of STYLES), by default that which the model was taught.
+    """The layout of `style` (a key of STYLES), by default and for "store" that which it was taught.
 
     Raises UserError for another name, and for a style whose tokens the tokenizer has not.
     """
-    name = style or tokenizer.style
+    name = tokenizer.style if style in (None, STORE) else style
     if name not in STYLES:
         known = f"expected one of {', '.join(STYLES)}"
         if name is None:
@@ -149,7 +150,7 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
 
 def style_note(tokenizer: Tokenizer, style: str | None) -> str | None:
     """A line that tells that `style` is not the language model's own; None where it is."""
-    if style is None or style == tokenizer.style:
+    if style in (None, STORE, tokenizer.style):
         return None
     own = f"has the chat template {tokenizer.style!r}"
     if tokenizer.style is None:

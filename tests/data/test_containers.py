@@ -117,12 +117,12 @@ def test_a_track_in_another_file_is_not_opened(tmp_path, secret):
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     start = time.monotonic()
-    for path in (tmp_path / "a.mp4", tmp_path):
-        with pytest.raises(UserError, match="a folder, a pipe or a device"):
+    for path, kind in ((tmp_path / "a.mp4", "a FIFO"), (tmp_path, "a folder")):
+        with pytest.raises(UserError, match=f"it is {kind}, not a file"):
             video.load_frame(path, 0.0)
-        with pytest.raises(UserError, match="a folder, a pipe or a device"):
+        with pytest.raises(UserError, match=f"it is {kind}, not a file"):
             load_audio(path, RATE, 1.0)
-        with pytest.raises(Bad, match="a folder, a pipe or a device"):
+        with pytest.raises(Bad, match=f"it is {kind}, not a file"):
             media.encode_picture(str(path), 0.0)
     with pytest.raises(UserError, match="embedded null byte"):
         load_audio("a\0.wav", RATE, 1.0)
@@ -135,8 +135,10 @@ def test_content_decides_not_the_suffix(tmp_path):
     os.rename(tmp_path / "a.mp4", tmp_path / "a.jpg")
     os.rename(tmp_path / "b.webm", tmp_path / "b.wav")
     Image.fromarray(grey(0)).save(tmp_path / "c.mp4", "JPEG")
-    assert media.encode_picture(str(tmp_path / "a.jpg"), 0.5)[:3] == b"\xff\xd8\xff"
-    assert media.encode_picture(str(tmp_path / "c.mp4"), 0.5) == (tmp_path / "c.mp4").read_bytes()
+    assert media.encode_picture(str(tmp_path / "a.jpg"), 0.5)[0][:3] == b"\xff\xd8\xff"
+    assert (
+        media.encode_picture(str(tmp_path / "c.mp4"), 0.5)[0] == (tmp_path / "c.mp4").read_bytes()
+    )
     assert load_audio(tmp_path / "a.jpg", RATE, 1.0)[0].max() > 0.4
     assert load_audio(tmp_path / "b.wav", RATE, 1.0)[0].max() > 0.4
 
@@ -179,7 +181,7 @@ def test_every_door_takes_m4a_and_webm(tmp_path, name, codec):
     with pytest.raises(UserError, match=f"{name}: 2.0 s long; at most 1 s"):
         check_sound(str(path), Limits(seconds=1))
     assert read_sound(path.read_bytes(), 1.0)[:4] == b"RIFF"
-    assert media.encode_sound(str(path), 0.5, 1.0, 1.0)[:4] == b"fLaC"
+    assert media.encode_sound(str(path), 0.5, 1.0, 1.0)[0][:4] == b"fLaC"
     audio = {"data": base64.b64encode(path.read_bytes()).decode(), "format": name[2:]}
     content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": "What?"}]
     asked = {"model": "m", "messages": [{"role": "user", "content": content}]}

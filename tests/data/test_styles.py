@@ -202,13 +202,14 @@ def test_a_default_system_message_of_llama2_stands_before_the_instruction(ours):
 
 def test_a_style_that_is_not_the_models_own_is_told(ours):
     own = ours["chatml"]
-    assert style_note(own, None) is None and style_note(own, "chatml") is None
+    assert style_note(own, "store") is None and style_note(own, "chatml") is None
     told = style_note(own, "alpaca")
     assert "config.prompt is 'alpaca'" in told and "chat template 'chatml'" in told
     unknown = Tokenizer(own._raw, dataclasses.replace(own.roles, style=None))
     assert "no chat template that is known" in style_note(unknown, "chatml")
     with pytest.raises(UserError, match=r"--config.prompt: expected one of .*llama2"):
-        make_prompt(unknown)
+        make_prompt(unknown, "store")
+    assert make_prompt(own, "store") == make_prompt(own)
 
 
 def test_a_style_whose_tokens_the_tokenizer_has_not(ours):
