@@ -51,7 +51,7 @@ def mini() -> dict:
     return {
         "name": "mini",
         "seed": 0,
-        "base": None,  # a store of published weights
+        "base": placeholder(str),  # a store of published weights
         "adapter": placeholder(str),  # a folder of peft's, whose LoRA training takes up
         "adapter_base": placeholder(str),  # the base that it may name besides that of the store
         "data": {
