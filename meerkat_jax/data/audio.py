@@ -36,7 +36,6 @@ MARGIN = 0.1  # seconds read past the cut, so that the resampler's edge is not h
 # Seconds read before `start`: a frame of MP3 needs bits of up to nine before it.
 WARM_UP = 0.5
 RATES = (1_000, 768_000)
-MAX_SAMPLES = 64 << 20  # of all channels, decoded at a time: 256 MiB; a small file may state more
 UNKNOWN = 2**40  # frames: libsndfile states an impossible number when it does not know it
 
 # How a file that was cut off shows. libsndfile's log compares a chunk with what is left of the
@@ -240,11 +239,7 @@ def _decode(
                 sound.seek(first - before)
             wanted, left = math.ceil(seconds * rate), frames - first
             count = before + min(left, wanted)
-            if (samples := count * sound.channels) > MAX_SAMPLES:
-                raise UserError(
-                    f"{name}: {samples} samples in {sound.channels} channels at {rate} Hz; "
-                    f"expected at most {MAX_SAMPLES}: mix the channels, or resample to 48000 Hz"
-                )
+            containers.check_samples(count, sound.channels, rate, name)
             wave = sound.read(count, dtype="float32", always_2d=True)[before:]
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)

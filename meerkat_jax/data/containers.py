@@ -45,6 +45,7 @@ OGG_VIDEO = (
 SECONDS = 120.0  # that a file may take, by the clock on the wall
 PIXELS = 8192 * 4320  # of a frame
 CHANNELS = 32
+MAX_SAMPLES = 64 << 20  # of all channels, decoded at a time: 256 MiB; a small file may state more
 WRAP = 2**33 / 90_000  # seconds after which MPEG-TS and PS begin to count anew
 OPTIONS = {
     "protocol_whitelist": "none",
@@ -244,13 +245,26 @@ def opened(file: BinaryIO, kind: str, deadline: Deadline) -> Iterator[Opened]:
             metadata_errors="replace",
         ) as container:  # fmt: skip
             yield Opened(container, kind, deadline)
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError:  # what a damaged index states, mostly
+        raise UserError(
+            f"{name}: takes more memory to decode than there is; save it anew"
+        ) from None
     except (av.FFmpegError, OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise Damaged(
             f"{name}: damaged, or no {FORMATS[demuxer]} inside ({said}); get it again"
         ) from None
+
+
+def check_samples(count: int, channels: int, rate: int, name: str) -> None:
+    """UserError for more samples than MAX_SAMPLES, of all channels."""
+    if (samples := count * channels) > MAX_SAMPLES:
+        raise UserError(
+            f"{name}: {samples} samples in {channels} channels at {rate} Hz; expected at most "
+            f"{MAX_SAMPLES}: mix the channels, or resample to 48000 Hz"
+        )
 
 
 def as_file(source: Source, name: str) -> contextlib.AbstractContextManager[BinaryIO]:

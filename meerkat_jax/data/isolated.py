@@ -70,14 +70,14 @@ def _run(task: str, source: Source, name: str | None, *given: Any) -> list[Any]:
         raise UserError(f"{name}: its decoder crashed (signal {-ended.returncode}); save it anew")
     if ended.returncode:
         raise RuntimeError(ended.stderr.decode(errors="replace"))
-    line, _, data = ended.stdout.partition(b"\n")
-    told = json.loads(line)
+    end = ended.stdout.index(b"\n") + 1
+    told = json.loads(ended.stdout[:end])
     if "error" in told:
         raise UserError(told["error"])
     values = told["values"]
     if "shape" in told:
-        array = np.frombuffer(bytearray(data), told["dtype"]).reshape(told["shape"])
-        values.insert(0, array)
+        array = np.frombuffer(ended.stdout, told["dtype"], offset=end)  # not to be written to
+        values.insert(0, array.reshape(told["shape"]).copy())
     return values
 
 

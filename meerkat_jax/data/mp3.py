@@ -54,13 +54,13 @@ def counted(data: bytes, name: str) -> Counted | None:
 
     Raises UserError when the sample rate or the number of channels changes on the way.
     """
-    tags = {found.start() for found in TAGS.finditer(data)}
+    tagged = TAGS.search(data) is not None
     runs: list[list[int]] = []  # begins and ends of frames that lie one behind the other
     first = stated = None
     count, cut_off = 0, False
     for at, frame in _frames(data, name):
         first = first or (at, frame)
-        told = _stated(data, at, frame, tags) if tags else None
+        told = _stated(data, at, frame) if tagged else None
         if told is not None:
             stated = told if stated is None else stated
         elif at + frame.size > len(data):
@@ -130,13 +130,13 @@ def _header(head: bytes) -> Frame | None:
     return Frame((int.from_bytes(head, "big") & SAME, mono), size, 4 + side)
 
 
-def _stated(data: bytes, at: int, frame: Frame, tags: set[int]) -> int | None:
+def _stated(data: bytes, at: int, frame: Frame) -> int | None:
     """How many frames a frame says there are; None if it is of sound."""
     for place in (at + frame.tag_at, at + frame.tag_at + 2):  # behind a checksum, if there is one
-        if place in tags:
+        if TAGS.match(data, place):
             flags, count = struct.unpack(">II", data[place + 4 : place + 12].ljust(8, b"\0"))
             return count if flags & 1 else 0
-    if at + VBRI_AT in tags:
+    if TAGS.match(data, at + VBRI_AT):
         return int.from_bytes(data[at + VBRI_AT + 14 : at + VBRI_AT + 18], "big")
     return None
 

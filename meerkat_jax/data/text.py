@@ -54,8 +54,9 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 # What may stand between two numbers of one item, white space left out.
-_BETWEEN = {"", ",", ";", "-", "–", "—", "−", "to", ")(", "),(", ");("}
-_BETWEEN_BRACKETS = {"][", "],[", "];["}
+_MARKS = ("", ",", ";", "-", "–", "—", "−", "to")
+_BETWEEN = {f"{end}{mark}{begin}" for mark in _MARKS for end, begin in (("", ""), ")(", "}{")}
+_BETWEEN_BRACKETS = {f"]{mark}[" for mark in _MARKS}
 _CLOSED = re.compile(r"\s*\]")
 _BREAKS = re.compile(r"[\[\](){}.?!:;,\n]")
 _PLAIN = re.compile(r"-?[0-9]*\.?[0-9]+")

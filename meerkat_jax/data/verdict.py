@@ -29,10 +29,13 @@ _AFTER = (
     "sentence description"
 ).split()
 _ON = rf"(?:\s++(?:{'|'.join(_LIGHT)})\b)*+"
+# "no doubt", "cannot doubt", "not unlikely" turn nothing round.
+_DOUBT = r"(?<!no\ )(?<!t\ )(?<!\ba\ )(?<!beyond\ )\b(?:doubt(?:s|ed|ful)?|unlikely|impossible)"
 _WORD = re.compile(
     rf"""
     (?: (?P<hedge> \b(?:whether|if) {_ON} \s++ )
-      | (?P<not> (?: \b(?:not|never|hardly|neither|cannot|no\ longer|far\ from) | n['’]t )
+      | (?P<not> (?: \b(?:not|never|hardly|neither|cannot|no\ longer|far\ from|by\ no\ means
+            |in\ no\ way|anything\ but|fails?) | n['’]t | {_DOUBT} )
           {_ON} \s++ ) )?
     (?<! [\w-] ) (?P<word> true|false|untrue|correct|incorrect|wrong )
       (?! [\w-] | \s++ (?! (?:{"|".join(_AFTER)})\b ) \w )

@@ -21,6 +21,7 @@ from meerkat_jax.data.containers import (
     Opened,
     Source,
     as_file,
+    check_samples,
     name_of,
     opened,
 )
@@ -81,7 +82,7 @@ def load_channels(
 
     Samples lie where their time stamps say; between them is silence. The samples of all count from
     the common clock's zero, as `start` does. `limit`: seconds that this may take. UserError when
-    the file has no sound, is damaged or cut off there, or ends before.
+    the file has no sound, is damaged or cut off there, ends before, or states too many samples.
     """
 
     def read(file: Opened, sought: bool) -> tuple[np.ndarray, int, int] | None:
@@ -186,7 +187,9 @@ class _Track:
                 f"{name}: {self.channels} channels at {self.rate} Hz; expected at most {CHANNELS} "
                 "channels at 1,000 to 768,000 Hz"
             )
-        self.wave = np.zeros((math.ceil(seconds * self.rate), self.channels), np.float32)
+        count = math.ceil(seconds * self.rate)
+        check_samples(count, self.channels, self.rate, name)
+        self.wave = np.zeros((count, self.channels), np.float32)
         self.position = self.end = None  # where the next frame goes on, and the last sample
 
     def add(self, frame: Any, time: float | None) -> None:

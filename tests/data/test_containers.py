@@ -226,6 +226,25 @@ def test_a_frame_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
         video.load_frame(tmp_path / "a.mp4", 0.0)
 
 
+def test_samples_of_all_channels_are_bounded_before_they_are_laid_out(tmp_path, monkeypatch):
+    film(tmp_path / "a.mkv", np.tile(tone(2), (6, 1)), audio="pcm_s16le", lost=(0.1, 1.9))
+    path = str(tmp_path / "a.mkv")
+    assert video.load_channels(path, 0.0, 1.0)[0].shape == (RATE, 6)
+    monkeypatch.setattr(containers, "MAX_SAMPLES", 6 * RATE - 1)
+    with pytest.raises(UserError, match="a.mkv: 288000 samples in 6 channels at 48000 Hz; expect"):
+        video.load_channels(path, 0.0, 1.0)  # a few kilobytes, of which the rest would be silence
+
+
+def test_what_states_more_than_the_memory_holds_is_a_fault_of_the_file(tmp_path):
+    def short(file):
+        raise MemoryError  # what FFmpeg's ENOMEM becomes
+
+    film(tmp_path / "a.mp4", frames=2)
+    with open(tmp_path / "a.mp4", "rb") as file, pytest.raises(UserError, match="more memory"):
+        with containers.opened(file, "video", containers.Deadline(9, "a.mp4")) as opened:
+            short(opened)
+
+
 def child(code, file):
     """What a process writes that runs `code`, with the decoder's child at hand."""
     call = f"import resource, sys; from meerkat_jax.data import isolated\n{code}"
@@ -247,8 +266,9 @@ def test_an_index_that_fills_the_memory_ends_the_child_alone(tmp_path):
     code = """
 isolated.MEMORY = 1 << 30
 sys.argv[1:] = ['["channels", "a.m4a", 0, 1]']
+status = open("/proc/self/status")  # ru_maxrss begins with what the parent had
 isolated.main()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(status.read().split("VmHWM:")[1].split()[0])
 """
     with open(tmp_path / "a.m4a", "rb") as file:
         told, kilobytes = child(code, file).splitlines()

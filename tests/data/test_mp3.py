@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -115,6 +116,15 @@ def test_another_sample_rate_on_the_way_is_refused() -> None:
     with pytest.raises(UserError, match="both: the sample rate or the number of channels"):
         load_audio(data, RATE, 1.0, name="both")
     assert count_seconds(data) is None
+
+
+def test_what_looks_like_tags_takes_no_memory() -> None:
+    data = headless(encode(wave())) + b"Xing" * 500_000
+    tracemalloc.start()
+    again = mp3.counted(data, "a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert again is not None and peak < 4 * len(data)
 
 
 def test_one_that_tells_its_length_is_left_as_it_is() -> None:

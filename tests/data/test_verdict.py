@@ -14,7 +14,8 @@ TRUE = [
     "It is not false.", "It isn't untrue.", "That is not wrong", "'Yes'",
     "Is it true or false? True.", "I do not hear a dog so the claim is true.", "Yes - it barks.",
     "It is not true that it is false.", "Is there a dog? Yes.", "I hear no dog, yes, it is true.",
-    "The dog does not bark, it is true.",
+    "The dog does not bark, it is true.", "There is no doubt that it is true.",
+    "I don't doubt it is true.", "Without a doubt true", "It is not unlikely that it is true.",
 ]  # fmt: skip
 FALSE = [
     "False", "false.", "No", "No, nothing is heard.", "The answer is no.", "The answer is: no.",
@@ -25,7 +26,9 @@ FALSE = [
     "It is never true", "Neither claim is true.", "No, that is not true.", "No it isn't.",
     "True? No: FALSE", "I hear a bee: False.", "I said it is true. On reflection: false.",
     "It is true that it is false.", "Far from true.", "That true colours are seen is false.",
-    "The box holds a dog, it is true. I hear a cat: False.",
+    "The box holds a dog, it is true. I hear a cat: False.", "I doubt that it is true.",
+    "It is unlikely to be true.", "It is by no means true.", "This is anything but true.",
+    "The claim fails to be true.", "It is impossible that this is true.", "In no way true.",
 ]  # fmt: skip
 NEITHER = [
     "", "There is no dog.", "I see no dog and hear none", "True or False?", "true/false",
