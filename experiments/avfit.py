@@ -26,9 +26,8 @@ What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in th
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
-from meerkat_jax.training.config import choose
+from meerkat_jax.training.config import choose, settable
 
 # Parts that phases leave alone.
 SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
@@ -43,7 +42,7 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     """The configuration named `arg`."""
     configs = {"mini": mini, "small": small, "7b": published}
     configs |= {"two_stage": two_stage, "release": release}
-    return ml_collections.ConfigDict(configs[choose(arg, tuple(configs))]())
+    return settable(configs[choose(arg, tuple(configs))]())
 
 
 def mini() -> dict:
@@ -51,9 +50,9 @@ def mini() -> dict:
     return {
         "name": "mini",
         "seed": 0,
-        "base": placeholder(str),  # a store of published weights
-        "adapter": placeholder(str),  # a folder of peft's, whose LoRA training takes up
-        "adapter_base": placeholder(str),  # the base that it may name besides that of the store
+        "base": None,  # a store of published weights
+        "adapter": None,  # a folder of peft's, whose LoRA training takes up
+        "adapter_base": None,  # the base that it may name besides that of the store
         "data": {
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},

@@ -14,7 +14,7 @@ from pathlib import Path
 import ml_collections
 
 from meerkat_jax.errors import UserError
-from meerkat_jax.training.config import choose, load_config
+from meerkat_jax.training.config import choose, load_config, settable
 
 AVFIT = Path(__file__).with_name("avfit.py")
 MODELS = ("mini", "small", "7b")
@@ -37,7 +37,7 @@ def get_config(arg: str = "avfit/mine,mini") -> ml_collections.ConfigDict:
         config["phases"][-1] |= {"steps": 1000, "warmup": 50}
     else:
         from_scratch(config)
-    return ml_collections.ConfigDict(config)
+    return settable(config)
 
 
 def from_scratch(config: dict) -> None:

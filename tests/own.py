@@ -13,7 +13,7 @@ import ml_collections
 from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.mini.build import MiniConfig, instances, scene
 from meerkat_jax.data.mini.media import load_media
-from meerkat_jax.training.config import load_config
+from meerkat_jax.training.config import load_config, settable
 from tests.tiny import AVFIT, shrunk
 
 COUNT = 48  # scenes, of which the last eight are a test split
@@ -22,7 +22,7 @@ COUNT = 48  # scenes, of which the last eight are a test split
 def get_config(arg: str) -> ml_collections.ConfigDict:
     """`experiments/forkme.py` with little of nearly everything."""
     config = load_config(f"{AVFIT.with_name('forkme.py')}:{arg}").to_dict()
-    return ml_collections.ConfigDict(shrunk(config))
+    return settable(shrunk(config))
 
 
 def write_own(folder: Path, count: int = COUNT, test: int = 8, media: str = "procedural") -> Path:

@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": ["-m", "meerkat_jax.generate", "--checkpoint={}/run", "--prompt=x"],
     "serve": ["-m", "meerkat_jax.serve", "--checkpoint={}/run"],
     "demo": ["-m", "meerkat_jax.demo", "--checkpoint={}/run"],
+    "preflight": ["-m", "meerkat_jax.preflight", f"--config={TINY}", "--topology=gpu"],
     "convert_weights": ["tools/convert_weights.py", "--export=peft", "--checkpoint={}/run"],
 }
 SLOW = [name for name in COMMANDS if name not in ("train", "generate")]

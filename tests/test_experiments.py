@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from experiments.ablations.summary import ROWS, collect, table
 from meerkat_jax import train
@@ -62,6 +65,29 @@ def test_an_experiment_is_accepted_by_train_and_builds_its_model(experiment):
     shapes = jax.eval_shape(assembly.init, jax.random.key(0))
     rows, columns = assembly.model.image_grid
     assert shapes["image_placed"]["places"].shape[0] == rows * columns
+
+
+SPECS = [
+    *(f"experiments/avfit.py:{arg}" for arg in ("mini", "small", "7b", "two_stage", "release")),
+    *(f"experiments/forkme.py:avfit/mine,{model}" for model in ("mini", "small", "7b")),
+    "experiments/ablations/alignment.py",
+    "tests/tiny.py",
+    "tests/own.py:avfit/mine,mini",
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_is_none_can_be_given_on_the_command_line(spec, monkeypatch):
+    leaves = configs._leaves(configs.load_config(spec).to_dict())
+    keys = [key for key, value in leaves.items() if value is None]
+    assert {"adapter", "adapter_base"} <= set(keys)
+    argv = ["train", f"--config={spec}", *(f"--config.{key}=given" for key in keys)]
+    monkeypatch.setattr(sys, "argv", argv)  # config_flags looks there for the keys
+    found = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=found)
+    found(argv)
+    changed = configs._leaves(found.config.to_dict())
+    assert changed == leaves | dict.fromkeys(keys, "given")
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,9 @@ def test_every_row_has_a_source_and_a_reason(rows):
 
 
 @pytest.mark.parametrize(
-    "arg", [f"avfit.py:{arg}" for arg in ("small", "7b", "release", "two_stage")] + ["forkme.py"]
+    "arg",
+    [f"avfit.py:{arg}" for arg in ("small", "7b", "release", "two_stage")]
+    + ["forkme.py:avfit/mine,7b"],
 )
 def test_attention_within_the_box_costs_nothing_outside_of_the_mini(arg):
     """The paper's optimum: all on one patch of the box. The mini's KL term asks 16.2 for it."""
@@ -81,7 +83,9 @@ def test_attention_within_the_box_costs_nothing_outside_of_the_mini(arg):
     assert mini[0] > 10
 
 
-@pytest.mark.parametrize("arg", [f"avfit.py:{a}" for a in (*ARGS, "two_stage")] + ["forkme.py"])
+@pytest.mark.parametrize(
+    "arg", [f"avfit.py:{a}" for a in (*ARGS, "two_stage")] + ["forkme.py:avfit/mine,7b"]
+)
 def test_no_loss_of_the_mini_reaches_the_papers_model(arg):
     config = load(arg)
     for phase in config["phases"]:

@@ -145,7 +145,7 @@ def test_what_is_imported_is_required():
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
     called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf", "sklearn": "scikit-learn"}
     called |= {"sed_eval": "sed-eval", "prometheus_client": "prometheus-client"}
-    called |= {"gradio_client": "gradio"}  # comes with it
+    called |= {"gradio_client": "gradio", "pydantic_core": "pydantic"}  # come with these
     called |= {"tensorflow_datasets": "tensorflow-datasets"}
     ours = {"meerkat_jax", *OTHERS}
     rooms = {"tests": testing, "benchmarks": testing, "weights": converting}

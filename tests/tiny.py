@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from meerkat_jax.training.config import load_config
+from meerkat_jax.training.config import load_config, settable
 
 AVFIT = Path(__file__).parents[1] / "experiments" / "avfit.py"
 
@@ -25,7 +25,7 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
         "augmentations": 4,
         "instances": 4,
     }
-    return ml_collections.ConfigDict(shrunk(config))
+    return settable(shrunk(config))
 
 
 def shrunk(config: dict) -> dict:

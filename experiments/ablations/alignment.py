@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ml_collections
 
-from meerkat_jax.training.config import choose, load_config
+from meerkat_jax.training.config import choose, load_config, settable
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
 STEPS = {"speaks": 150, "sees": 800, "hears": 500, "binds": 300, "answers": 600}
@@ -35,4 +35,4 @@ def get_config(arg: str = "full") -> ml_collections.ConfigDict:
         if "kept" in phase:
             phase["kept"] = KEPT
         phase["weights"] |= {term: 0.0 for term in OFF[arg] if term in phase["weights"]}
-    return ml_collections.ConfigDict(config)
+    return settable(config)

@@ -25,6 +25,7 @@ import jax
 from jax.experimental import topologies
 
 from meerkat_jax.errors import UserError
+from meerkat_jax.training.devices import find_devices
 from meerkat_jax.training.flops import peak
 
 GIB = 2**30
@@ -128,11 +129,8 @@ def _cpu(count: int) -> list[Any]:
 
 
 def _gpu() -> tuple[list[Any], Chip]:
-    try:
-        found = jax.devices("gpu")
-    except RuntimeError:
-        raise UserError(
-            "--topology=gpu: jax finds no GPU here; install jax[cuda12] or jax[cuda13]"
-        ) from None
+    found = [device for device in find_devices() if device.platform == "gpu"]
+    if not found:
+        raise UserError("--topology=gpu: jax finds no GPU here; install jax[cuda12] or jax[cuda13]")
     stats = found[0].memory_stats() or {}
     return found, Chip(memory=stats.get("bytes_limit"))

@@ -26,6 +26,7 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from meerkat_jax.errors import UserError, nearest
 
@@ -70,6 +71,21 @@ def load_config(spec: str) -> ConfigDict:
     return config.lock()
 
 
+def settable(config: Mapping[str, Any]) -> ConfigDict:
+    """A ConfigDict of nested dicts in which what is None can be given on the command line, a text.
+
+    A plain None has no type that a value could be read as. A config that is made of another one's
+    `to_dict()`, which forgets such types, goes through here again.
+    """
+
+    def typed(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: typed(value) for key, value in node.items()}
+        return placeholder(str) if node is None else node
+
+    return ConfigDict(typed(config))
+
+
 def _module(path: str) -> Any:
     """Run the Python file `path` as a module of its own."""
     spec = importlib.util.spec_from_file_location("meerkat_config", path)
@@ -99,11 +115,31 @@ def check_overrides(argv: Sequence[str], name: str = "config") -> None:
         if keys:
             raise UserError(f"--{name}.{keys[0]} is given, but --{name}=FILE.py is missing")
         return
-    known = _keys(load_config(specs[-1]).to_dict())
+    config = load_config(specs[-1]).to_dict()
+    known = _keys(config)
     for key in keys:
         if key not in known:
             near = nearest(key, known, 1)[0] if known else "none"
             raise UserError(f"--{name}.{key} is not in {specs[-1]}; did you mean --{name}.{near}?")
+        if whole := _only_whole(config, key):
+            raise UserError(f"--{name}.{key} cannot be set by itself; set all of --{name}.{whole}")
+
+
+def _only_whole(config: Mapping[str, Any], key: str) -> str | None:
+    """What to set rather than a value that flags cannot reach, as `KEY='VALUE'`; None: they can.
+
+    Out of their reach are elements of a tuple, and names that are no words of Python, as
+    "avqa/which".
+    """
+    part = re.fullmatch(r"(.+?)(?:\.([^.\[]+)|\[\d+\])", key)
+    if part is None:
+        return None
+    above = config
+    for step in re.findall(r"[^.\[\]]+", part[1]):
+        above = above[int(step) if isinstance(above, list | tuple) else step]
+    if isinstance(above, tuple) or not (part[2] or "x").isidentifier():
+        return f"{part[1]}={str(above)!r}"
+    return None
 
 
 def _below(node: Any, path: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from meerkat_jax.errors import UserError
 from meerkat_jax.training import config as configs
+from tests.conftest import ROOT
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -123,9 +124,26 @@ def test_check_overrides_reads_every_form_of_a_flag(folder, argv, message):
         configs.check_overrides([arg.format(folder / "avfit.py") for arg in argv])
 
 
-def test_check_overrides_accepts_inner_nodes_and_indices(folder):
+def test_check_overrides_accepts_inner_nodes_and_whole_tuples(folder):
     spec = f"--config={folder / 'avfit.py'}:7b"
-    configs.check_overrides([spec, "--config.model.depths[0]=3", "--config.model={}", "--other=1"])
+    configs.check_overrides(
+        [spec, "--config.model.depths=(3, 2)", "--config.model={}", "--other=1"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("model.audio.depths[0]", r"--config.model.audio.depths='\(1, 1\)'"),
+        ("data.task_weights.avqa/which", "set all of --config.data.task_weights=\"{'arig': 3.0, "),
+    ],
+)
+def test_what_flags_cannot_reach_is_set_as_a_whole(key, told):
+    spec = f"--config={ROOT}/experiments/avfit.py:mini"
+    with pytest.raises(UserError, match=told):
+        configs.check_overrides([spec, f"--config.{key}=2"])
+    for reached in ("phases[0].still[0]", "data.task_weights.igatl", "phases[0].steps", "seed"):
+        configs.check_overrides([spec, f"--config.{reached}=2"])
 
 
 def test_configs_come_back_from_the_work_directory(tmp_path, folder):
