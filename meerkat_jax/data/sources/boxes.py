@@ -137,6 +137,8 @@ class Tally:
     def add(self, values: Sequence[float], width: float, height: float, where: str) -> None:
         """Count one box without a form."""
         found = [form for form in MEANINGS if fits(values, form, width, height)]
+        if "xyxy" in found and not any(values[:2]):  # the same in other forms: it tells nothing
+            return
         self.count += 1
         self.fitting.update(found)
         if not self.odd and "xyxy" not in found:

@@ -136,6 +136,10 @@ def test_a_file_that_may_be_of_another_form_is_noted(tmp_path):
     assert not planned(tmp_path, *[BOTH] * (LEAST - 1)).skips.noted
 
 
+def test_boxes_that_begin_at_the_corner_tell_no_form(tmp_path):
+    assert not planned(tmp_path, *[[0.0, 0.0, 1.0, 1.0]] * LEAST).skips.noted
+
+
 def test_one_box_that_is_corners_alone_speaks_for_corners(tmp_path):
     plan = planned(tmp_path, *[BOTH] * LEAST, XYWH, [0.5, 0.5, 1.0, 1.0])
     assert not plan.skips.noted
