@@ -185,6 +185,16 @@ class Chat(_Strict):
     echo: only(False) = None
     add_generation_prompt: only(True) = None
     continue_final_message: only(False) = None
+    add_special_tokens: only(False) = None
+    chat_template_kwargs: only({}) = None
+    documents: only([]) = None
+    media_io_kwargs: only({}) = None
+    mm_processor_kwargs: only({}) = None
+    vllm_xargs: only({}) = None
+    include_reasoning: only(True, False) = None  # there is none, either way
+    return_token_ids: only(False) = None
+    return_tokens_as_token_ids: only(False) = None
+    return_prompt_text: only(False) = None
     priority: only(0) = None
 
 

@@ -66,6 +66,16 @@ HAS_NOT = {
     "ignore_eos": ([False, None], True),
     "stop_token_ids": ([[], None], [2]),
     "skip_special_tokens": ([True, None], False),
+    "add_special_tokens": ([False, None], True),
+    "chat_template_kwargs": ([{}, None], {"enable_thinking": False}),
+    "documents": ([[], None], [{"text": "a"}]),
+    "media_io_kwargs": ([{}, None], {"image": {}}),
+    "mm_processor_kwargs": ([{}, None], {"fps": 1}),
+    "vllm_xargs": ([{}, None], {"a": 1}),
+    "include_reasoning": ([True, False, None], "yes"),
+    "return_token_ids": ([False, None], True),
+    "return_tokens_as_token_ids": ([False, None], True),
+    "return_prompt_text": ([False, None], True),
 }
 
 
