@@ -246,7 +246,7 @@ def parts(*content):
         ({"messages": parts(PNG, sound_part(b"RIFF0000"))}, "messages", "sound"),
         ({"messages": parts(PNG, sound_part(LONG))}, "messages", "a sound of 21.0 s"),
         ({"messages": parts(PNG, sound_part(b"", "aiff"))},
-         "messages.0.content.1.input_audio.format", "'wav', 'mp3', 'flac', 'ogg', 'opus', 'm4a', 'aac', 'mp4' or 'webm'"),
+         "messages.0.content.1.input_audio.format", "'ogg', 'opus', 'm4a', 'aac', 'mp4' or 'webm'"),
         ({"messages": parts({"type": "file", "file": {}})}, "messages.0.content.0", "text"),
         ({"messages": parts() + [{"role": "assistant", "content": "a"}] + parts(PNG)},
          "messages.2.content.0", "in its first message"),
