@@ -8,6 +8,7 @@ from typing import Any
 from meerkat_jax.data.example import TASKS
 from meerkat_jax.errors import UserError, nearest
 from meerkat_jax.training.quantise import check_kind
+from meerkat_jax.training.step import NAMING
 
 # What other keys a value asks for, and where there is a config that has them.
 ASKED = {
@@ -22,7 +23,6 @@ ASKED = {
     ),
 }
 DTYPES = ("float32", "bfloat16", "float16")
-NAMING = ("image_names", "audio_names")  # losses that need names of what is seen and heard
 NUMBERS = ("batch", "accumulate", "loss_pieces", "log_every", "checkpoint_every", "evaluate_every")
 
 
@@ -90,7 +90,7 @@ def check_dtypes(config: Mapping[str, Any]) -> None:
 def check_names(phases: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
     """UserError when a phase is to learn names, and the data set has none."""
     for phase in phases:
-        naming = [term for term in NAMING if phase["weights"].get(term)]
+        naming = [term for term in sorted(NAMING) if phase["weights"].get(term)]
         if naming and not classes:
             raise UserError(
                 f"config.phases, {phase['name']!r}: {naming[0]} learns the names of what is seen "

@@ -30,7 +30,7 @@ State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("straight", "cosine")
 MUON_RMS = 0.4  # root mean square of a kernel's step, in learning rates; .8 learns far worse
-NAMING = {"image_names", "audio_names"}
+NAMING = {"image_names", "audio_names"}  # losses that need names of what is seen and heard
 
 
 def make_optimizer(config: Mapping) -> optax.GradientTransformation:
