@@ -60,11 +60,13 @@ _BETWEEN_BRACKETS = {f"]{mark}[" for mark in _MARKS}
 _CLOSED = re.compile(r"\s*\]")
 _BREAKS = re.compile(r"[\[\](){}.?!:;,\n]")
 _PLAIN = re.compile(r"-?[0-9]*\.?[0-9]+")
+# Fractions and raised digits, which are no decimal digits, begin a number too ("½", "²").
+_DIGIT = r"[\d¼-¾⅐-↉²³¹⁰-₉]"
 # Numbers that could not be read: at the beginning of a label, behind a comma in it, at its end
 # where no bracket tells where it begins, and behind an item. Then a mark of a number that is read.
-_STRAY = re.compile(r"^\W*[0-9]*[.:][0-9]|(?:[,;]|:\s)\s*[^\w\s]?\.?\d")
-_STRAY_END = re.compile(r"(?:(?<!\w)\d|\d[./:]|[./:]\d)\S*$")
-_STRAY_NEXT = re.compile(r"\s*[,;/]\s*[^\w\s]?\.?\d")
+_STRAY = re.compile(rf"^\W*[0-9]*[.:][0-9]|(?:[,;]|:\s)\s*[^\w\s]?\.?{_DIGIT}")
+_STRAY_END = re.compile(rf"(?:(?<!\w){_DIGIT}|{_DIGIT}[./:]|[./:]{_DIGIT})\S*$")
+_STRAY_NEXT = re.compile(rf"\s*[,;/]\s*[^\w\s]?\.?{_DIGIT}")
 _STRAY_MARK = re.compile(r"[,;][^\w,;]*[^\w\s,;:(\[{][\s(\[{]*$")
 
 Item = TypeVar("Item", Box, Segment)

@@ -264,6 +264,9 @@ def test_points_and_numbers_of_a_box(text):
         "[0.1x, 0.2, 0.3]",
         "dog x0.1, 0.2, 0.3",
         "[dog, ٣, 1.2, 3.4]",
+        "[dog, ½, 1.2, 3.4]",
+        "[dog, ⅔, 0.1, 0.2, 0.3]",
+        "dog ½, 1.2, 3.4",
         "[dog, 0,1, 0,5]",  # decimal commas
         "[dog, 123, 456, 789, 999]",  # pixels, or of a thousand
         "<ref>dog</ref><box>(123,456),(789,900)</box>",
