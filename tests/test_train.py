@@ -204,8 +204,8 @@ def test_overwrite_starts_anew(finished, train, tmp_path):
 def test_nonfinite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(train, tmp_path):
     """Of phase "sees" the first step has rate 0, the second breaks all; the next one shows it."""
     run = tmp_path / "run"
-    flags = ["--config.phases[1].learning_rate=1e30", "--config.checkpoint_every=1"]
-    said = refusal(train(run, *flags))
+    flags = ["--config.phases[1].learning_rate=1e30", "--config.phases[1].steps=3"]
+    said = refusal(train(run, *flags, "--config.checkpoint_every=1"))
     assert re.search(r"step 4 \(phase 'sees'\): loss/image_names is (nan|inf)", said), said
     assert re.search(r"had loss [\d.e+]+ and grad_norm [\d.e+]+; if these had risen", said), said
     assert "step 2, is kept" in said

@@ -38,7 +38,7 @@ LONGEST_LABEL = 500  # characters
 _TOKEN = re.compile(
     r"""
     (?P<bracket> [\[\]] )
-    | (?<! [\w.] )  # amid a word or a number none begins
+    | (?<! [\w.] ) (?<! \d: ) (?<! \d[eE][-+−] )  # amid a word or a number none begins
     # A longer dash is a sign behind a separator alone: "1.2 –3.4" is a range.
     (?P<sign> [-+−﹣－] | (?: (?<=[\[(,;:]) | (?<=[\[(,;:]\s) ) [‐-―] )?
     (?:
@@ -66,6 +66,8 @@ _DIGIT = r"[\d¼-¾⅐-↉²³¹⁰-₉]"
 # where no bracket tells where it begins, and behind an item. Then a mark of a number that is read.
 _STRAY = re.compile(rf"^\W*[0-9]*[.:][0-9]|(?:[,;]|:\s)\s*[^\w\s]?\.?{_DIGIT}")
 _STRAY_END = re.compile(rf"(?:(?<!\w){_DIGIT}|{_DIGIT}[./:]|[./:]{_DIGIT})\S*$")
+_STRAY_MEASURE = re.compile(rf"\W*{_DIGIT}\S*\s*(?:s|secs?|seconds?|%)?")
+_NO_WORD = re.compile(r"\W+|s|secs?|seconds?")  # a sign or a unit that is left of a number
 _STRAY_NEXT = re.compile(rf"\s*[,;/]\s*[^\w\s]?\.?{_DIGIT}")
 _STRAY_MARK = re.compile(r"[,;][^\w,;]*[^\w\s,;:(\[{][\s(\[{]*$")
 
@@ -279,9 +281,12 @@ def _read_label(text: str, opening: int, floor: int, end: int) -> str | None:
     if opening >= 0:
         before = text[opening + 1 : end]
         label = _label(before)
-        return None if _STRAY.search(label) or _STRAY_MARK.search(before) else label
+        stray = _STRAY.search(label) or _STRAY_MARK.search(before)
+        return None if stray or _NO_WORD.fullmatch(label) else label
     before = _label(re.split(r"[\[\]\n]", text[max(floor, end - LONGEST_LABEL) : end])[-1])
-    return None if _STRAY_END.search(before) else _BREAKS.split(before)[-1].strip()
+    label = _BREAKS.split(before)[-1].strip()
+    stray = _STRAY_END.search(before) or _STRAY_MEASURE.fullmatch(label)
+    return None if stray or _NO_WORD.fullmatch(label) else label
 
 
 def _label(text: str) -> str:
