@@ -281,8 +281,7 @@ def _read_label(text: str, opening: int, floor: int, end: int) -> str | None:
     if opening >= 0:
         before = text[opening + 1 : end]
         label = _label(before)
-        stray = _STRAY.search(label) or _STRAY_MARK.search(before)
-        return None if stray or _NO_WORD.fullmatch(label) else label
+        return None if _STRAY.search(label) or _STRAY_MARK.search(before) else label
     before = _label(re.split(r"[\[\]\n]", text[max(floor, end - LONGEST_LABEL) : end])[-1])
     label = _BREAKS.split(before)[-1].strip()
     stray = _STRAY_END.search(before) or _STRAY_MEASURE.fullmatch(label)

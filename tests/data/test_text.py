@@ -269,7 +269,6 @@ def test_points_and_numbers_of_a_box(text):
         "dog ½, 1.2, 3.4",
         "[dog, x1e-1, 0.5]",
         "[dog, x0:07s, 9.0]",
-        "[~, 1.2, 3.4]",
         "[dog, 0,1, 0,5]",  # decimal commas
         "[dog, 123, 456, 789, 999]",  # pixels, or of a thousand
         "<ref>dog</ref><box>(123,456),(789,900)</box>",
