@@ -2,7 +2,7 @@
 # the target needs; a second run finds a stamp file and goes straight to work.
 #
 #   make demo       train a small Meerkat from scratch, score it, write the report    about 20 minutes
-#   make test       the tests that are quick enough for every change                  under 25 minutes
+#   make test       the tests that are quick enough for every change                  about 35 minutes
 #   make test-all   those marked slow too
 #   make lint       ruff: rules and format
 #   make format     ruff: mend what it can

@@ -1,6 +1,6 @@
 """Building records: our build beside a plain loop, its memory by size, and the sound codecs.
 
-    python -m benchmarks.building --out=building.json
+    python -m benchmarks.building --out=workers.json
     python -m benchmarks.building --only=memory --sizes=1000,10000,100000
 
 speed: the same pictures (JPEG, 1024 x 768) and sounds (WAV, 10 s at 44.1 kHz) become the same
@@ -43,12 +43,13 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from benchmarks import measure, records
-from meerkat_jax.data import building, media
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data import media
 from meerkat_jax.data.audio import load_audio
+from meerkat_jax.data.build import shards
 from meerkat_jax.data.example import Example, Question, from_bytes, to_bytes
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import find
-from meerkat_jax.errors import UserError
 from meerkat_jax.training.metrics import peak_kib
 
 PARTS = ("speed", "memory", "codecs")
@@ -79,9 +80,9 @@ def write_tree(folder: Path, examples: int, files: int, size: tuple, seconds: fl
 
 def ours(tree: Path, out: Path, workers: int, shard: int = SHARD) -> None:
     """The build of own data, without the time that it takes Python to start."""
-    options, settings = Options(), building.Settings(shard=shard)
+    options, settings = Options(), shards.Settings(shard=shard)
     plan, say = find("jsonl")(tree, options), lambda line: None
-    building.build("jsonl", plan, tree, out, options, settings, workers, 0.0, say=say)
+    shards.build("jsonl", plan, tree, out, options, settings, workers, 0.0, say=say)
 
 
 def convert(tree: Path, row: dict) -> bytes:
@@ -190,7 +191,7 @@ def alone(examples: int, workers: int) -> dict[str, float]:
         watcher = threading.Thread(target=watch)
         watcher.start()
         start = time.perf_counter()
-        ours(tree, Path(made) / "out", workers, building.Settings().shard)
+        ours(tree, Path(made) / "out", workers, shards.Settings().shard)
         seconds = time.perf_counter() - start
         ended.set()
         watcher.join()

@@ -34,11 +34,11 @@ from absl import app, flags
 
 from benchmarks import large, lora, measure, towers
 from benchmarks.pairs import LLAMA, Setting, language_model, waited
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.sampling import choose, extend_text, fill, go_on, share
-from meerkat_jax.generation.storage import stored
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import unflatten
+from meerkat_jax.inference.decoder_weights import stored
+from meerkat_jax.inference.sampling import choose, extend_text, fill, go_on, share
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training.params import unflatten
 
 CASES = {  # name: pairs, rows, weights of ours
     "1 question": (1, 1, "none"),

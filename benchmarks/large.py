@@ -26,8 +26,8 @@ import torch
 
 from benchmarks import lora
 from benchmarks.measure import Pair, seconds
+from meerkat_jax.core.trees import count, flatten, split, unflatten
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training.params import count, flatten, split, unflatten
 
 PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 or H200 (SXM), by its data sheet
 SIZES = {

@@ -21,9 +21,9 @@ import peft
 import torch
 import transformers
 
-from meerkat_jax.models.layers import LoraConfig
+from meerkat_jax.core.trees import merge
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training.params import merge
+from meerkat_jax.nn.layers import LoraConfig
 
 RANK = 32
 TARGETS = ("q", "k", "v", "o")

@@ -23,11 +23,11 @@ import transformers
 
 from benchmarks import lora
 from benchmarks.measure import Pair
-from meerkat_jax.generation.sampling import choose, go_on
+from meerkat_jax.core.trees import flatten, split, unflatten
+from meerkat_jax.inference.sampling import choose, go_on
 from meerkat_jax.models.clap import CROPS, ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.llama import Llama, init_cache
-from meerkat_jax.training.params import flatten, split, unflatten
 from meerkat_jax.weights import clap, clip, llama, table
 
 CLIP = {  # transformers' names; "real" is openai/clip-vit-base-patch16

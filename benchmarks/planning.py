@@ -4,7 +4,7 @@
 
 Writes files in the published layout into a temporary folder (about 1.4 GB for the true size): eight
 boxes a picture of random classes, and clips with one to four labels of the table of classes. Then
-reads and joins them as data/build.py does, without media, and says time, peak memory, examples, and
+reads and joins them as data/build does, without media, and says time, peak memory, examples, and
 how long it takes to write the questions of a thousand of them.
 """
 

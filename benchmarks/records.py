@@ -11,9 +11,10 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from meerkat_jax.data.example import Example, Question, to_bytes
-from meerkat_jax.data.pipeline import Encode, Shapes
+from meerkat_jax.data.pipeline import Encode
 from meerkat_jax.data.prompt import make_prompt
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
+from meerkat_jax.data.shapes import Shapes
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 
 RATE = 48_000  # Hz
 QUESTIONS = [

@@ -41,11 +41,11 @@ from PIL import Image
 
 from benchmarks import measure
 from benchmarks.records import RATE, encoder, write_split
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import from_bytes
 from meerkat_jax.data.pipeline import Encode, train_batches
 from meerkat_jax.data.prompt import pack
 from meerkat_jax.data.split import Split
-from meerkat_jax.errors import UserError
 
 SECONDS, STORED, SIDE = 10.0, 512, 224  # of a sound; pixels of a picture on disk and in a batch
 KEYS = ("image", "audio", "tokens", "targets", "owners", "boxes", "matched", "seen", "heard")

@@ -22,7 +22,7 @@ import jax
 from absl import app, flags
 
 from benchmarks import measure
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 CASES = ("clip", "clap", "clap_fused", "lora", "generate")
 LARGE = ("lora7b_512", "lora7b_1024")  # always bfloat16

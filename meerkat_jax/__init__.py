@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from meerkat_jax.api import Meerkat
     from meerkat_jax.data.example import Box, Segment
-    from meerkat_jax.generation.answers import Answer
+    from meerkat_jax.inference.answers import Answer
 
 __all__ = ["Answer", "Box", "Meerkat", "Segment"]
 
 _HOMES = {
-    "Answer": "meerkat_jax.generation.answers",
+    "Answer": "meerkat_jax.inference.answers",
     "Box": "meerkat_jax.data.example",
     "Meerkat": "meerkat_jax.api",
     "Segment": "meerkat_jax.data.example",

@@ -25,16 +25,17 @@ import jax
 import numpy as np
 from absl import flags
 
-from meerkat_jax.assemble import Assembly
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation import asking
-from meerkat_jax.generation.answers import Answer, View
-from meerkat_jax.generation.asking import Asked, AudioLike, ImageLike, Loaded
-from meerkat_jax.generation.conversation import Conversation
-from meerkat_jax.generation.sampling import Generated, Sampler
-from meerkat_jax.generation.storage import stored
-from meerkat_jax.training.devices import refuse_x64
-from meerkat_jax.training.quantise import KINDS, check_kind
+from meerkat_jax.build import Assembly
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.from_config import build_model
+from meerkat_jax.inference import inputs
+from meerkat_jax.inference.answers import Answer, View
+from meerkat_jax.inference.conversation import Conversation
+from meerkat_jax.inference.decoder_weights import stored
+from meerkat_jax.inference.inputs import Asked, AudioLike, ImageLike, Loaded
+from meerkat_jax.inference.sampling import Generated, Sampler
+from meerkat_jax.parallel.devices import refuse_x64
+from meerkat_jax.parallel.quantise import KINDS, check_kind
 from meerkat_jax.weights.restore import read_run
 from meerkat_jax.weights.store import FILE as STORE
 
@@ -79,7 +80,7 @@ class Meerkat:
                 f"train from them (--config.base={path}), or ask them in words: "
                 f"python -m meerkat_jax.generate --checkpoint={path} --prompt=TEXT"
             )
-        run = read_run(path)
+        run = read_run(path, build_model)
         model = cls(run.assembly, run.params(), run.config, quantise, apart)
         model.meta = run.meta
         return model
@@ -106,7 +107,7 @@ class Meerkat:
         """One answer. `temperature` 0 is the likeliest text; above it, text drawn with `seed`.
 
         With `form` "boxes" or "segments" the answer always ends in one or several of them that are
-        well formed (generation/grammar.py).
+        well formed (inference/grammar.py).
 
         Raises UserError for media that cannot be read, for an empty or endless prompt and for an
         unknown form.
@@ -118,7 +119,7 @@ class Meerkat:
 
         Raises UserError for media that cannot be read.
         """
-        return Conversation(self.sampler, asking.load(self.assembly, Asked(image, audio, [])))
+        return Conversation(self.sampler, inputs.load(self.assembly, Asked(image, audio, [])))
 
     def ask_batch(
         self,
@@ -153,21 +154,21 @@ class Meerkat:
 
         The media of the next batch are decoded meanwhile. Without `views`, answers carry none.
         """
-        asking.check_temperature(temperature)
+        inputs.check_temperature(temperature)
         for pairs in self._ahead(asked, batch):
             perceived = self._perceive(pairs)
             found = iter(self._answer(pairs, perceived, temperature))
-            seen = asking.views(self.assembly, pairs, perceived) if views else [None] * len(pairs)
+            seen = inputs.views(self.assembly, pairs, perceived) if views else [None] * len(pairs)
             for pair, view in zip(pairs, seen, strict=True):
                 yield [
-                    asking.read(self.assembly, ids, pair.notes, next(found), view)
+                    inputs.read(self.assembly, ids, pair.notes, next(found), view)
                     for ids in pair.questions
                 ]
 
     def look(self, asked: Iterable[Asked], batch: int = 16) -> Iterator[View]:
         """What the model sees and hears of each pair, without answering."""
         for pairs in self._ahead(asked, batch):
-            yield from asking.views(self.assembly, pairs, self._perceive(pairs))
+            yield from inputs.views(self.assembly, pairs, self._perceive(pairs))
 
     def _ahead(self, asked: Iterable[Asked], batch: int) -> Iterator[list[Loaded]]:
         """Decoded batches; while one is worked on, the next is decoded."""
@@ -180,7 +181,7 @@ class Meerkat:
                 waiting = loading
 
     def _load(self, chunk: list[Asked]) -> list[Loaded]:
-        return [asking.load(self.assembly, asked) for asked in chunk]
+        return [inputs.load(self.assembly, asked) for asked in chunk]
 
     def _perceive(self, pairs: list[Loaded]) -> dict[str, jax.Array]:
         images, sounds = [pair.image for pair in pairs], [pair.audio for pair in pairs]

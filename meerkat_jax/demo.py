@@ -19,15 +19,15 @@ from pathlib import Path
 from absl import flags
 
 from meerkat_jax.api import Meerkat, cache_programs, define_storage_flags
-from meerkat_jax.data.mini.packages import default_cache
+from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.files import default_cache
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.demo_page.samples import compose_samples
 from meerkat_jax.demo_page.scratch import Scratch
 from meerkat_jax.demo_page.talk import Desk
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.engine import Engine
-from meerkat_jax.training.config import run_door
-from meerkat_jax.training.devices import find_devices
+from meerkat_jax.inference.engine import Engine
+from meerkat_jax.parallel.devices import find_devices
 
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 

@@ -27,26 +27,28 @@ import jax
 from absl import flags
 
 from meerkat_jax.api import Asked, Meerkat, cache_programs, define_storage_flags
+from meerkat_jax.core import cli
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.files import default_cache, write_text
+from meerkat_jax.core.progress import Progress
+from meerkat_jax.core.trees import count
 from meerkat_jax.data import leaks
 from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.image import load_image
-from meerkat_jax.data.mini.packages import default_cache
-from meerkat_jax.errors import UserError
-from meerkat_jax.evaluation import comparison, diagnostics_text, on_disk, tables
+from meerkat_jax.evaluation import discover
 from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, lacking, score
-from meerkat_jax.evaluation.cards import Shown
 from meerkat_jax.evaluation.diagnostics import diagnose
+from meerkat_jax.evaluation.discover import Benchmark
 from meerkat_jax.evaluation.examples import choose
-from meerkat_jax.evaluation.observed import chances_of, observe
-from meerkat_jax.evaluation.on_disk import Benchmark
-from meerkat_jax.evaluation.pages import choose_worst, write_pages
+from meerkat_jax.evaluation.model_outputs import chances_of, observe
 from meerkat_jax.evaluation.predictions import Predictions, weights_hash
-from meerkat_jax.evaluation.report import write_report
-from meerkat_jax.progress import Progress
-from meerkat_jax.training import config as configs
-from meerkat_jax.training import hosts
+from meerkat_jax.from_config import open_folder
+from meerkat_jax.parallel import hosts
+from meerkat_jax.report import comparison, diagnostics_text, tables
+from meerkat_jax.report.cards import Shown
+from meerkat_jax.report.pages import choose_worst, write_pages
+from meerkat_jax.report.report import write_report
 from meerkat_jax.training.metrics import read_metrics
-from meerkat_jax.training.params import count
 
 SHOWN_SIZE = 256  # pixels
 FORMS = {"arig": "boxes", "igatl": "segments"}  # what answers to a task can be held to
@@ -86,11 +88,13 @@ def evaluate(
     out = Path(out or workdir)
     model = Meerkat.load(workdir, quantise, apart)
     data, root = model.config["data"], Path(root).expanduser() if root else None
-    trained = on_disk.trained_on(data, cache or default_cache(), model.meta.get("data"), root)
+    trained = discover.trained_on(
+        data, cache or default_cache(), model.meta.get("data"), root, open_folder
+    )
     root = root or _trained_root(model)
-    chosen = on_disk.choose(on_disk.find(trained, root), benchmarks, trained.folder, root)
-    on_disk.refuse_leaks(trained, chosen)
-    if unseen := on_disk.unseen(trained):
+    chosen = discover.choose(discover.find(trained, root), benchmarks, trained.folder, root)
+    discover.refuse_leaks(trained, chosen)
+    if unseen := discover.unseen(trained):
         say(unseen)
     missing = lacking({one.records()[0].source for one in chosen})
     _make_folder(out)
@@ -106,7 +110,7 @@ def evaluate(
     if not hosts.is_first():
         return {}
     benchmark = score(answered, model.seconds, captions=missing is None)
-    configs.write_text(out / "benchmark.json", json.dumps(benchmark, indent=1) + "\n")
+    write_text(out / "benchmark.json", json.dumps(benchmark, indent=1) + "\n")
     _write_answers(out / "answers.jsonl", answered)
 
     say(tables.text_table(benchmark))
@@ -121,7 +125,7 @@ def evaluate(
         diagnostics |= {one.name: found} if found else {}
         chances.append(chance)
     if diagnostics:
-        configs.write_text(out / "diagnostics.json", json.dumps(diagnostics, indent=1) + "\n")
+        write_text(out / "diagnostics.json", json.dumps(diagnostics, indent=1) + "\n")
         say(diagnostics_text.table(diagnostics))
 
     examples, worst = [], []
@@ -248,7 +252,7 @@ def _write_answers(path: Path, answered: Sequence[Answered]) -> None:
             "parsed": verdict.parsed,
         }
         lines.append(json.dumps(row, ensure_ascii=False))
-    configs.write_text(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 # Diagnostics -------------------------------------------------------------------------------------
@@ -424,4 +428,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    configs.run_door(main, required=("workdir",))
+    cli.run_door(main, required=("workdir",))

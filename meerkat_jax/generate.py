@@ -31,17 +31,17 @@ from absl import flags
 from PIL import Image
 
 from meerkat_jax.api import Asked, Meerkat, cache_programs, define_storage_flags
+from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.files import default_cache
+from meerkat_jax.core.progress import Progress
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import load_image, read_size
-from meerkat_jax.data.mini.packages import default_cache
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.annotate import annotate
-from meerkat_jax.generation.answers import Answer
-from meerkat_jax.generation.grammar import FORMS
-from meerkat_jax.generation.speaking import Speaker
-from meerkat_jax.progress import Progress
-from meerkat_jax.training.config import run_door
-from meerkat_jax.training.devices import find_devices
+from meerkat_jax.inference.annotate import annotate
+from meerkat_jax.inference.answers import Answer
+from meerkat_jax.inference.grammar import FORMS
+from meerkat_jax.inference.text import Speaker
+from meerkat_jax.parallel.devices import find_devices
 from meerkat_jax.weights.store import FILE as STORE
 
 KEYS = ("id", "image", "audio", "prompt", "instruction")

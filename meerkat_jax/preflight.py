@@ -24,16 +24,18 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.scale.answering import fly_answers
-from meerkat_jax.scale.flight import fly, largest, told
-from meerkat_jax.scale.standin import sized
-from meerkat_jax.scale.topology import devices_of
-from meerkat_jax.training import config as configs
-from meerkat_jax.training import sharding
+from meerkat_jax.aot.abstract_config import sized
+from meerkat_jax.aot.answering import fly_answers
+from meerkat_jax.aot.plan import plan
+from meerkat_jax.aot.topology import devices_of
+from meerkat_jax.aot.train_step import fly, largest, told
+from meerkat_jax.core import cli
+from meerkat_jax.core import config as configs
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.from_config import check_needed
+from meerkat_jax.parallel import placement
+from meerkat_jax.parallel.devices import refuse_x64
 from meerkat_jax.training.checks import check
-from meerkat_jax.training.devices import refuse_x64
-from meerkat_jax.training.plan import plan
 from meerkat_jax.weights.base import Base
 
 config_flags.DEFINE_config_file("config", None, "FILE.py:ARG; --config.key=value changes a leaf.")
@@ -53,13 +55,14 @@ def main(_: list[str]) -> None:
     devices, chip = devices_of(FLAGS.topology)
     jax.config.update("jax_enable_compilation_cache", False)
     config = configs.to_json(FLAGS.config)
+    check_needed(config)
     check(config)
     if not -len(config["phases"]) <= FLAGS.phase < len(config["phases"]):
         raise UserError(f"--phase={FLAGS.phase}: the config has {len(config['phases'])} phases")
     config, tokenizer, base, notes = sized(config)
     if FLAGS.answers:  # by the whole weights, on one device
         devices, config = devices[:1], config | {"mesh": {}, "quantise": "none", "accumulate": 1}
-    mesh = sharding.make_mesh(config["mesh"], devices)
+    mesh = placement.make_mesh(config["mesh"], devices)
     rows = unit(config, mesh)
     batch = FLAGS.batch or config["phases"][FLAGS.phase].get("batch", config["batch"])
     if batch % rows:
@@ -108,4 +111,4 @@ def unit(config: Mapping[str, Any], mesh: Mesh) -> int:
 
 
 if __name__ == "__main__":
-    configs.run_door(main, required=("config", "topology"))
+    cli.run_door(main, required=("config", "topology"))

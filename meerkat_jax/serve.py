@@ -21,14 +21,14 @@ import numpy as np
 from absl import flags
 
 from meerkat_jax.api import Meerkat, cache_programs, define_storage_flags
-from meerkat_jax.data.mini.packages import default_cache
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.engine import Engine
+from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.files import default_cache
+from meerkat_jax.inference.engine import Engine
+from meerkat_jax.parallel.devices import find_devices
 from meerkat_jax.serving.app import make_app
 from meerkat_jax.serving.connections import make_server
 from meerkat_jax.serving.limits import Limits
-from meerkat_jax.training.config import run_door
-from meerkat_jax.training.devices import find_devices
 
 
 def warm(engine: Engine, size: int) -> None:

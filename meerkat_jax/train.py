@@ -27,22 +27,25 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from meerkat_jax.assemble import assemble
-from meerkat_jax.data.mini.packages import default_cache
-from meerkat_jax.data.open import HELD_OUT, open_data
+from meerkat_jax.core import cli, trees
+from meerkat_jax.core import config as configs
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.files import default_cache
+from meerkat_jax.core.workdir import prepare_workdir, read_config, write_config, write_versions
 from meerkat_jax.data.pipeline import Encode, affordable, fixed_batches, train_batches
 from meerkat_jax.data.prompt import style_note
 from meerkat_jax.data.split import Split, has_split
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import config as configs
-from meerkat_jax.training import flops, hosts, losses, params, preemption, senses, sharding
-from meerkat_jax.training.checkpoints import Checkpoints
+from meerkat_jax.from_config import HELD_OUT, build_model, check_needed, open_data
+from meerkat_jax.mini.tokenizer import token_values
+from meerkat_jax.parallel import hosts, placement
+from meerkat_jax.parallel.quantise import quantise_tree
+from meerkat_jax.training import feature_cache, flops, losses, preemption
 from meerkat_jax.training.checks import check, check_names
 from meerkat_jax.training.metrics import Clock, MetricsWriter, nonfinite
 from meerkat_jax.training.profile import Profile
-from meerkat_jax.training.quantise import quantise_tree
 from meerkat_jax.training.step import learning_rate, make_optimizer, new_state, phase_step
 from meerkat_jax.weights.base import Base
+from meerkat_jax.weights.checkpoints import Checkpoints
 
 config_flags.DEFINE_config_file("config", None, "FILE.py:ARG; --config.key=value changes a leaf.")
 flags.DEFINE_string("workdir", None, "Folder for everything that this run writes.")
@@ -63,6 +66,7 @@ def main(_: list[str]) -> None:
     """Everything, in order."""
     # The config, the hosts and the mesh ---------------------------------------------------------
     config = configs.to_json(FLAGS.config)
+    check_needed(config)
     check(config)
     traces = Path(FLAGS.workdir) / "profile"
     profile = Profile.parse(FLAGS.profile, traces, config["phases"], FLAGS.stop_after)
@@ -70,7 +74,7 @@ def main(_: list[str]) -> None:
     config = base.resolve(config)
     hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
     notice = preemption.Notice()
-    mesh = sharding.make_mesh(config["mesh"])
+    mesh = placement.make_mesh(config["mesh"])
     phases = config["phases"]
 
     def size(phase: dict) -> int:
@@ -88,11 +92,11 @@ def main(_: list[str]) -> None:
 
     def prepare() -> dict:
         """The work directory as this run needs it; gives what runs."""
-        configs.prepare_workdir(workdir, FLAGS.overwrite, FLAGS.resume)
+        prepare_workdir(workdir, FLAGS.overwrite, FLAGS.resume)
         if (workdir / "config.json").exists():
-            configs.refuse_changes(configs.read_config(workdir).to_dict(), config, FREE)
-        configs.write_config(workdir, config)
-        return configs.write_versions(workdir)
+            configs.refuse_changes(read_config(workdir).to_dict(), config, FREE)
+        write_config(workdir, config)
+        return write_versions(workdir)
 
     versions = hosts.lead("work directory", prepare, FLAGS.host_timeout)
     cache = Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else default_cache()
@@ -112,26 +116,26 @@ def main(_: list[str]) -> None:
     say(f"data: {data.folder}, {len(data.classes)} classes, {data.tokenizer.vocab_size} tokens")
 
     # Model, optimizer ---------------------------------------------------------------------------
-    model = assemble(config, data.tokenizer)
-    laid_model = model.laid(sharding.placement(mesh, config))
+    model = build_model(config, data.tokenizer)
+    laid_model = model.laid(placement.placement(mesh, config))
     optimizer = make_optimizer(config)
 
     def initialise(key: jax.Array) -> tuple[dict, dict]:
-        halves = params.split(model.init(key, data.classes), config["trainable"])
+        halves = trees.split(model.init(key, data.classes), config["trainable"])
         trainable = base.blank(halves["trainable"])
         frozen = quantise_tree(halves["frozen"], config["quantise"])
         return new_state(trainable, optimizer, config["seed"]), frozen
 
     key = jax.random.key(config["seed"])
     shapes = jax.eval_shape(initialise, key)
-    places = sharding.param_shardings(mesh, shapes)
+    places = placement.param_shardings(mesh, shapes)
     halves = {"trainable": shapes[0]["trainable"], "frozen": shapes[1]}
     base.check(jax.eval_shape(lambda key: model.init(key, data.classes), key))
     if base.store:
         say(base.describe())
         if (note := style_note(data.tokenizer, config["prompt"])) is not None:
             say(note)
-    say(params.describe(halves, config["trainable"]))
+    say(trees.describe(halves, config["trainable"]))
 
     # A new state, or the one of the last checkpoint ---------------------------------------------
     def begin(key: jax.Array) -> tuple[dict, dict]:
@@ -155,7 +159,7 @@ def main(_: list[str]) -> None:
         state["trainable"] = trained
     else:
         frozen = jax.jit(lambda key: begin(key)[1], out_shardings=laid[1])(key)
-        abstract = jax.tree.map(sharding.placed, shapes[0], places[0])
+        abstract = jax.tree.map(placement.placed, shapes[0], places[0])
         state, seen, meta_then = checkpoints.restore(abstract, expect=origin)
         step, pending = meta_then["step"], seen["pending"]
         say(f"going on from step {step}")
@@ -169,7 +173,7 @@ def main(_: list[str]) -> None:
     needed = []  # by each record's texts, where batches differ in length
     for phase, split in zip(phases, splits, strict=True):
         split.open()  # a wrong name is found now, not after an hour
-        senses.check_kept(phase, shapes[0]["trainable"])
+        feature_cache.check_kept(phase, shapes[0]["trainable"])
         asks = losses.needs(phase["weights"])["ask"]
         found = data.needed(split, model.prompt, model.shapes, odds(phase)) if asks else None
         needed.append(found)
@@ -178,11 +182,13 @@ def main(_: list[str]) -> None:
     total, rate = ends[-1], learning_rate(config)
     stop = min(total, FLAGS.stop_after or total)
     names = jax.tree.map(jnp.asarray, data.name_ids())
-    spread = losses.spread_targets(data.tokenizer.token_values(), **config["spread"])
-    spread = jax.tree.map(jnp.asarray, spread)
+    soft_targets = losses.number_soft_targets(
+        token_values(data.tokenizer), **config.get("number_soft_targets", {})
+    )
+    soft_targets = jax.tree.map(jnp.asarray, soft_targets)
 
     def make(phase: dict, accumulate: int):
-        return phase_step(config, phase, laid_model, optimizer, names, spread, accumulate)
+        return phase_step(config, phase, laid_model, optimizer, names, soft_targets, accumulate)
 
     outputs = (places[0], None)
     runs = [
@@ -192,16 +198,16 @@ def main(_: list[str]) -> None:
     scores = [jax.jit(scored(make(phase, 1))) for phase in phases]
 
     # Batches ------------------------------------------------------------------------------------
-    def encode(phase: dict, *others: dict, kept: senses.Senses | None = None) -> Encode:
+    def encode(phase: dict, *others: dict, kept: feature_cache.Senses | None = None) -> Encode:
         """What a phase asks of its scenes, with what the losses of the others need too."""
         needs = losses.needs({term for one in (phase, *others) for term in one["weights"]})
         return Encode(model.shapes, model.prompt, data.classes, odds(phase), **needs, kept=kept)
 
-    def keep(phase: dict) -> senses.Senses | None:
+    def keep(phase: dict) -> feature_cache.Senses | None:
         """What the towers, at rest from now on, make of the phase's scenes, if it says so."""
         if "kept" not in phase:
             return None
-        both = params.merge(state["trainable"], frozen)
+        both = trees.merge(state["trainable"], frozen)
 
         def sense(batch: dict) -> tuple[jax.Array, jax.Array]:
             batch = {key: hosts.put(value, on_device) for key, value in batch.items()}
@@ -211,13 +217,13 @@ def main(_: list[str]) -> None:
         here, shared = workdir / "senses" / str(phases.index(phase)), cache / "senses"
         facts = origin | {"config": [config[key] for key in ("model", "data", "seed")]}
         facts |= {"records": [phase["split"], phase["kept"]]}
-        folder = senses.folder_of(here, shared, facts, shapes[0]["trainable"])
-        kept = senses.keep(folder, records, model.shapes, sense, size(phase))
+        folder = feature_cache.folder_of(here, shared, facts, shapes[0]["trainable"])
+        kept = feature_cache.keep(folder, records, model.shapes, sense, size(phase))
         hosts.meet(f"senses of {phase['name']}", {}, FLAGS.host_timeout)
         return kept
 
     sensed = jax.jit(lambda params, batch: laid_model.sense(laid_model.used(params), batch))
-    on_device = sharding.batch_sharding(mesh)
+    on_device = placement.batch_sharding(mesh)
     scored_split = HELD_OUT[config["data"]["kind"]]  # of which a few fixed batches are scored
     held_out = []
     if config["evaluate_batches"] and has_split(data.folder, scored_split):
@@ -361,4 +367,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    configs.run_door(main, required=("config", "workdir"))
+    cli.run_door(main, required=("config", "workdir"))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import ml_collections
 
+from meerkat_jax.core.config import load_config, settable
 from meerkat_jax.data.example import Example, Question
-from meerkat_jax.data.mini.build import MiniConfig, instances, scene
-from meerkat_jax.data.mini.media import load_media
-from meerkat_jax.training.config import load_config, settable
+from meerkat_jax.mini.build import MiniConfig, instances, scene
+from meerkat_jax.mini.media import load_media
 from tests.tiny import AVFIT, shrunk
 
 COUNT = 48  # scenes, of which the last eight are a test split

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from meerkat_jax.training.config import load_config
+from meerkat_jax.core.config import load_config
 
 
 def get_config(arg: str = "240") -> ml_collections.ConfigDict:

@@ -14,11 +14,11 @@ import pytest
 import soundfile
 
 from meerkat_jax.api import Asked, Meerkat
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.asking import spell
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.inference.inputs import spell
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from tests import tiny
-from tests.generation.made import STEP, fast_compilation, made, model, picture, png, tone, wav
+from tests.inference.made import STEP, fast_compilation, made, model, picture, png, tone, wav
 
 PROMPT = "What makes this sound?"
 OTHER = "Count the things that you see."

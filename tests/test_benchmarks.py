@@ -28,9 +28,9 @@ from benchmarks import (
     work,
 )
 from meerkat_jax.alignment.sinkhorn import round_to_marginals, transport
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.config import to_json
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training.config import to_json
 from tests import tiny
 from tests.conftest import ROOT, door_environment
 from tests.tolerances import tolerance

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from meerkat_jax.data import browse
 from meerkat_jax.evaluation.benchmark import score
-from meerkat_jax.evaluation.report import write_report
+from meerkat_jax.report import browse
+from meerkat_jax.report.report import write_report
 from tests.conftest import ROOT, door_environment, free_port
 from tests.evaluation.test_report import CHROMIUM, shown
-from tests.generation.made import made, write_media
+from tests.inference.made import made, write_media
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
 WAIT = 60_000  # ms; the first answer compiles

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.demo_page.drawing import draw_answer
 from meerkat_jax.demo_page.limits import Limits
@@ -20,12 +21,11 @@ from meerkat_jax.demo_page.media import read_picture, split_video
 from meerkat_jax.demo_page.samples import KINDS, compose_samples
 from meerkat_jax.demo_page.scratch import Scratch
 from meerkat_jax.demo_page.talk import Desk, Talk
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.answers import Answer, View
-from meerkat_jax.generation.engine import Engine
+from meerkat_jax.inference.answers import Answer, View
+from meerkat_jax.inference.engine import Engine
 from tests.conftest import free_port
 from tests.data.sources.fill import video as write_video
-from tests.generation.made import fast_compilation, model, write_media
+from tests.inference.made import fast_compilation, model, write_media
 from tests.serving.test_guard import ask
 
 QUESTION = "Find the object that makes the sound."

@@ -10,9 +10,9 @@ import jax
 import pytest
 
 from meerkat_jax.api import Meerkat
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.devices import find_devices
-from meerkat_jax.training.hosts import join
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.parallel.devices import find_devices
+from meerkat_jax.parallel.hosts import join
 from tests.conftest import ROOT, TINY, door_environment
 
 WORKDIR = "--workdir={}/run"

@@ -7,7 +7,7 @@ import sys
 import flax.linen as nn
 import pytest
 
-from meerkat_jax.errors import UserError, construct
+from meerkat_jax.core.errors import UserError, construct
 
 
 @dataclasses.dataclass

@@ -12,21 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import TASKS, Question
 from meerkat_jax.data.leaks import write_keys
-from meerkat_jax.data.mini import compose
 from meerkat_jax.data.mixture import mix
 from meerkat_jax.data.split import open_split
-from meerkat_jax.errors import UserError
 from meerkat_jax.evaluate import evaluate
 from meerkat_jax.evaluation import coco
 from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, main_metric
+from meerkat_jax.evaluation.discover import Benchmark, Trained, find, refuse_leaks, trained_on
 from meerkat_jax.evaluation.examples import choose
-from meerkat_jax.evaluation.on_disk import Benchmark, Trained, find, refuse_leaks, trained_on
-from meerkat_jax.evaluation.tables import text_table
+from meerkat_jax.from_config import open_folder
+from meerkat_jax.mini import compose
+from meerkat_jax.report.tables import text_table
 from tests.conftest import ROOT, door_environment, free_port
 from tests.data.sources.built import SOURCES, build, write_tree
-from tests.generation.made import STEP, fast_compilation, made, model
+from tests.inference.made import STEP, fast_compilation, made, model
 
 LIMIT = 3
 
@@ -281,8 +282,8 @@ def moved(tmp_path):
 def test_a_run_is_scored_where_its_data_lies_elsewhere(moved, tmp_path):
     data, name, new = moved
     with pytest.raises(UserError, match="mine, on which .* is not in .*old, its data.root.*--root"):
-        trained_on(data, tmp_path / "other", name, None)
-    there = trained_on(data, tmp_path / "other", name, new)
+        trained_on(data, tmp_path / "other", name, None, open_folder)
+    there = trained_on(data, tmp_path / "other", name, new, open_folder)
     assert there.folder.name == name and there.sources == (new / "mine",)
     known = find(there, new)
     assert {one.folder for one in known.values()} == {new / "mine", new / "llp"}
@@ -294,7 +295,7 @@ def test_another_build_than_the_one_trained_on_is_refused(moved, tmp_path):
     manifest = json.loads((new / "mine" / "manifest.json").read_text())
     (new / "mine" / "manifest.json").write_text(json.dumps(manifest | {"limit": 3}))
     with pytest.raises(UserError, match=f"trained on the data set {name}.*--root"):
-        trained_on(data, tmp_path / "other", name, new)
+        trained_on(data, tmp_path / "other", name, new, open_folder)
 
 
 def test_benchmarks_are_scored_without_the_training_data_and_it_is_told(

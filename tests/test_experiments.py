@@ -12,11 +12,11 @@ from ml_collections import config_flags
 
 from experiments.ablations.summary import ROWS, collect, table
 from meerkat_jax import train
-from meerkat_jax.assemble import assemble
-from meerkat_jax.data import instructions
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import config as configs
+from meerkat_jax.core import config as configs
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.from_config import build_model
+from meerkat_jax.mini import templates
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 
 
 def write(folder, arm, seed, score):
@@ -60,11 +60,11 @@ EXPERIMENTS = [
 def test_an_experiment_is_accepted_by_train_and_builds_its_model(experiment):
     config = configs.to_json(configs.load_config(f"experiments/{experiment}"))
     train.check(config)
-    tokenizer = build_mini_tokenizer(["I see a cat."], ("cat", "dog"), instructions.PHRASES)
-    assembly = assemble(config, tokenizer)
+    tokenizer = build_mini_tokenizer(["I see a cat."], ("cat", "dog"), templates.PHRASES)
+    assembly = build_model(config, tokenizer)
     shapes = jax.eval_shape(assembly.init, jax.random.key(0))
     rows, columns = assembly.model.image_grid
-    assert shapes["image_placed"]["places"].shape[0] == rows * columns
+    assert shapes["image_position"]["position_embedding"].shape[0] == rows * columns
 
 
 SPECS = [

@@ -8,9 +8,9 @@ import re
 import pytest
 from PIL import Image
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.generate import answer_manifest, answer_one, read_manifest
-from tests.generation.made import fast_compilation, made, model, picture, png, tone, wav
+from tests.inference.made import fast_compilation, made, model, picture, png, tone, wav
 
 PROMPT = "What makes this sound?"
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meerkat_jax.data import instructions
+from meerkat_jax.aot.abstract_config import stand_in
+from meerkat_jax.core import config as configs
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.dataset import name_ids
 from meerkat_jax.data.image import load_image
-from meerkat_jax.data.open import name_ids, open_data
-from meerkat_jax.data.pipeline import Encode, Shapes, affordable, cores, numbers, train_batches
+from meerkat_jax.data.pipeline import Encode, affordable, cores, numbers, train_batches
 from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.shapes import Shapes
 from meerkat_jax.data.split import Split, open_split, read_manifest
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
-from meerkat_jax.scale.standin import stand_in
-from meerkat_jax.training import config as configs
+from meerkat_jax.from_config import check_needed, open_data
+from meerkat_jax.mini import templates
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.training.checks import check, check_names
 from meerkat_jax.training.metrics import read_metrics
 from tests.conftest import ROOT, door_environment
@@ -127,7 +129,7 @@ def test_data_without_names_is_refused_where_names_are_to_be_learned():
     with pytest.raises(UserError, match="'sees': image_names learns the names.*\"seen\""):
         check_names(config["phases"], ())
     check_names(forkme("avfit/mine,7b")["phases"], ())
-    tokenizer = build_mini_tokenizer(["I see a cat."], (), instructions.PHRASES)
+    tokenizer = build_mini_tokenizer(["I see a cat."], (), templates.PHRASES)
     assert name_ids(tokenizer, ())[0].shape == (0, 1)
 
 
@@ -142,10 +144,11 @@ def test_data_without_names_is_refused_where_names_are_to_be_learned():
 )
 def test_a_value_that_asks_for_other_keys_names_them(spec, changes, told):
     config = configs.to_json(configs.load_config(f"{ROOT}/experiments/avfit.py:{spec}"))
-    check(config)
+    check_needed(config)
     for key, value in changes.items():
         config[key] = config[key] | value if isinstance(value, dict) else value
     with pytest.raises(UserError, match=told):
+        check_needed(config)
         check(config)
 
 

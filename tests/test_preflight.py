@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.scale.topology import check_slice, devices_of
+from meerkat_jax.aot.topology import check_slice, devices_of
+from meerkat_jax.core.errors import UserError
 from tests.conftest import TINY
 
 HAS_TPU = importlib.util.find_spec("libtpu") is not None

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from meerkat_jax.alignment.avace import in_box_loss
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.training import config as configs
-from meerkat_jax.training.losses import spread_targets
+from meerkat_jax.core import config as configs
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer, token_values
+from meerkat_jax.training.losses import number_soft_targets
 from tests.conftest import ROOT
 
 HEAD = "| setting | `7b` | `release` | published | source | why |"
@@ -75,10 +75,10 @@ def test_attention_within_the_box_costs_nothing_outside_of_the_mini(arg):
     """The paper's optimum: all on one patch of the box. The mini's KL term asks 16.2 for it."""
     attention, coverage = np.zeros((1, 196), np.float32), np.zeros((1, 196), np.float32)
     attention[0, 30], coverage[0, 28:168] = 1.0, 1.0
-    loss = in_box_loss(jnp.asarray(attention), jnp.asarray(coverage), **load(arg)["box"])
+    loss = in_box_loss(jnp.asarray(attention), jnp.asarray(coverage), **load(arg)["avace_loss"])
     np.testing.assert_allclose(loss, 0.0, atol=1e-6)
     mini = in_box_loss(
-        jnp.asarray(attention), jnp.asarray(coverage), **load("avfit.py:mini")["box"]
+        jnp.asarray(attention), jnp.asarray(coverage), **load("avfit.py:mini")["avace_loss"]
     )
     assert mini[0] > 10
 
@@ -88,14 +88,17 @@ def test_attention_within_the_box_costs_nothing_outside_of_the_mini(arg):
 )
 def test_no_loss_of_the_mini_reaches_the_papers_model(arg):
     config = load(arg)
+    assert config["initialisers"] == "plain" and "naming_loss" not in config
+    assert not {"position_embedding", "image_pool"} & config["model"].keys()
+    assert "attention_embedding" not in config["model"]["avace"]
     for phase in config["phases"]:
         assert set(phase["weights"]) == LOSSES
         assert phase.keys() <= {"name", "split", "steps", "learning_rate", "warmup", "weights",
                                 "sources"}  # fmt: skip
     # numbers as single tokens, as the mini spells them: their targets are hard all the same
-    values = build_mini_tokenizer(["a dog"], ("dog",)).token_values()
+    values = token_values(build_mini_tokenizer(["a dog"], ("dog",)))
     assert any(np.isfinite(value).any() for value in values.values())
-    assert spread_targets(values, **config["spread"]) is None
+    assert number_soft_targets(values, **config.get("number_soft_targets", {})) is None
 
 
 def test_two_stages_are_the_papers_model_in_two_phases():

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from meerkat_jax.training.checkpoints import Checkpoints
 from meerkat_jax.training.metrics import read_metrics, without_timing
+from meerkat_jax.weights.checkpoints import Checkpoints
 from tests.conftest import ROOT, TINY, door_environment
 
 PATIENCE = 600  # seconds; machines that have other work to do are slow

@@ -12,25 +12,25 @@ import numpy as np
 import optax
 import pytest
 
-from meerkat_jax.assemble import assemble
-from meerkat_jax.data.open import open_data
+from meerkat_jax.core import trees
+from meerkat_jax.core.config import to_json
+from meerkat_jax.core.trees import STATISTICS
+from meerkat_jax.core.workdir import read_config
 from meerkat_jax.data.pipeline import Encode, fixed_batches
 from meerkat_jax.data.split import Split
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.models.clap import STATISTICS
-from meerkat_jax.training import params
-from meerkat_jax.training.checkpoints import Checkpoints
-from meerkat_jax.training.config import read_config, to_json
+from meerkat_jax.from_config import build_model, open_data
 from meerkat_jax.training.losses import TERMS
 from meerkat_jax.training.metrics import TIMING, read_metrics
 from meerkat_jax.training.step import make_step, new_state
+from meerkat_jax.weights.checkpoints import Checkpoints
 from tests import tiny
 from tests.conftest import TINY
 from tests.tolerances import tolerance
 
 STEPS = 8  # of the tiny config: 1 of phase "speaks", 2 of "sees", 5 of "answers"
 CONTRAST = {"temperature": 0.1, "threshold": 0.9, "sharpness": {"image": 10.0, "audio": 10.0}}
-BOX = {"inside": 0.5, "outside": 0.5, "fill": 1.0}
+BOX = {"inside_weight": 0.5, "outside_weight": 0.5, "kl_weight": 1.0}
 FAST = {"xla_backend_optimization_level": 0}  # compile in a third of the time
 
 
@@ -90,11 +90,11 @@ def test_checkpoint_says_what_it_is_and_holds_what_is_trained(finished):
     assert meta["config"] == to_json(tiny.get_config())
     assert len(meta["classes"]) == 5
     config = meta["config"]
-    shapes = jax.eval_shape(assemble(config, Tokenizer.load(finished)).init, jax.random.key(0))
-    halves = params.split(shapes, config["trainable"])
+    shapes = jax.eval_shape(build_model(config, Tokenizer.load(finished)).init, jax.random.key(0))
+    halves = trees.split(shapes, config["trainable"])
     trained, _ = checkpoints.restore_params(halves["trainable"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
-    frozen = {path.rsplit("/", 1)[-1] for path in params.flatten(halves["frozen"])}
+    frozen = {path.rsplit("/", 1)[-1] for path in trees.flatten(halves["frozen"])}
     assert frozen == set(STATISTICS)
 
 
@@ -225,7 +225,7 @@ def parts(cache):
     """(assembly, parameters, names, a batch of four) of the tiny config."""
     config = to_json(tiny.get_config())
     data = open_data(config["data"], cache)
-    assembly = assemble(config, data.tokenizer)
+    assembly = build_model(config, data.tokenizer)
     encode = Encode(assembly.shapes, assembly.prompt, data.classes, {})
     (batch,) = fixed_batches(Split(data.folder, "compositions"), encode, 4, 1)
     fresh = assembly.init(jax.random.key(0))
@@ -239,7 +239,7 @@ def changed(parts):
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     # Away from the beginning, where what starts at zero lets no gradient through to what is below.
     moved = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(next(keys), x.shape), fresh)
-    halves = params.split(moved, [".*"])
+    halves = trees.split(moved, [".*"])
     optimizer = optax.sgd(1.0)
 
     @functools.partial(jax.jit, compiler_options=FAST)
@@ -253,7 +253,7 @@ def changed(parts):
     def paths(term):
         state, found = step({name: float(name == term) for name in TERMS})
         assert found["loss"] == found[f"loss/{term}"] > 0
-        after, before = params.flatten(state["trainable"]), params.flatten(halves["trainable"])
+        after, before = trees.flatten(state["trainable"]), trees.flatten(halves["trainable"])
         return {path for path in before if not np.array_equal(before[path], after[path])}
 
     return paths
@@ -262,11 +262,11 @@ def changed(parts):
 TOWERS = ("image_tower", "audio_tower")
 REACHES = {  # term -> parts that it must train; no other part may change
     "language": ("llama",),
-    "answer": (*TOWERS, "avace", "image_connector", "audio_connector", "llama", "_placed/"),
+    "answer": (*TOWERS, "avace", "image_connector", "audio_connector", "llama", "_position/"),
     "avopt": (*TOWERS, "avopt"),
-    "avace": (*TOWERS, "avace", "_connector", "_placed/norm"),
-    "image_names": ("image_tower", "image_connector", "llama/embedding", "image_placed/norm"),
-    "audio_names": ("audio_tower", "audio_connector", "llama/embedding", "audio_placed/norm"),
+    "avace": (*TOWERS, "avace", "_connector", "_position/norm"),
+    "image_names": ("image_tower", "image_connector", "llama/embedding", "image_position/norm"),
+    "audio_names": ("audio_tower", "audio_connector", "llama/embedding", "audio_position/norm"),
 }
 
 
@@ -282,7 +282,7 @@ def test_each_term_trains_what_it_should(changed, term):
 
 def test_alignment_terms_train_projections_and_towers_deeply(parts, changed):
     """Not a bias here and there: nearly every kernel below the loss moves."""
-    flat = params.flatten(parts[1])
+    flat = trees.flatten(parts[1])
     for term, own in (("avopt", "avopt/"), ("avace", "image_tower/")):
         kernels = [path for path in flat if path.startswith((own, "image_tower/"))]
         kernels = [path for path in kernels if path.endswith("kernel")]
@@ -291,13 +291,13 @@ def test_alignment_terms_train_projections_and_towers_deeply(parts, changed):
 
 def test_what_is_still_in_a_phase_stays_and_the_rest_learns(parts):
     assembly, fresh, names, batch = parts
-    halves = params.split(fresh, [".*"])
+    halves = trees.split(fresh, [".*"])
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
     weights = tiny.get_config().phases[-1]["weights"]
     step = make_step(assembly, optimizer, weights, names, CONTRAST, BOX, still=["^audio_tower/"])
     state = new_state(halves["trainable"], optimizer, 0)
     state, _ = jax.jit(step, compiler_options=FAST)(state, halves["frozen"], batch)
-    after, before = params.flatten(state["trainable"]), params.flatten(halves["trainable"])
+    after, before = trees.flatten(state["trainable"]), trees.flatten(halves["trainable"])
     for path, leaf in before.items():
         same = np.array_equal(after[path], leaf)
         assert same == path.startswith("audio_tower/") or not leaf.any(), path
@@ -324,7 +324,7 @@ def test_accumulation_gives_the_step_of_the_whole_batch(parts):
     # of AVACE's peak is a matter of rounding.
     noise = np.random.default_rng(0).normal(size=batch["audio"].shape).astype(np.float32)
     batch = batch | {"audio": batch["audio"] + 1e-3 * noise}
-    halves = params.split(fresh, [".*"])
+    halves = trees.split(fresh, [".*"])
     optimizer = optax.sgd(0.1)
     weights = tiny.get_config().phases[-1]["weights"]
 
@@ -336,6 +336,6 @@ def test_accumulation_gives_the_step_of_the_whole_batch(parts):
     (whole, found), (parted, found_parted) = after(1), after(2)
     for key, value in found.items():
         np.testing.assert_allclose(found_parted[key], value, err_msg=key, **tolerance("accumulate"))
-    theirs = params.flatten(parted["trainable"])
-    for path, leaf in params.flatten(whole["trainable"]).items():
+    theirs = trees.flatten(parted["trainable"])
+    for path, leaf in trees.flatten(whole["trainable"]).items():
         np.testing.assert_allclose(theirs[path], leaf, err_msg=path, **tolerance("accumulate"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ml_collections
 
-from meerkat_jax.training.config import load_config, settable
+from meerkat_jax.core.config import load_config, settable
 
 AVFIT = Path(__file__).parents[1] / "experiments" / "avfit.py"
 

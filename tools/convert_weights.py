@@ -14,13 +14,15 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meerkat_jax.data.mini.packages import default_cache  # noqa: E402
-from meerkat_jax.errors import UserError  # noqa: E402
-from meerkat_jax.training.config import run_door  # noqa: E402
-from meerkat_jax.training.devices import find_devices  # noqa: E402
+from meerkat_jax.core.cli import run_door  # noqa: E402
+from meerkat_jax.core.errors import UserError  # noqa: E402
+from meerkat_jax.core.files import default_cache  # noqa: E402
+from meerkat_jax.from_config import build_model  # noqa: E402
+from meerkat_jax.parallel.devices import find_devices  # noqa: E402
+from meerkat_jax.report.model_card import write_card  # noqa: E402
 from meerkat_jax.weights.convert import DTYPES, convert, inspect  # noqa: E402
+from meerkat_jax.weights.export_run import export_run  # noqa: E402
 from meerkat_jax.weights.fetch import fetch_smollm2  # noqa: E402
-from meerkat_jax.weights.out import export_run  # noqa: E402
 from meerkat_jax.weights.store import Store  # noqa: E402
 from meerkat_jax.weights.verify import verify  # noqa: E402
 
@@ -49,7 +51,9 @@ def main(_: list[str]) -> None:
         paths["llama"] = fetch_smollm2(default_cache())
     if FLAGS.export:
         checkpoint, out = _given("checkpoint"), _given("out")
-        export_run(FLAGS.export, checkpoint, out, FLAGS.dtype, FLAGS.base_name)
+        export_run(
+            FLAGS.export, checkpoint, out, write_card, build_model, FLAGS.dtype, FLAGS.base_name
+        )
         return
     if FLAGS.inspect:
         inspect(paths)

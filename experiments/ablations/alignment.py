@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ml_collections
 
-from meerkat_jax.training.config import choose, load_config, settable
+from meerkat_jax.core.config import choose, load_config, settable
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
 STEPS = {"speaks": 150, "sees": 800, "hears": 500, "binds": 300, "answers": 600}

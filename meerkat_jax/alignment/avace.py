@@ -3,18 +3,19 @@
 Meerkat (arXiv 2407.01851, section 3.3). The map is a softmax over the image patches with the audio
 tokens as queries, so it says where each sound is seen. (A softmax over the audio keys, averaged
 over those same keys, would be the same constant for every patch and could not learn.) The output
-projections start at zero: at first both token sets pass unchanged, but for the mark. Queries and
-keys start as one projection, so tokens of one space that mean the same find each other at once.
+projections start at zero: at first both token sets pass unchanged.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from meerkat_jax.alignment.avopt import masked_mean
-from meerkat_jax.models.layers import NEGATIVE, Dense, RMSNorm, same_start
+from meerkat_jax.nn.layers import LECUN, NEGATIVE, Dense, RMSNorm
 
 
 class AVACE(nn.Module):
@@ -22,13 +23,15 @@ class AVACE(nn.Module):
 
     The map for the box loss is a weighted mean over the audio tokens: silence and background fill
     many of them. A token weighs by what it finds in the picture (the mass of its scores before the
-    softmax) times a learned share. With `mark` both token sets also receive their own attention,
-    scaled to a peak of 1, times a learned vector, so the language model can read where and when.
+    softmax) times a learned share. With `attention_embedding` both token sets also receive their
+    own attention, scaled to a peak of 1, times a learned vector, so the language model can read
+    where and when. `similarity_init` starts the projections of queries and keys.
     """
 
     width: int = 256
     heads: int = 4
-    mark: bool = True
+    attention_embedding: bool = False
+    similarity_init: Callable = LECUN
 
     @nn.compact
     def __call__(
@@ -37,17 +40,20 @@ class AVACE(nn.Module):
         audio_tokens: jax.Array,
         image_valid: jax.Array | None = None,
         audio_valid: jax.Array | None = None,
-        image_places: jax.Array | float = 0.0,
-        audio_places: jax.Array | float = 0.0,
+        image_positions: jax.Array | float = 0.0,
+        audio_positions: jax.Array | float = 0.0,
     ) -> dict[str, jax.Array]:
         """Exchange image_tokens float[B, V, Dv] and audio_tokens float[B, A, Da].
 
         image_valid bool[B, V] and audio_valid bool[B, A] are False on padding, whose tokens are
-        read as zeros, whatever they hold. image_places
-        float[V, Dv] and audio_places float[A, Da] are added to what is told and passed on, not to
-        what is compared: where something is says nothing about what it is. Returns
-        image float[B, V, Dv], audio float[B, A, Da]; map float32[B, A, V], sums to 1 over V;
-        audio_weight float32[B, A], sums to 1; attention float32[B, V], their product, sums to 1.
+        read as zeros, whatever they hold. image_positions float[V, Dv] and audio_positions
+        float[A, Da] are added to the values and to what is passed on, not to queries and keys:
+        where something is says nothing about what it is.
+
+        Returns:
+            image float[B, V, Dv], audio float[B, A, Da]; map float32[B, A, V], sums to 1 over V;
+            audio_weight float32[B, A], sums to 1; attention float32[B, V], their product, sums
+            to 1.
         """
         if image_valid is not None:
             image_tokens = jnp.where(image_valid[..., None], image_tokens, 0)
@@ -55,7 +61,7 @@ class AVACE(nn.Module):
             audio_tokens = jnp.where(audio_valid[..., None], audio_tokens, 0)
         image_norm, audio_norm = RMSNorm(name="image_norm"), RMSNorm(name="audio_norm")
         image, audio = image_norm(image_tokens), audio_norm(audio_tokens)
-        image_tokens, audio_tokens = image_tokens + image_places, audio_tokens + audio_places
+        image_tokens, audio_tokens = image_tokens + image_positions, audio_tokens + audio_positions
         told = audio_norm(audio_tokens)
         to_image, _ = self._cross("image", image, audio, told, audio_valid)
         told = image_norm(image_tokens)
@@ -67,9 +73,9 @@ class AVACE(nn.Module):
             score = jnp.where(audio_valid, score, NEGATIVE)
         audio_weight = jax.nn.softmax(score, axis=-1)
         attention = jnp.einsum("ba,bav->bv", audio_weight, map_)
-        if self.mark:
-            to_image += self._mark("image", attention, to_image)
-            to_audio += self._mark("audio", audio_weight, to_audio)
+        if self.attention_embedding:
+            to_image += self._embed_attention("image", attention, to_image)
+            to_audio += self._embed_attention("audio", audio_weight, to_audio)
         return {
             "image": image_tokens + to_image.astype(image_tokens.dtype),
             "audio": audio_tokens + to_audio.astype(audio_tokens.dtype),
@@ -90,22 +96,23 @@ class AVACE(nn.Module):
             x = Dense(self.width, use_bias=False, kernel_init=init, name=f"{name}_{part}")(x)
             return x.reshape(*x.shape[:2], self.heads, -1)
 
-        # One head as wide as the tokens then scores by their cosines, times sqrt(width).
-        q, k = split(queries, "q", same_start(1.0)), split(keys, "k", same_start(1.0))
+        q, k = (split(x, part, self.similarity_init) for x, part in ((queries, "q"), (keys, "k")))
         scores = jnp.einsum("bqhd,bshd->bhqs", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if valid is not None:
             scores = jnp.where(valid[:, None, None, :], scores, NEGATIVE)
-        values = split(told, "v", nn.initializers.lecun_normal())
+        values = split(told, "v", LECUN)
         weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
         values = jnp.einsum("bhqs,bshd->bqhd", weights, values)
         values = values.reshape(*values.shape[:2], self.width)
         out = Dense(queries.shape[-1], kernel_init=nn.initializers.zeros, name=f"{name}_o")
         return out(values), scores
 
-    def _mark(self, name, attention, like):
-        """float[B, N] attention as a mark on tokens: float[B, N, D] like `like`."""
-        # twice the size of tokens: a small mark is read late
-        vector = self.param(f"{name}_mark", nn.initializers.normal(2.0), like.shape[-1:])
+    def _embed_attention(self, name, attention, like):
+        """float[B, N] attention times a learned vector: float[B, N, D] like `like`."""
+        # twice the size of tokens: a small vector is read late
+        vector = self.param(
+            f"{name}_attention_embedding", nn.initializers.normal(2.0), like.shape[-1:]
+        )
         peak = attention / attention.max(axis=-1, keepdims=True)
         return (peak[..., None] * vector).astype(like.dtype)
 
@@ -146,34 +153,35 @@ def _cells(edges, count):
 def in_box_loss(
     attention: jax.Array,
     coverage: jax.Array,
-    inside: float = 0.5,
-    outside: float = 0.5,
-    fill: float = 0.0,
+    inside_weight: float = 0.5,
+    outside_weight: float = 0.5,
+    kl_weight: float = 0.0,
 ) -> jax.Array:
-    """`inside * (1 - mass inside) + outside * (mass outside) + fill * KL` of each sample.
+    """`inside_weight * (1 - mass inside) + outside_weight * (mass outside)` of each sample.
 
     attention float[B, V], at least 0; coverage float[B, V] in 0..1 -> float[B]. A box may cover no
     patch wholly, so coverage is divided by that of the sample's best-covered patch: with
     m = coverage / max(coverage), mass inside is sum(attention * m) and mass outside is
-    sum(attention * (1 - m)). These two are content with one patch of the box. `fill` weighs the
-    divergence KL(m / sum(m) || attention): the map must fill the box, and far from it, where the
-    softmax is flat, the gradient does not vanish. The paper has no such term; the mini model, whose
-    towers start from nothing, needs it. The loss of an attention that sums to 1 is 0 at
-    the least: when all of it is on best-covered patches, and with `fill` spread over the box. A
-    sample without a box gets the maximum of the first two, with gradient 0 whatever its attention;
-    use `avace_loss` to leave it out.
+    sum(attention * (1 - m)). The loss of an attention that sums to 1 is 0 at the least: when all of
+    it is on best-covered patches.
+
+    With `kl_weight`, which the paper has not, KL(m / sum(m) || attention) is added: the map must
+    fill the box, and far from it, where the softmax is flat, the gradient does not vanish.
+
+    A sample without a box gets the maximum, with gradient 0 whatever its attention; use
+    `avace_loss` to leave it out.
     """
     best = coverage.max(axis=-1, keepdims=True)
     attention = jnp.where(best > 0, attention, 1 / attention.shape[-1])
     member = coverage / jnp.where(best > 0, best, 1.0)
     mass_inside = jnp.sum(attention * member, axis=-1)
     mass_outside = jnp.sum(attention * (1.0 - member), axis=-1)
-    loss = inside * (1.0 - mass_inside) + outside * mass_outside
-    if not fill:
+    loss = inside_weight * (1.0 - mass_inside) + outside_weight * mass_outside
+    if not kl_weight:
         return loss
     target = member / jnp.maximum(member.sum(axis=-1, keepdims=True), 1e-9)
     ratio = jnp.log(jnp.maximum(target, 1e-9)) - jnp.log(attention + 1e-9)
-    return loss + fill * jnp.sum(target * ratio, axis=-1)
+    return loss + kl_weight * jnp.sum(target * ratio, axis=-1)
 
 
 def avace_loss(attention: jax.Array, coverage: jax.Array, **parts: float) -> jax.Array:

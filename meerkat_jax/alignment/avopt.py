@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.alignment.sinkhorn import transport
-from meerkat_jax.models.layers import Dense
+from meerkat_jax.nn.layers import Dense
 
 
 def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Contrastive alignment: token sets against class names, and pictures against sounds.
+"""Contrastive alignment: token sets against class names, and images against audio.
 
-`name_contrast` ties class names to a modality without saying where in the picture or the sound the
-class is: a multiple-instance contrast in which the tokens of one sample are the bag.
+`multi_instance_contrastive_loss` ties class names to a modality without saying where in the image
+or the audio the class is: the tokens of one sample are the bag of a multiple-instance contrast.
 `pair_contrast` is the plain InfoNCE (van den Oord et al. 2018) of pooled tokens, a rival of AVOpT.
 """
 
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.alignment.avopt import masked_mean, unit
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import NEGATIVE
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.nn.layers import NEGATIVE
 
 
 class ContrastScale(nn.Module):
@@ -50,7 +50,7 @@ def pool_scores(cosine: jax.Array, valid: jax.Array | None, sharpness: float) ->
     return jnp.where(count > 0, pooled, 0.0)
 
 
-def name_contrast(
+def multi_instance_contrastive_loss(
     tokens: jax.Array,
     names: jax.Array,
     present: jax.Array,

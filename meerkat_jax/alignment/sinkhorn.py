@@ -7,11 +7,11 @@ slowest member and put a collective into the loop condition. An unconverged plan
 and can then cost less than the true distance, so a plan is first rounded to its marginals
 (Altschuler et al. 2017, algorithm 2).
 
-"sinkhorn" is OTT-JAX's. "scaling" iterates on the kernel exp(-C / epsilon) itself and takes the
-potentials into it whenever epsilon falls (Schmitzer 2019, section 3): an iteration is two products
-of a matrix and a vector instead of an exponential for every entry of the plan, so that a smaller
-epsilon is reached in less time (docs/results.md). "ipot" (Xie et al. 2020, algorithm 1) is what the
-authors' release of Meerkat uses; it is here for comparison.
+"sinkhorn" is OTT-JAX's. "kernel_scaling" iterates on the kernel exp(-C / epsilon) itself and takes
+the potentials into it whenever epsilon falls (Schmitzer 2019, section 3): an iteration is two
+products of a matrix and a vector instead of an exponential for every entry of the plan, so that a
+smaller epsilon is reached in less time (docs/results.md). "ipot" (Xie et al. 2020, algorithm 1) is
+what the authors' release of Meerkat uses; it is here for comparison.
 
 Gradients with respect to the cost: "plan" detaches the whole plan, which by the envelope theorem is
 the exact gradient of the regularised cost at convergence. "implicit" differentiates the plan itself
@@ -27,13 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 GRADIENTS = ("plan", "implicit")
-SOLVERS = ("sinkhorn", "scaling", "ipot")
+SOLVERS = ("sinkhorn", "kernel_scaling", "ipot")
 ANNEALED = 0.5  # share of the iterations that anneal; the rest settle at the final epsilon
 MOMENTUM = 1.5  # over-relaxation (Thibault et al. 2021); about halves the error on clustered costs
-STAGE = 10  # iterations of "scaling" at one value of epsilon
+STAGE = 10  # iterations of "kernel_scaling" at one value of epsilon
 SCALING_ANNEALED, SCALING_MOMENTUM = 0.7, 1.8  # measured: best for 100 iterations to 0.003
 SCALING_EXCESS = 2.0  # above it an over-relaxed step of 1.8 may lead away from the optimum
 LOG_RANGE = (-80.0, 40.0)  # of a kernel's entries: sums of products of three stay in float32
@@ -64,9 +64,9 @@ def transport(
         A set whose masses are all zero has nothing to carry: plan, distance and cost are 0.
       audio_mass: float[B, A], likewise.
       epsilon: final regularisation of Sinkhorn, a share of the mean cost.
-      iterations: how many, exactly; for "scaling" a multiple of ten.
+      iterations: how many, exactly; for "kernel_scaling" a multiple of ten.
       gradient: "plan" or "implicit" (see the module's text; "implicit" for "sinkhorn" only).
-      solver: "sinkhorn", "scaling" or "ipot" (see the module's text).
+      solver: "sinkhorn", "kernel_scaling" or "ipot" (see the module's text).
       beta: proximal step of "ipot", in units of the cost (the release: 0.5).
       scale: float[B], the unit of epsilon; default the mean cost under the masses, detached.
 
@@ -96,7 +96,7 @@ def transport(
     if solver == "ipot":
         width = jnp.zeros_like(width)
         plan = jax.vmap(functools.partial(_ipot, beta=beta, iterations=iterations))(fixed, a, b)
-    elif solver == "scaling":
+    elif solver == "kernel_scaling":
         solve = functools.partial(_scaling, epsilon=epsilon, iterations=iterations)
         plan = jax.vmap(solve)(fixed, a, b, width)
     else:
@@ -262,5 +262,7 @@ def _check(epsilon, iterations, gradient, solver):
         raise UserError(
             f"epsilon {epsilon} and iterations {iterations} must be above 0 (try 0.02 and 50)"
         )
-    if solver == "scaling" and iterations % STAGE:
-        raise UserError(f'solver "scaling": iterations {iterations} is no multiple of {STAGE}')
+    if solver == "kernel_scaling" and iterations % STAGE:
+        raise UserError(
+            f'solver "kernel_scaling": iterations {iterations} is no multiple of {STAGE}'
+        )

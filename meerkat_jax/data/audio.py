@@ -25,8 +25,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import containers, isolated, mp3, video
-from meerkat_jax.errors import UserError
 
 FLOOR = 1e-10  # of mel power; -100 dB
 SILENCE = 1e-4  # peak around the mean: -80 dB of full scale, three steps of 16 bits

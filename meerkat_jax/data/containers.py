@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.local_file import open_local
-from meerkat_jax.errors import UserError
 
 Source = str | os.PathLike | bytes | BinaryIO
 

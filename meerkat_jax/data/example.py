@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 TASKS = ("arig", "igatl", "avfact1", "avfact2", "avfact3", "avfact4", "avqa", "avc")
 

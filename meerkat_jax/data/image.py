@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.local_file import open_local
-from meerkat_jax.errors import UserError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, red green blue
 STD = (0.26862954, 0.26130258, 0.27577711)

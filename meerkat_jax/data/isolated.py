@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import video
 from meerkat_jax.data.containers import Source, as_file, late, name_of
-from meerkat_jax.errors import UserError
 
 SECONDS = 20  # until a child is ended
 MEMORY = 2 << 30  # bytes that it may address, the libraries among them

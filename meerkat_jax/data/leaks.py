@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 
 def hashed(key: str | bytes) -> int:

@@ -1,9 +1,9 @@
 """How many tokens the questions of built folders take, known before a run.
 
 A built folder keeps the questions of its records apart from their media (`texts/`,
-data/building.py), so that all of them can be measured with a run's tokenizer and prompt in little
-time: an answer that a batch has no room for is found before the first step, and examples with
-little to say can share short batches (data/order.py). What was measured is kept in the cache.
+data/build/shards.py), so that all of them can be measured with a run's tokenizer and prompt in
+little time: an answer that a batch has no room for is found before the first step, and examples
+with little to say can share short batches (data/order.py). The lengths are kept in the cache.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.progress import Progress
 from meerkat_jax.data.leaks import file_hash
 from meerkat_jax.data.prompt import Prompt
-from meerkat_jax.errors import UserError
-from meerkat_jax.progress import Progress
-
-if TYPE_CHECKING:
-    from meerkat_jax.data.pipeline import Shapes
+from meerkat_jax.data.shapes import Shapes
 
 BLOCK = 4096  # records read at a time
 VERSION = 1  # raise it when what is kept changes
@@ -104,7 +102,7 @@ def measure(
     if not paths:
         raise UserError(
             f"{folder}: no texts/{split}-*.array_record; lengths are known of folders that "
-            "data/build.py has built"
+            "data/build has built"
         )
     manifest = file_hash(Path(folder) / "manifest.json")
     named = [VERSION, manifest, split, prompt.tokenizer.sha256, prompt.style, prompt.system]

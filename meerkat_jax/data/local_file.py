@@ -10,7 +10,7 @@ import os
 import stat
 from typing import BinaryIO
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 MAX_BYTES = 4 << 30  # of a file; more than WAV can hold
 KINDS = {

@@ -11,12 +11,12 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import containers, video
 from meerkat_jax.data.audio import is_silent, load_audio
 from meerkat_jax.data.image import SIDEWAYS, read_turned, turned_back
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.skips import Bad
-from meerkat_jax.errors import UserError
 
 LONGEST_SIDE = 512  # pixels of a stored picture
 QUALITY = 92  # of its JPEG

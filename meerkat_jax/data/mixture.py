@@ -1,7 +1,7 @@
 """Several built data sets as one: a folder that names them, and their records in one stream.
 
     root/                     config.data.root
-      vggss/  valor/ ...      built folders (data/build.py), named in config.data.sources
+      vggss/  valor/ ...      built folders (data/build), named in config.data.sources
 
 Each source has a number of `repeats`: how often its examples come while those of a source with one
 repeat come once. A stream of all sources takes from each in proportion to its size and repeats, the
@@ -16,9 +16,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from meerkat_jax.core.errors import UserError, nearest
 from meerkat_jax.data import leaks
 from meerkat_jax.data.split import read_manifest
-from meerkat_jax.errors import UserError, nearest
 
 
 def mix(root: Path, sources: Mapping[str, float], cache: Path) -> Path:

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 # kbit/s by the index in a frame's header, of MPEG-1 and of MPEG-2 and 2.5.
 RATES_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)

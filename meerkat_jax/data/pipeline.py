@@ -10,7 +10,6 @@ Decoding and resizing happen here on the host; pixel normalisation and log-mel o
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import os
 import signal
@@ -21,35 +20,16 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.example import Example, Question
 from meerkat_jax.data.image import load_image
 from meerkat_jax.data.order import BalancedBatches, endless
 from meerkat_jax.data.prompt import Prompt, pack
+from meerkat_jax.data.shapes import Shapes
 from meerkat_jax.data.split import Part, Split, open_one
-from meerkat_jax.errors import UserError
 
 PART, AHEAD = 8, 64  # examples that one thread puts together; that are made before they are needed
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """Static shapes of a batch: `runs` of `length` tokens, `room` of them for answers.
-
-    `answer` is the most tokens of one answer; `lengths` are shorter ones than `length`, rising, for
-    batches whose texts fit (data/order.py).
-    """
-
-    image_size: int
-    sample_rate: int
-    seconds: float
-    runs: int
-    length: int
-    room: int
-    answer: int
-    boxes: int = 4
-    names: int = 4
-    lengths: tuple[int, ...] = ()
 
 
 class Rows:
@@ -67,7 +47,7 @@ class Rows:
 
 
 class Kept(Protocol):
-    """What the towers made of scenes (`training/senses.py`)."""
+    """What the towers made of scenes (`training/feature_cache.py`)."""
 
     def of(self, scene: str) -> dict[str, np.ndarray]:
         """Tower tokens of the scene with this id."""

@@ -30,9 +30,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.styles import STYLES, Style
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.errors import UserError
 
 Part = tuple[int, ...] | Literal["image", "audio"]
 Piece = int | str  # a special token's id, or text with fields to be filled in

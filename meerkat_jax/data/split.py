@@ -10,11 +10,11 @@ from pathlib import Path
 import grain
 import numpy as np
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import from_bytes
 from meerkat_jax.data.lengths import Lengths, joined, measure
 from meerkat_jax.data.order import BOXED, MATCHED
 from meerkat_jax.data.prompt import Prompt
-from meerkat_jax.errors import UserError
 
 TRAITS = {"matched": MATCHED, "boxed": BOXED}  # parts of every built split
 

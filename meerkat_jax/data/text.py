@@ -24,8 +24,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Generic, NamedTuple, TypeVar
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Question, Segment
-from meerkat_jax.errors import UserError
 
 BOX_DECIMALS = 3
 TIME_DECIMALS = 1

@@ -8,7 +8,7 @@
     builder.download_and_prepare(download_config=manual)
     records = builder.as_data_source(split="test")
 
-Records are planned, looked for and encoded as `data/build.py` does it, and are the same. TFDS cuts
+Records are planned, looked for and encoded as `data/build` does it, and are the same. TFDS cuts
 no shards here: its own way collects a gigabyte in memory first and needs TensorFlow beyond that.
 """
 
@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.data import building, media, surveying
-from meerkat_jax.data.making import Making
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data import media
+from meerkat_jax.data.build import shards, validate
+from meerkat_jax.data.build.iterate import Making
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import SOURCES, find
-from meerkat_jax.errors import UserError
 
 for _package in ("tensorflow_datasets", "importlib_resources"):  # the first needs the second
     if importlib.util.find_spec(_package) is None:
@@ -59,11 +60,11 @@ HELP = "docs/data.md of meerkat_jax tells how to lay out the published files of 
 
 @dataclasses.dataclass(eq=False)
 class AvfitConfig(tfds.core.BuilderConfig):
-    """A source and how to build it; fields and defaults are the flags of `data/build.py`.
+    """A source and how to build it; fields and defaults are the flags of `data/build`.
 
     `source` is the name if it is not told. A config that is not one of ours needs a name of its
     own: `AvfitConfig(name="vggss_opus", source="vggss", sound="opus")`. `exclude` are folders that
-    `data/build.py` built. `workers` encode at once, in threads.
+    `data/build` built. `workers` encode at once, in threads.
     """
 
     source: str = ""
@@ -101,7 +102,7 @@ def _configs() -> list[AvfitConfig]:
 class MeerkatAvfit(tfds.core.ShardBasedBuilder):
     """AVFIT: pictures with sounds, and questions about the two."""
 
-    VERSION = tfds.core.Version(f"{building.VERSION}.0.0")
+    VERSION = tfds.core.Version(f"{shards.VERSION}.0.0")
     BUILDER_CONFIGS = _configs()
     MANUAL_DOWNLOAD_INSTRUCTIONS = HELP
 
@@ -122,7 +123,7 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
             config.source,
             _manual_dir(dl_manager, config.source),
             Options(config.seed, config.cap, config.seconds),
-            building.Settings(config.sound, config.shard),
+            shards.Settings(config.sound, config.shard),
             config.max_skipped,
             tuple(Path(folder).expanduser() for folder in config.exclude),
             config.limit,
@@ -131,7 +132,7 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
         )
         super()._download_and_prepare(dl_manager, download_config)
         faults = (*making.left_out, *making.found.missing, *making.plan.skips.faults)
-        surveying.write_skipped(Path(self.data_dir), faults)
+        validate.write_skipped(Path(self.data_dir), faults)
         self.info.metadata.update(making.manifest())
         self._drop_empty()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.containers import (
     CHANNELS,
     SECONDS,
@@ -25,7 +26,6 @@ from meerkat_jax.data.containers import (
     name_of,
     opened,
 )
-from meerkat_jax.errors import UserError
 
 SUFFIXES = (
     ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".ts", ".wmv", ".ogv"

@@ -11,14 +11,14 @@ from html import escape
 
 import numpy as np
 
-from meerkat_jax.evaluation.figures import (
+from meerkat_jax.inference.answers import Answer
+from meerkat_jax.report.figures import (
     audio_player,
     clip_figure,
     picture_figure,
     picture_uri,
     spectrogram_uri,
 )
-from meerkat_jax.generation.answers import Answer
 
 MOST_SOUND = 4_000_000  # bytes of the clip that is laid into the page
 VERDICTS = {True: "It says: true", False: "It says: false"}

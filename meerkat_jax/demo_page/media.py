@@ -13,11 +13,11 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import isolated
 from meerkat_jax.data.audio import count_seconds, load_audio
 from meerkat_jax.data.image import read_image, read_size
 from meerkat_jax.demo_page.limits import Limits
-from meerkat_jax.errors import UserError
 
 SHOWN_SIZE = 640  # pixels of the longest side
 PLAYED_RATE = 16_000  # Hz

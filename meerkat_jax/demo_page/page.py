@@ -15,12 +15,12 @@ import gradio as gr
 from gradio_client.utils import is_http_url_like
 from starlette.middleware import Middleware
 
-from meerkat_jax.data.instructions import instruction
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.demo_page.media import split_video
 from meerkat_jax.demo_page.samples import Sample
 from meerkat_jax.demo_page.talk import Desk, Talk
-from meerkat_jax.errors import UserError
+from meerkat_jax.mini.templates import instruction
 from meerkat_jax.serving.guard import HostGuard
 
 HERE = Path(__file__).parent

@@ -16,10 +16,11 @@ from typing import Any
 import soundfile
 
 from meerkat_jax.data.example import Example
-from meerkat_jax.data.instructions import instruction
-from meerkat_jax.data.mini import classes as table
-from meerkat_jax.data.mini.build import MiniConfig, instances, scene
-from meerkat_jax.data.mini.media import MediaSet, load_media
+from meerkat_jax.mini import classes as table
+from meerkat_jax.mini.build import MiniConfig, instances, scene
+from meerkat_jax.mini.media import load_media
+from meerkat_jax.mini.templates import instruction
+from meerkat_jax.mini.thing import MediaSet
 
 SEED = 20_000  # of scenes that no data set of a usual seed holds
 KINDS: tuple[tuple[str, str, Callable[[Example], bool]], ...] = (

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.demo_page.drawing import draw_answer
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.demo_page.media import check_picture, check_sound, read_picture, read_sound
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.answers import Answer
-from meerkat_jax.generation.engine import Engine
-from meerkat_jax.generation.media_cache import MediaCache
-from meerkat_jax.generation.reply import CANCELLED, Reply
+from meerkat_jax.inference.answers import Answer
+from meerkat_jax.inference.engine import Engine
+from meerkat_jax.inference.media_cache import MediaCache
+from meerkat_jax.inference.stream import CANCELLED, Reply
 
 
 @dataclasses.dataclass(frozen=True)

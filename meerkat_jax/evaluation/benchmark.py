@@ -17,12 +17,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Question
-from meerkat_jax.errors import UserError
 from meerkat_jax.evaluation import baselines, coco, events
+from meerkat_jax.evaluation.answer_parsing import normalise
 from meerkat_jax.evaluation.bootstrap import Summed, intervals
 from meerkat_jax.evaluation.measures import MEASURES, Answered, kind_of, measure, spans
-from meerkat_jax.evaluation.words import normalise
 
 __all__ = ["Answered", "Judged", "class_names", "judge", "main_metric", "score"]
 

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 
-from meerkat_jax.evaluation.words import find_terms, normalise
+from meerkat_jax.evaluation.answer_parsing import find_terms, normalise
 
 _SEEING = "see sees seen seeing show shows shown picture image photo photograph scene visible view"
 _HEARING = "hear hears heard hearing sound sounds sounding audible audio recording clip listen"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.evaluation.bootstrap import Scores, Summed, ratio
 
 TIMEOUT = 3600  # seconds; METEOR takes 8 to start, several times that on a busy machine

@@ -16,10 +16,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from meerkat_jax.data.text import parse_boxes, parse_segments
+from meerkat_jax.evaluation.answer_parsing import canonical, normalise, read_answer
 from meerkat_jax.evaluation.benchmark import Answered
 from meerkat_jax.evaluation.grounding import box_iou
 from meerkat_jax.evaluation.segments import segment_iou
-from meerkat_jax.evaluation.words import canonical, normalise, read_answer
 
 NOTHING = "nothing"
 WORST = 12  # pairs of classes that are listed

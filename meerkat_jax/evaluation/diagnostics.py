@@ -21,7 +21,7 @@ from meerkat_jax.evaluation import confusion
 from meerkat_jax.evaluation.benchmark import Answered, class_names
 from meerkat_jax.evaluation.bootstrap import Summed, corpus_intervals, intervals, means
 from meerkat_jax.evaluation.calibration import calibrated_ece, calibration_sums, reliability
-from meerkat_jax.evaluation.observed import Row, chances_of
+from meerkat_jax.evaluation.model_outputs import Row, chances_of
 
 HISTOGRAM = 24  # bins of distances
 

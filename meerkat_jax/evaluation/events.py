@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Segment
-from meerkat_jax.errors import UserError
+from meerkat_jax.evaluation.answer_parsing import normalise
 from meerkat_jax.evaluation.bootstrap import Scores, Summed, ratio
-from meerkat_jax.evaluation.words import normalise
 
 RESOLUTION = 1.0  # seconds
 COLLAR = 0.2  # seconds

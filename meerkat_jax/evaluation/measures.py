@@ -18,12 +18,12 @@ from meerkat_jax.data.example import Question, Segment
 from meerkat_jax.data.text import parse_boxes, parse_segments
 from meerkat_jax.data.verdict import parse_verdict
 from meerkat_jax.evaluation import events, parsing
+from meerkat_jax.evaluation.answer_parsing import canonical, last_term, normalise, read_answer
 from meerkat_jax.evaluation.bootstrap import Summed, means, pooled
 from meerkat_jax.evaluation.captions import Named, caption_samples, read_caption
 from meerkat_jax.evaluation.grounding import annotators_of, grounding_samples
 from meerkat_jax.evaluation.segments import segment_samples
 from meerkat_jax.evaluation.verdicts import verdict_counts
-from meerkat_jax.evaluation.words import canonical, last_term, normalise, read_answer
 
 Segments = Sequence[Sequence[Segment]]
 

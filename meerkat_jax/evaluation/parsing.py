@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from meerkat_jax.data.example import Segment
-from meerkat_jax.evaluation.words import normalise
+from meerkat_jax.evaluation.answer_parsing import normalise
 
 SECONDS = 10
 LEAST = 0.5  # IoU of a match

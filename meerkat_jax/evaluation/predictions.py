@@ -18,7 +18,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 FOLDER = "predictions"
 SAMPLED = 256  # values of each leaf that tell one set of weights from another

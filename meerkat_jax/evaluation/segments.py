@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from meerkat_jax.data.example import Segment
-from meerkat_jax.evaluation.words import normalise
+from meerkat_jax.evaluation.answer_parsing import normalise
 
 Counts = tuple[int, int, int]
 

@@ -12,17 +12,17 @@ Letters: B batch, F mel frames, M mel bins, A audio tokens, D width of the last 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import Dense
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.swin import PatchMerging, SwinStage, layer_norm
+from meerkat_jax.nn.layers import LECUN, Dense
 
-STATISTICS = ("bn_mean", "bn_var")  # leaves that no optimiser may touch
 CROPS = 3  # local views beside the global one
 
 
@@ -196,7 +196,7 @@ class ClapAudio(nn.Module):
 
     Defaults are the sizes of `clap-htsat-fused` (A = 64 = 2 x 32, D = 768); `fused=False` is
     `clap-htsat-unfused`. `mel_mean` and `mel_var` (dB, dB^2) start the statistics of the input's
-    batch norm: give them when training from scratch, since a log-mel is far from zero mean.
+    batch norm: give them to an untrained tower, since a log-mel is far from zero mean.
     """
 
     spec_size: int = 256
@@ -213,6 +213,7 @@ class ClapAudio(nn.Module):
     mel_mean: float = 0.0
     mel_var: float = 1.0
     dtype: jnp.dtype = jnp.float32
+    residual_init: Callable = LECUN
 
     @property
     def fold(self) -> int:
@@ -275,6 +276,7 @@ class ClapAudio(nn.Module):
                 self.mlp_ratio,
                 self.eps,
                 self.dtype,
+                self.residual_init,
                 name=f"stage_{i}",
             )
             x = stage(x)

@@ -11,12 +11,15 @@ Letters: B batch, V patch tokens, D width, H heads, L layers, P patch size.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import BRANCH, Dense, attend, grid_waves
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.nn.layers import LECUN, Dense, attend
 
 EPS = 1e-5
 REMAT = {  # what a layer saves for the backward pass beside its input
@@ -53,6 +56,7 @@ class ClipLayer(nn.Module):
     heads: int
     mlp_dim: int
     dtype: jnp.dtype = jnp.float32
+    residual_init: Callable = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
@@ -63,10 +67,11 @@ class ClipLayer(nn.Module):
             Dense(d, dtype=self.dtype, name=name)(y).reshape(b, s, self.heads, -1) for name in "qkv"
         )
         values, _ = attend(q, k, v)
-        x += Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="o")(values.reshape(b, s, d))
+        residual = functools.partial(Dense, d, kernel_init=self.residual_init, dtype=self.dtype)
+        x += residual(name="o")(values.reshape(b, s, d))
         y = _norm("layer_norm2", self.dtype)(x)
         y = quick_gelu(Dense(self.mlp_dim, dtype=self.dtype, name="fc1")(y))
-        return x + Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="fc2")(y), None
+        return x + residual(name="fc2")(y), None
 
 
 class ClipVision(nn.Module):
@@ -85,6 +90,8 @@ class ClipVision(nn.Module):
     projection_dim: int = 512
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+    residual_init: Callable = LECUN
+    position_init: Callable = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> dict[str, jax.Array]:
@@ -104,7 +111,7 @@ class ClipVision(nn.Module):
         )
         small = nn.initializers.normal(0.02)
         cls = self.param("class_embedding", small, (self.width,)).astype(self.dtype)
-        places = self.param("position_embedding", self._places, (x.shape[1] + 1, self.width))
+        places = self.param("position_embedding", self.position_init, (x.shape[1] + 1, self.width))
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
         embedded = _norm("pre_layernorm", self.dtype)(x + places.astype(self.dtype))
         hidden, _ = self._layers()(embedded, None)
@@ -120,15 +127,6 @@ class ClipVision(nn.Module):
             "embedded": embedded,
         }
 
-    def _places(self, _: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        """Where positions start: waves not much smaller than patches, so that neighbours know it.
-
-        Small random rows beside patches of 20 times their size stay unheard for thousands of steps.
-        """
-        side = self.image_size // self.patch_size
-        rows = 0.3 * grid_waves(None, (side, side), self.width)
-        return jnp.concatenate([jnp.zeros((1, self.width)), rows])  # the class token has no place
-
     def _layers(self) -> nn.Module:
         layer = ClipLayer
         if self.remat != "none":
@@ -139,7 +137,7 @@ class ClipVision(nn.Module):
             split_rngs={"params": True},
             length=self.depth,
         )
-        return stack(self.heads, self.mlp_dim, self.dtype, name="layers")
+        return stack(self.heads, self.mlp_dim, self.dtype, self.residual_init, name="layers")
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if self.remat not in REMAT:

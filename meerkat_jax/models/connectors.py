@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import Dense
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.nn.layers import Dense
 
 CONNECTORS = ("linear", "mlp", "conv_align")
 

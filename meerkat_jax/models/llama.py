@@ -5,7 +5,7 @@ layers, stacked on a leading axis L by `nn.scan`. A checkpoint's vocabulary stay
 is added to it has rows of its own (`Llama.pretrained`).
 
 Several questions share one picture-sound prefix, and generation extends a cache
-(models/attention.py).
+(nn/attention.py).
 
 Letters: B batch, S sequence or cache slots, D width, H heads, K key-value heads, Dh head width,
 L layers, C vocabulary, W published pieces.
@@ -20,12 +20,13 @@ from typing import Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 from jax.ad_checkpoint import checkpoint_name
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.attention import ATTENTION, Layout, attend_fused, attend_layout, attend_row
-from meerkat_jax.models.layers import BRANCH, NEGATIVE, Dense, LoraConfig, RMSNorm, same_start
-from meerkat_jax.models.rotary import RopeScaling, rotary, rotate
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.nn.attention import ATTENTION, Layout, attend_fused, attend_layout, attend_row
+from meerkat_jax.nn.layers import LECUN, NEGATIVE, Dense, LoraConfig, RMSNorm
+from meerkat_jax.nn.rotary import RopeScaling, rotary, rotate
 
 REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -33,15 +34,6 @@ REMAT = {
     "weights": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "qkvo": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "o"),
     "products": jax.checkpoint_policies.save_only_these_names("q", "k", "v", "o", "gate", "up"),
-}
-
-# Of a decoder without a checkpoint: tokens begin by listening to their like (models/layers.py).
-START = {
-    "q": same_start(0.9),
-    "k": same_start(0.9),
-    "v": same_start(0.3, 1),
-    "o": same_start(0.3, 1, back=True),
-    "down": BRANCH,
 }
 
 ROWS = 64  # a published table is filled up to a multiple of it, to be divided over devices
@@ -96,12 +88,15 @@ class Block(nn.Module):
     dtype: jnp.dtype
     placement: Placement | None = None
     attention: str = "plain"
+    kernel_inits: FrozenDict = FrozenDict()
 
     def dense(self, name: str, x: jax.Array, features: int, deterministic: bool) -> jax.Array:
         """The bias-free Dense `name`, adapted if LoRA targets it; its output can be saved."""
         lora = self.lora.for_layer(name) if self.lora else None
-        start = {"kernel_init": START[name]} if name in START else {}
-        layer = Dense(features, use_bias=False, lora=lora, dtype=self.dtype, name=name, **start)
+        init = self.kernel_inits.get(name, LECUN)
+        layer = Dense(
+            features, use_bias=False, lora=lora, kernel_init=init, dtype=self.dtype, name=name
+        )
         return checkpoint_name(layer(x, deterministic=deterministic), name)
 
     @nn.compact
@@ -155,7 +150,7 @@ class Llama(nn.Module):
     but never said, have the rows `added` float[C - W, D].
 
     With `apart` layers are read where they lie, as trees of their own, which are `layers/0` and so
-    on; each is compiled by itself then (generation/storage.py).
+    on; each is compiled by itself then (inference/decoder_weights.py).
 
     A `placement` and `apart` are for models that have parameters, not for making them.
     """
@@ -179,6 +174,7 @@ class Llama(nn.Module):
     placement: Placement | None = None
     attention: str = "plain"
     apart: bool = False
+    kernel_inits: FrozenDict = FrozenDict()
 
     def setup(self):
         """Build the scanned layers; raises UserError on sizes that do not divide."""
@@ -215,6 +211,7 @@ class Llama(nn.Module):
             self.dtype,
             self.placement,
             self.attention,
+            self.kernel_inits,
         )
         self.norm = RMSNorm(self.norm_eps, self.dtype)
         if not self.tied:

@@ -11,13 +11,14 @@ Letters: B batch, h and w the token grid, W windows, T tokens of a window, H hea
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.models.layers import BRANCH, Dense
+from meerkat_jax.nn.layers import LECUN, Dense
 
 SHIFT_PENALTY = -100.0  # added to scores across a seam, the published value
 
@@ -79,6 +80,7 @@ class WindowAttention(nn.Module):
     heads: int
     window: int
     dtype: jnp.dtype = jnp.float32
+    residual_init: Callable = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: np.ndarray | None = None) -> jax.Array:
@@ -98,7 +100,7 @@ class WindowAttention(nn.Module):
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         values = weights.reshape(-1, t, t) @ v
         values = values.reshape(b, w, self.heads, t, -1).swapaxes(2, 3).reshape(b, w, t, d)
-        return Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="o")(values)
+        return Dense(d, kernel_init=self.residual_init, dtype=self.dtype, name="o")(values)
 
     def _heads(self, name: str, x: jax.Array) -> jax.Array:
         """float[B, W, T, D] to float[B * W * H, T, D / H]: one flat batch is fast on CPU."""
@@ -116,6 +118,7 @@ class SwinBlock(nn.Module):
     mlp_ratio: float = 4.0
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    residual_init: Callable = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -128,12 +131,14 @@ class SwinBlock(nn.Module):
             y = jnp.roll(y, (-self.shift, -self.shift), axis=(1, 2))
             mask = shift_mask(h, w, self.window, self.shift)
         y = split_windows(y, self.window)
-        y = WindowAttention(self.heads, self.window, self.dtype, name="attention")(y, mask)
+        y = WindowAttention(
+            self.heads, self.window, self.dtype, self.residual_init, name="attention"
+        )(y, mask)
         y = join_windows(y, h, w)
         x = x + (jnp.roll(y, shift, axis=(1, 2)) if self.shift else y)
         y = layer_norm("norm2", self.eps, self.dtype)(x)
         y = Dense(int(self.mlp_ratio * d), dtype=self.dtype, name="up")(y)
-        return x + Dense(d, kernel_init=BRANCH, dtype=self.dtype, name="down")(gelu(y))
+        return x + Dense(d, kernel_init=self.residual_init, dtype=self.dtype, name="down")(gelu(y))
 
 
 class PatchMerging(nn.Module):
@@ -168,6 +173,7 @@ class SwinStage(nn.Module):
     mlp_ratio: float = 4.0
     eps: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    residual_init: Callable = LECUN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -183,6 +189,7 @@ class SwinStage(nn.Module):
                 self.mlp_ratio,
                 self.eps,
                 self.dtype,
+                self.residual_init,
                 name=f"block_{i}",
             )
             x = block(x)

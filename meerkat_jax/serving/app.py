@@ -23,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.engine import SEEDS, Busy, Engine
-from meerkat_jax.generation.reply import Reply
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.inference.engine import SEEDS, Busy, Engine
+from meerkat_jax.inference.stream import Reply
 from meerkat_jax.serving.bodies import Bodies
 from meerkat_jax.serving.chat import read_chat, unknown_model
 from meerkat_jax.serving.completions import DONE, Shape, event

@@ -12,8 +12,8 @@ import secrets
 import time
 from typing import Any
 
-from meerkat_jax.generation.answers import Answer
-from meerkat_jax.generation.reply import Reply
+from meerkat_jax.inference.answers import Answer
+from meerkat_jax.inference.stream import Reply
 
 DONE = b"data: [DONE]\n\n"
 

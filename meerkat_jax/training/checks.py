@@ -5,30 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from meerkat_jax.core.errors import UserError, nearest
 from meerkat_jax.data.example import TASKS
-from meerkat_jax.errors import UserError, nearest
-from meerkat_jax.training.quantise import check_kind
+from meerkat_jax.parallel.quantise import check_kind
 from meerkat_jax.training.step import NAMING
 
-# What other keys a value asks for, and where there is a config that has them.
-ASKED = {
-    ("data.kind", "mini"): (("data.mini",), "experiments/avfit.py:mini and :small have it"),
-    ("data.kind", "avfit"): (
-        ("data.root", "data.sources"),
-        "experiments/avfit.py:7b has them, and experiments/forkme.py:FOLDER,MODEL for own data",
-    ),
-    ("base", None): (
-        ("model.image.image_size", "model.llama.width"),
-        "without a store of weights the config gives all sizes, as experiments/avfit.py:mini does",
-    ),
-}
 DTYPES = ("float32", "bfloat16", "float16")
 NUMBERS = ("batch", "accumulate", "loss_pieces", "log_every", "checkpoint_every", "evaluate_every")
 
 
 def check(config: dict) -> None:
     """UserError for values that cannot be meant, or that other keys do not go with."""
-    check_asked(config)
     check_dtypes(config)
     for key in NUMBERS:
         if key not in config or not isinstance(config[key], int) or config[key] < 1:
@@ -66,17 +53,6 @@ def check(config: dict) -> None:
             )
 
 
-def check_asked(config: Mapping[str, Any]) -> None:
-    """UserError when a value asks for keys that the config has not (`ASKED`)."""
-    for (key, value), (asked, where) in ASKED.items():
-        missing = [name for name in asked if _get(config, name) is None]
-        if _get(config, key) == value and missing:
-            raise UserError(
-                f"config.{key} is {value!r}, which needs config.{' and config.'.join(missing)}, "
-                f"and this config has none; {where}"
-            )
-
-
 def check_dtypes(config: Mapping[str, Any]) -> None:
     """UserError for a dtype of a part of the model that is none we compute in."""
     for part, section in config["model"].items():
@@ -97,11 +73,3 @@ def check_names(phases: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
                 'and heard, and no example of the data tells any; give "seen" and "heard" '
                 "(docs/own_data.md), or leave that phase out"
             )
-
-
-def _get(config: Mapping[str, Any], path: str) -> Any:
-    """What lies at "a.b"; None where nothing does."""
-    node: Any = config
-    for key in path.split("."):
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node

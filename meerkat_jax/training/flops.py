@@ -37,7 +37,7 @@ PEAKS = {
     r"\bH200\b(?! NVL)": 989e12,
 }
 AGAIN = "rematted_computation"  # jax.checkpoint's name for what it computes a second time
-SCORES = re.compile(r"\bscores_(\d+)_of_(\d+)")  # models/attention.py: so many are not masked
+SCORES = re.compile(r"\bscores_(\d+)_of_(\d+)")  # nn/attention.py: so many are not masked
 FUSED = re.compile(r"^dot_product_attention_(fwd|bwd)")  # cuDNN's, opaque to a jaxpr
 FUSED_PRODUCTS = {"fwd": 2, "bwd": 4}  # scores and values; the gradients of queries, keys, values
 

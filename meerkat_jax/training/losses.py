@@ -1,8 +1,10 @@
 """The loss: one dictionary of named terms, summed once with their weights, each logged.
 
-    L = L_CE + w_OT * L_OT + w_AC * L_AC  (paper, section 3.4), and where parts start from nothing,
-    what stands in for their pretraining: the contrast against class names for that of CLIP and
-    CLAP, the answers in words alone, without picture and sound ("language"), for that of Llama.
+    L = L_CE + w_OT * L_OT + w_AC * L_AC  (paper, section 3.4)
+
+Optional terms stand in for pretraining where a part has none: "image_names" and "audio_names", a
+contrastive loss of tokens against class names, for that of CLIP and CLAP; "language", the answers
+without image and audio, for that of the language model.
 
 A term is a sum over its own items divided by their number in the whole batch, so that accumulating
 over microbatches gives the numbers of the undivided batch.
@@ -21,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.alignment.avace import box_coverage, in_box_loss
-from meerkat_jax.alignment.contrastive import name_contrast
-from meerkat_jax.errors import UserError
+from meerkat_jax.alignment.contrastive import multi_instance_contrastive_loss
+from meerkat_jax.core.errors import UserError
 
 TERMS = ("language", "answer", "avopt", "avace", "image_names", "audio_names")
 
@@ -49,16 +51,19 @@ class SoftTargets(NamedTuple):
     least: np.ndarray | jax.Array
 
 
-def spread_targets(
-    values: dict[str, np.ndarray], coordinate: float, seconds: float, weight: float = 1.0
+def number_soft_targets(
+    values: dict[str, np.ndarray],
+    coordinate: float = 0.0,
+    seconds: float = 0.0,
+    weight: float = 1.0,
 ) -> SoftTargets | None:
     """Soft targets for tokens that are numbers.
 
-    A number's neighbours on its scale get a Gaussian share of width `coordinate` (of the picture)
-    or `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Their rows sum to `weight`, what a
-    number counts beside a word. Other rows are one-hot. `values` are those of
-    `Tokenizer.token_values`, by "kind/place": each place of a box has numbers of its own. None when
-    both widths are 0 or no token is a number (a tokenizer that spells numbers in digits).
+    A number's neighbours on its scale get a Gaussian share of width `coordinate` (of the image) or
+    `seconds`: 0.314 for 0.315 is a smaller fault than 0.900. Their rows sum to `weight`, what a
+    number counts beside a word. Other rows are one-hot. `values` float[C] by "kind/place" are the
+    numbers that tokens stand for, NaN elsewhere: each place of a box has tokens of its own. None
+    when both widths are 0 or no token is a number (a tokenizer that spells numbers in digits).
     """
     widths = {"coordinate": coordinate, "seconds": seconds}
     count = len(next(iter(values.values())))
@@ -104,22 +109,22 @@ def answer_places(targets: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
 
 
 def answer_loss(
-    logits, answers, targets, spread: SoftTargets | None = None
+    logits, answers, targets, soft_targets: SoftTargets | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy of the answer tokens, the end token among them, and how many are right.
 
     With soft targets, what exceeds the least that they allow: a perfect answer has 0.
 
     logits float[B, R, A, C], answers int[B, R, A], targets float[B, R, A] (1 on what is to be
-    answered), spread the soft targets of numbers, if any.
+    answered), soft_targets those of numbers, if any.
     """
     log_mass = jax.nn.logsumexp(logits, axis=-1)
-    if spread is None:
+    if soft_targets is None:
         picked = jnp.take_along_axis(logits, answers[..., None], axis=-1)[..., 0]
     else:
-        picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(spread.table, answers, axis=0))
-        picked += jnp.take(spread.least, answers)
-        log_mass *= jnp.take(spread.weight, answers)
+        picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(soft_targets.table, answers, axis=0))
+        picked += jnp.take(soft_targets.least, answers)
+        log_mass *= jnp.take(soft_targets.weight, answers)
     right = (logits.argmax(-1) == answers) * targets
     return jnp.where(targets > 0, (log_mass - picked) * targets, 0).sum(), right.sum()
 
@@ -166,14 +171,14 @@ def total(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:
     return sum(weights[name] * value for name, value in terms.items())
 
 
-def alignment_terms(out, batch, grid, box: Mapping[str, float]) -> dict[str, jax.Array]:
+def alignment_terms(out, batch, grid, weights: Mapping[str, float]) -> dict[str, jax.Array]:
     """Sums of AVOpT's distance over matched pairs and of AVACE's in-box loss over boxed ones.
 
-    `box` weighs the parts of the in-box loss: inside, outside, fill.
+    `weights` are those of `in_box_loss`.
     """
     coverage = box_coverage(batch["boxes"], grid)
     boxed = (coverage > 0).any(axis=-1)
-    outside = in_box_loss(out["attention"], coverage, **box)
+    outside = in_box_loss(out["attention"], coverage, **weights)
     return {
         "avopt": jnp.where(batch["matched"], out["distance"], 0.0).sum(),
         "avace": jnp.where(boxed, outside, 0.0).sum(),
@@ -187,7 +192,8 @@ def name_terms(
 
     names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is, to
     a cosine above `threshold`; all other names stay below it at all tokens. Names have most of
-    their vector in common (assemble.name_rows), so tokens of things differ from all else by that.
+    their vector in common where they start so, and tokens of things then differ from all else by
+    that.
     `sharpness` of the pooling over tokens ("image" and "audio"): the less, the more tokens have to
     say a name before its threshold is reached.
     """
@@ -197,6 +203,8 @@ def name_terms(
         here = present(batch[key], len(names))
         # not the tokens behind AVACE: what is heard would give away what is seen
         tokens = out[f"{kind}_alone"]
-        result = name_contrast(tokens, names, here, temperature, sharpness=sharpness[kind], **form)
+        result = multi_instance_contrastive_loss(
+            tokens, names, here, temperature, sharpness=sharpness[kind], **form
+        )
         terms[f"{kind}_names"] = result["loss"] * len(here)
     return terms

@@ -26,8 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.config import write_text
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.files import write_text
 from meerkat_jax.training.flops import peak
 
 # Fields that say how fast, not what: the only ones that differ between equal runs.

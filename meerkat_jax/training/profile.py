@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 
 class Profile:

@@ -7,28 +7,29 @@ by its weights which loss terms there are: one step function serves them all. A 
     boxes float32[B, N, 4]   matched bool[B]            targets float32[B, R, T]
     seen int32[B, M]         heard int32[B, M]          (class indices, -1 padding)
 
-or, where tower tokens are kept (training/senses.py), image_tokens float32[B, V, I] and audio_tokens
-float32[B, A, J] in place of image and audio.
+or, with cached features (training/feature_cache.py), image_tokens float32[B, V, I] and
+audio_tokens float32[B, A, J] in place of image and audio.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from meerkat_jax.assemble import Assembly
-from meerkat_jax.errors import UserError
+from meerkat_jax.build import Assembly
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten, merge, selected, unflatten
 from meerkat_jax.training import losses
-from meerkat_jax.training.params import flatten, merge, selected, unflatten
 
 State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
-DECAYS = ("straight", "cosine")
+DECAYS = ("linear", "cosine")
 MUON_RMS = 0.4  # root mean square of a kernel's step, in learning rates; .8 learns far worse
 NAMING = {"image_names", "audio_names"}  # losses that need names of what is seen and heard
 
@@ -47,7 +48,7 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
     def adamw(key: str) -> optax.GradientTransformation:
         return optax.adamw(
             learning_rate(config, key),
-            b2=config.get("b2", 0.98),
+            b2=config["b2"],
             weight_decay=config["weight_decay"],
             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
         )
@@ -56,7 +57,7 @@ def make_optimizer(config: Mapping) -> optax.GradientTransformation:
         return optax.contrib.muon(
             learning_rate(config, key),
             weight_decay=config["weight_decay"],
-            adam_b2=config.get("b2", 0.98),
+            adam_b2=config["b2"],
             muon_weight_dimension_numbers=matrices,
             consistent_rms=MUON_RMS,
         )
@@ -93,9 +94,9 @@ def matrices(params: dict) -> dict:
 def learning_rate(config: Mapping, key: str = "learning_rate") -> optax.Schedule:
     """The phases' schedules one after another: warm-up to phase[key], then `config.decay` to 0.
 
-    "cosine", or "straight" (Bergsma et al. 2025, "Straight to Zero"; docs/decisions.md).
+    "cosine", or "linear" (Bergsma et al. 2025, "Straight to Zero"; docs/decisions.md).
     """
-    decay = {"straight": _straight, "cosine": optax.cosine_decay_schedule}[config["decay"]]
+    decay = {"linear": _straight, "cosine": optax.cosine_decay_schedule}[config["decay"]]
     schedules, ends, total = [], [], 0
     for phase in config["phases"]:
         peak, steps = phase.get(key, phase["learning_rate"]), phase["steps"]
@@ -135,12 +136,13 @@ def phase_step(
     assembly: Assembly,
     optimizer: optax.GradientTransformation,
     names: tuple[jax.Array, jax.Array],
-    spread: losses.SoftTargets | None,
+    soft_targets: losses.SoftTargets | None,
     accumulate: int,
 ) -> Callable[[State, dict, dict], tuple[State, dict]]:
     """`make_step` of one of `config.phases`, with what the config says of all of them."""
     return make_step(
-        assembly, optimizer, phase["weights"], names, config["contrast"], config["box"], spread,
+        assembly, optimizer, phase["weights"], names, config.get("naming_loss", {}),
+        config["avace_loss"], soft_targets,
         accumulate, phase.get("still", ()), config["loss_pieces"],
     )  # fmt: skip
 
@@ -150,9 +152,9 @@ def make_step(
     optimizer: optax.GradientTransformation,
     weights: Mapping[str, float],
     names: tuple[jax.Array, jax.Array],
-    contrast: Mapping[str, float],
-    box: Mapping[str, float],
-    spread: losses.SoftTargets | None = None,
+    naming_loss: Mapping[str, Any],
+    avace_loss: Mapping[str, float],
+    soft_targets: losses.SoftTargets | None = None,
     accumulate: int = 1,
     still: Sequence[str] = (),
     pieces: int = 1,
@@ -178,7 +180,7 @@ def make_step(
 
         def said(hidden, answers, targets):
             logits = apply(hidden, method="logits")
-            return losses.answer_loss(logits, answers, targets, spread)
+            return losses.answer_loss(logits, answers, targets, soft_targets)
 
         def answered(hidden):
             answers = jnp.take_along_axis(batch["tokens"], places + 1, axis=-1)
@@ -200,10 +202,10 @@ def make_step(
                 terms["answer"], extra["right"] = answered(out["hidden"])
             else:
                 out = apply(*senses, method="meet", **pairs)
-            terms |= losses.alignment_terms(out, batch, model.image_grid, box)
+            terms |= losses.alignment_terms(out, batch, model.image_grid, avace_loss)
         if NAMING & set(weights):
             vectors = apply(*names, method="names")
-            terms |= losses.name_terms(out, vectors, batch, **contrast)
+            terms |= losses.name_terms(out, vectors, batch, **naming_loss)
         # The compiler drops what nobody reads: a phase of names runs no decoder.
         return {name: terms[name] for name in weights}, extra
 

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meerkat_jax.core.config import dotted, to_json
+from meerkat_jax.core.errors import UserError, sample
+from meerkat_jax.core.trees import flatten, unflatten
 from meerkat_jax.data.audio import LogMel
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.errors import UserError, sample
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training import hosts, quantise
-from meerkat_jax.training.config import dotted, to_json
-from meerkat_jax.training.params import flatten, unflatten
+from meerkat_jax.parallel import hosts, quantise
 from meerkat_jax.weights.adapters import (
     ADDED,
     MODULES_FILE,
@@ -33,8 +33,8 @@ from meerkat_jax.weights.adapters import (
     read_peft,
 )
 from meerkat_jax.weights.clip import resize_positions
+from meerkat_jax.weights.import_release import NAME
 from meerkat_jax.weights.modules import read_modules
-from meerkat_jax.weights.moved import NAME
 from meerkat_jax.weights.store import Store
 
 SECTIONS = {"image_tower": "image", "audio_tower": "audio", "llama": "llama"}

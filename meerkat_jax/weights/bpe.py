@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 NORMAL, UNKNOWN, CONTROL, OWN, UNUSED, BYTE = range(1, 7)  # types of a piece, in both file formats
 SPACE = "▁"

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.swin import relative_index
 from meerkat_jax.weights.fields import ratio, require, require_multiple, section, size, sizes
 from meerkat_jax.weights.table import CONV, LINEAR, Change, Row, dense, norm

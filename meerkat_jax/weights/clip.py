@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.clap import cubic_taps
 from meerkat_jax.models.clip import EPS
 from meerkat_jax.weights.fields import require, require_multiple, section, size

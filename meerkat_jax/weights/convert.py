@@ -20,18 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from meerkat_jax.core.errors import UserError, construct, tuples
+from meerkat_jax.core.progress import Progress
+from meerkat_jax.core.trees import flatten
 from meerkat_jax.data.tokenizer import VOCAB_MULTIPLE
-from meerkat_jax.errors import UserError, construct, tuples
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.progress import Progress
-from meerkat_jax.training.params import flatten
-from meerkat_jax.weights import adapters, clap, clip, llama, moved, store, table
+from meerkat_jax.weights import adapters, clap, clip, import_release, llama, store, table
 from meerkat_jax.weights.dropped import check_dropped, dropped
 from meerkat_jax.weights.open import open_source
 from meerkat_jax.weights.pretrained import check_ids, pretrained_tokenizer
-from meerkat_jax.weights.release import is_release
+from meerkat_jax.weights.read_release import is_release
 from meerkat_jax.weights.source import Source
 
 KINDS: dict[str, tuple[str, ModuleType]] = {  # kind -> part of our tree, its table
@@ -154,7 +154,7 @@ def convert(
         writers = [_write(part, folder, say) for part in parts.values()]
         told = {part.name: _told(part, say) for part in parts.values()}
         if extra is not None:
-            writer, told[moved.NAME] = write_extra(folder, *extra)
+            writer, told[import_release.NAME] = write_extra(folder, *extra)
             writers.append(writer)
         if spoken is not None:
             spoken.save(folder)
@@ -189,13 +189,13 @@ def _trained_elsewhere(paths: Mapping, parts: Mapping[str, Part], tokenizer) -> 
     check_ids(tokenizer)
     rows = tokenizer.padded_vocab_size
     towers = {kind: build(kind, part.fields, rows) for kind, part in parts.items()}
-    return moved.moved(*folders, towers)
+    return import_release.moved(*folders, towers)
 
 
 def write_extra(folder: Path, options: dict, leaves: dict, files: tuple) -> tuple:
     """(writer, what store.json keeps) of the part "meerkat"."""
     kinds = {path: (leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
-    writer = store.Writer(folder / f"{moved.NAME}.safetensors", kinds)
+    writer = store.Writer(folder / f"{import_release.NAME}.safetensors", kinds)
     for path, leaf in leaves.items():
         writer.put(path, leaf)
     source = {"path": str(files[0].parent), "files": {f.name: store.sha256(f) for f in files}}

@@ -17,6 +17,7 @@ and with both
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -24,16 +25,59 @@ from typing import Any
 
 import tokenizers
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.tokenizer import FILE, Tokenizer
-from meerkat_jax.errors import UserError
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.weights.adapters import write_peft
-from meerkat_jax.weights.card import About, write_card
+from meerkat_jax.weights.adapters import base_digest, write_peft
+from meerkat_jax.weights.gguf_file import read_head
 from meerkat_jax.weights.merged import write_hf
 from meerkat_jax.weights.modules import LLAMA, write_modules
 from meerkat_jax.weights.store import staged
+from meerkat_jax.weights.tokenizer_config import beside
 
 KINDS = ("peft", "hf")
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """Where an export comes from, for its card.
+
+    config: the run's, resolved. parts: those of the store that it began from, as of `Store.parts`,
+    and `hash` its hash; base: the hub name or the folder of its language model, "" for none. step:
+    of training. benchmark: what benchmark.json holds.
+    """
+
+    config: Mapping[str, Any]
+    step: int | None = None
+    base: str = ""
+    hash: str = ""
+    parts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    data: str = ""
+    benchmark: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def published(self) -> Mapping[str, Any] | None:
+        """The hub config of the base, if there is one."""
+        return self.parts.get("llama", {}).get("published")
+
+    @property
+    def base_digest(self) -> str:
+        """One hash of the files that the base was converted from, "" where it is not known."""
+        return base_digest(self.parts.get("llama", {}).get("source", {}).get("files", {}))
+
+    @property
+    def source(self) -> Path | None:
+        """The folder or file of the base, if there is one and it is still there."""
+        path = self.parts.get("llama", {}).get("source", {}).get("path")
+        return Path(path) if path and Path(path).exists() else None
+
+    def template(self) -> str | None:
+        """The base's chat template, if it can be found."""
+        if self.source is None:
+            return None
+        if self.source.suffix == ".gguf":
+            return read_head(self.source).values.get("tokenizer.chat_template")
+        return beside(self.source).template if self.source.is_dir() else None
 
 
 def export(
@@ -44,6 +88,7 @@ def export(
     given: Collection[str],
     tokenizer: Tokenizer,
     about: About,
+    write_card: Callable[..., object],
     dtype: Any = None,
     say: Callable[[str], object] = print,
 ) -> None:
@@ -51,8 +96,9 @@ def export(
 
     kind: one of `KINDS`. model: the decoder with its LoRA. params: all of Meerkat by path, as
     arrays or as views of a store ("llama/layers/q/kernel"). given: the paths of the leaves that are
-    as the base has them. tokenizer: that of training. dtype: of the merged model, None that of its
-    embedding. Raises UserError for an unknown kind, for `out` existing, for a full disk, and what
+    as the base has them. tokenizer: that of training. write_card:
+    `report.model_card.write_card`. dtype: of the merged model, None that of its embedding. Raises
+    UserError for an unknown kind, for `out` existing, for a full disk, and what
     `write_peft` and `write_hf` raise.
     """
     if kind not in KINDS:

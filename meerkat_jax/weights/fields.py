@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 
 def section(

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.source import Tensor
 from meerkat_jax.weights.store import DTYPES
 

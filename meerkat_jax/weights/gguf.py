@@ -18,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from meerkat_jax.errors import UserError, sample
+from meerkat_jax.core.errors import UserError, sample
 from meerkat_jax.weights.files import AGAIN, read_bytes, refuse, unusable
 from meerkat_jax.weights.gguf_file import Entry, Head, read_head
 from meerkat_jax.weights.gguf_values import FACTORS, Vocabulary, heads, hub_config, vocabulary

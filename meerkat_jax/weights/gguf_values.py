@@ -1,7 +1,7 @@
 """What a GGUF file says beside its tensors: the model's settings and its tokenizer.
 
 Source: github ggml-org/ggml, docs/gguf.md (keys and their defaults); Dubey et al. 2024 and
-models/rotary.py (the rotary factors of Llama 3).
+nn/rotary.py (the rotary factors of Llama 3).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.files import read_bytes
 from meerkat_jax.weights.gguf_file import Head
 from meerkat_jax.weights.layouts import llama_config
@@ -93,7 +93,7 @@ def _scaling(file: Path, head: Head, width: int, theta: float) -> dict[str, Any]
 
 
 def _llama3(rule: Mapping[str, Any], width: int, theta: float) -> np.ndarray:
-    """By what each pair turns slower, float[width/2] (Dubey et al. 2024; models/rotary.py)."""
+    """By what each pair turns slower, float[width/2] (Dubey et al. 2024; nn/rotary.py)."""
     turns = rule["original_max_position_embeddings"] / (2 * math.pi)
     turns = turns * theta ** (-np.arange(0, width, 2) / width)
     low, high = rule["low_freq_factor"], rule["high_freq_factor"]

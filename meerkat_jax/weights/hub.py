@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from meerkat_jax.errors import UserError, sample
+from meerkat_jax.core.errors import UserError, sample
 from meerkat_jax.weights.files import AGAIN, read_json, refuse, tensors_of
 from meerkat_jax.weights.source import Source, Tensor
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.llama import ROWS
-from meerkat_jax.models.rotary import RopeScaling
+from meerkat_jax.nn.rotary import RopeScaling
 from meerkat_jax.weights.fields import ratio, require, require_multiple, size
 from meerkat_jax.weights.source import Source, Tensor
 from meerkat_jax.weights.table import LINEAR, SAME, Change, Row

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.progress import Progress
+from meerkat_jax.core.trees import compare
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.models.rotary import RopeScaling
-from meerkat_jax.progress import Progress
-from meerkat_jax.training.params import compare
+from meerkat_jax.nn.rotary import RopeScaling
 from meerkat_jax.weights import table
 from meerkat_jax.weights.adapters import ADDED, HALVES, is_lora, shapes
 from meerkat_jax.weights.llama import rows

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.errors import sample
+from meerkat_jax.core.errors import sample
 from meerkat_jax.weights.files import AGAIN, read_json, refuse, tensors_of
 from meerkat_jax.weights.layouts import halves, hub_name, llama_config
 from meerkat_jax.weights.source import Source, Tensor

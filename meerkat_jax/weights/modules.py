@@ -1,7 +1,7 @@
 """What training made outside the language model, under our own paths: a safetensors file.
 
     meerkat_modules.safetensors   "image_connector/outer/kernel" float[I, D] ...
-    meerkat_config.json           the run's config, with which assemble.py builds the model
+    meerkat_config.json           the run's config, with which build.py builds the model
 
 That is all that no base gives: connectors, places, AVOpT, AVACE, the rows of tokens that were added
 to the language model's vocabulary, and every leaf of a tower that was trained.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.training.config import to_json
+from meerkat_jax.core.config import to_json
 from meerkat_jax.weights.adapters import ADDED, MODULES_FILE, save
 from meerkat_jax.weights.files import read_json, refuse, tensors_of
 

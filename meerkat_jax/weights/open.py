@@ -13,13 +13,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.files import AGAIN, TORCH
 from meerkat_jax.weights.gguf import read_gguf
 from meerkat_jax.weights.hub import CONFIG, read_hub, weights_of
 from meerkat_jax.weights.laion import read_laion
 from meerkat_jax.weights.meta import PARAMS, read_meta
-from meerkat_jax.weights.release import is_release, read_release
+from meerkat_jax.weights.read_release import is_release, read_release
 from meerkat_jax.weights.source import Source
 
 MODEL_TYPES = {

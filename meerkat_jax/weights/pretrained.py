@@ -6,7 +6,7 @@
     *.gguf            the vocabulary that lies beside the weights
 
 are looked for in this order; the small JSON files beside them tell what the tokens are for, and the
-chat template in which style the model was taught to talk (weights/spoken.py). No id of the
+chat template in whose style the model was tuned (weights/tokenizer_config.py). No id of the
 published vocabulary is touched: behind its V tokens stand
 
     V        V+1       V+2      V+3       V+4      V+5       V+6
@@ -33,8 +33,8 @@ from typing import Any
 
 import tokenizers
 
+from meerkat_jax.core.errors import UserError, sample
 from meerkat_jax.data.tokenizer import MARKERS, PAD, Tokenizer
-from meerkat_jax.errors import UserError, sample
 from meerkat_jax.weights.bpe import (
     CONTROL,
     NORMAL,
@@ -45,7 +45,7 @@ from meerkat_jax.weights.bpe import (
 )
 from meerkat_jax.weights.gguf_file import read_head
 from meerkat_jax.weights.gguf_values import vocabulary
-from meerkat_jax.weights.spoken import Told, beside, roles_of
+from meerkat_jax.weights.tokenizer_config import Told, beside, roles_of
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
 PAIRS = (*MARKERS, "<video>", "</video>")

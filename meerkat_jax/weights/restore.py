@@ -11,21 +11,21 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 
-from meerkat_jax.assemble import Assembly, assemble
+from meerkat_jax.build import Assembly, assemble
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten, merge, split
+from meerkat_jax.core.workdir import read_config
 from meerkat_jax.data.prompt import style_note
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.checkpoints import Checkpoints
-from meerkat_jax.training.config import read_config
-from meerkat_jax.training.params import flatten, merge, split
 from meerkat_jax.weights.base import Base
+from meerkat_jax.weights.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,12 @@ class Run:
         return flat | {p: self.base.store.read(p) for p in self.base.given(flatten(self.shapes))}
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, assemble: Callable[[Mapping, Tokenizer], Assembly] = assemble) -> Run:
     """The run of the work directory `path`.
+
+    assemble: builds the model with the initialisers that training used, for leaves that were
+    neither trained nor published.
+
 
     Raises UserError when the folder is not there, is not a work directory, or cannot be read.
     """

@@ -27,7 +27,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 
 FORMAT = "meerkat_jax store 1"
 FILE = "store.json"

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.prefixes import by_prefix
 
 LISTED = 4  # names that an error lists of each kind of fault; the rest are counted

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.errors import UserError, sample
+from meerkat_jax.core.errors import UserError, sample
+from meerkat_jax.core.trees import unflatten
 from meerkat_jax.models.clip import ClipLayer
 from meerkat_jax.models.llama import Block, Mode
-from meerkat_jax.models.rotary import rotary
-from meerkat_jax.training.params import unflatten
+from meerkat_jax.nn.rotary import rotary
 from meerkat_jax.weights.convert import KINDS, build
 from meerkat_jax.weights.open import open_source
 from meerkat_jax.weights.source import Source

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from meerkat_jax.alignment.avace import AVACE, avace_loss, box_coverage, in_box_loss
+from meerkat_jax.mini.initialisers import mimetic_init
 from tests.tolerances import tolerance
 
 B, GRID, A, DV, DA = 3, (4, 5), 7, 12, 10
@@ -23,17 +24,17 @@ def built(**fields):
     return model, model.init(jax.random.key(0), *tokens())
 
 
-def test_tokens_pass_unchanged_at_first_but_for_the_mark():
-    model, variables = built(mark=False)
+def test_tokens_pass_unchanged_at_first_but_for_an_attention_embedding():
+    model, variables = built(attention_embedding=False)
     out = model.apply(variables, *tokens())
     for name, source in zip(("image", "audio"), tokens(), strict=True):
         np.testing.assert_array_equal(out[name], source)
-    model, variables = built()
+    model, variables = built(attention_embedding=True)
     out = model.apply(variables, *tokens())
     attentions = {"image": out["attention"], "audio": out["audio_weight"]}
     for (name, attention), source in zip(attentions.items(), tokens(), strict=True):
         peak = attention / attention.max(axis=1, keepdims=True)
-        marked = source + peak[..., None] * variables["params"][f"{name}_mark"]
+        marked = source + peak[..., None] * variables["params"][f"{name}_attention_embedding"]
         np.testing.assert_allclose(out[name], marked, **tolerance("module"))
 
 
@@ -67,7 +68,7 @@ def test_box_loss_reaches_the_map_and_what_is_upstream():
 
 @pytest.mark.parametrize("mark", [True, False])
 def test_token_outputs_reach_the_output_projections(mark):
-    model, variables = built(mark=mark)
+    model, variables = built(attention_embedding=mark)
 
     def loss(variables):
         out = model.apply(variables, *tokens())
@@ -76,7 +77,7 @@ def test_token_outputs_reach_the_output_projections(mark):
     parts = jax.jit(jax.grad(loss))(variables)["params"]
     for name in ("image_o", "audio_o"):
         assert np.abs(parts[name]["kernel"]).max() > 1e-3, name
-    for name in ("image_mark", "audio_mark"):
+    for name in ("image_attention_embedding", "audio_attention_embedding"):
         assert (name in parts) == mark
         assert not mark or np.abs(parts[name]).max() > 1e-3, name
 
@@ -170,15 +171,15 @@ def test_fill_asks_the_map_to_cover_the_box():
     spread = coverage / 4
     corner = jax.nn.one_hot(jnp.array([0]), 16)
     assert in_box_loss(spread, coverage)[0] == in_box_loss(corner, coverage)[0] == 0
-    filled = in_box_loss(spread, coverage, fill=1.0)
+    filled = in_box_loss(spread, coverage, kl_weight=1.0)
     np.testing.assert_allclose(filled, [0.0], **tolerance("module"))
-    assert in_box_loss(corner, coverage, fill=1.0)[0] > 1
+    assert in_box_loss(corner, coverage, kl_weight=1.0)[0] > 1
     # where the softmax is far from the box, mass alone has next to no gradient
     scores = jnp.where(coverage > 0, -9.0, 0.0)
 
     def push(fill):
         def loss(scores):
-            return in_box_loss(jax.nn.softmax(scores), coverage, fill=fill)[0]
+            return in_box_loss(jax.nn.softmax(scores), coverage, kl_weight=fill)[0]
 
         return float(jnp.abs(jax.grad(loss)(scores)).max())
 
@@ -187,7 +188,7 @@ def test_fill_asks_the_map_to_cover_the_box():
 
 def test_what_means_the_same_is_found_before_any_training():
     """Queries and keys start as one projection: a sound's token finds the patch that is like it."""
-    model = AVACE(width=16, heads=1)
+    model = AVACE(width=16, heads=1, similarity_init=mimetic_init(1.0))
     rng = np.random.default_rng(1)
     image = jnp.float32(rng.normal(size=(B, V, 16)))
     audio = image[:, 7][:, None] + 0.1 * jnp.float32(rng.normal(size=(B, A, 16)))
@@ -198,7 +199,7 @@ def test_what_means_the_same_is_found_before_any_training():
 
 def test_sounds_that_are_seen_weigh_most():
     """Two of the seven moments are like a patch: they, not the others, say where to look."""
-    model = AVACE(width=48, heads=1)
+    model = AVACE(width=48, heads=1, similarity_init=mimetic_init(1.0))
     rng = np.random.default_rng(4)
     image, audio = (jnp.float32(rng.normal(size=(B, n, 48))) for n in (V, A))
     audio = audio.at[:, 2:4].set(image[:, :2])
@@ -213,7 +214,7 @@ def test_places_are_told_but_not_compared():
     variables = jax.tree.map(lambda x: x + 0.1, variables)  # so that every output is in use
     places = jnp.float32(np.random.default_rng(2).normal(size=(V, DV)))
     plain = model.apply(variables, image, audio)
-    placed = model.apply(variables, image, audio, image_places=places)
+    placed = model.apply(variables, image, audio, image_positions=places)
     np.testing.assert_array_equal(placed["map"], plain["map"])
     np.testing.assert_allclose(
         placed["image"] - plain["image"], np.tile(places, (B, 1, 1)), **tolerance("module")

@@ -8,11 +8,11 @@ import pytest
 
 from meerkat_jax.alignment.contrastive import (
     ContrastScale,
-    name_contrast,
+    multi_instance_contrastive_loss,
     pair_contrast,
     pool_scores,
 )
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from tests.tolerances import tolerance
 
 B, N, D, C = 5, 6, 8, 7
@@ -42,7 +42,7 @@ def test_softmax_is_each_present_class_against_all_absent_ones():
     losses = []
     for row, here in zip(np.exp(scores / TEMPERATURE), present, strict=True):
         losses += [-np.log(row[c] / (row[c] + row[~here].sum())) for c in np.flatnonzero(here)]
-    out = name_contrast(tokens, names, present, TEMPERATURE)
+    out = multi_instance_contrastive_loss(tokens, names, present, TEMPERATURE)
     np.testing.assert_allclose(out["scores"], scores, **tolerance("module"))
     np.testing.assert_allclose(out["loss"], np.mean(losses), **tolerance("module"))
 
@@ -52,7 +52,9 @@ def test_sigmoid_asks_every_class_of_every_sample():
     logits = reference_scores(tokens, names) / TEMPERATURE - 2.0
     right = np.where(present, 1, -1) * logits
     expected = np.log1p(np.exp(-right)).sum(1).mean()
-    out = name_contrast(tokens, names, present, TEMPERATURE, form="sigmoid", bias=-2.0)
+    out = multi_instance_contrastive_loss(
+        tokens, names, present, TEMPERATURE, form="sigmoid", bias=-2.0
+    )
     np.testing.assert_allclose(out["loss"], expected, **tolerance("module"))
 
 
@@ -61,7 +63,9 @@ def test_batch_with_nothing_present(form):
     tokens, names, present = sample()
 
     def loss(tokens):
-        return name_contrast(tokens, names, present & False, TEMPERATURE, form=form)["loss"]
+        return multi_instance_contrastive_loss(
+            tokens, names, present & False, TEMPERATURE, form=form
+        )["loss"]
 
     value, gradient = jax.value_and_grad(loss)(jnp.array(tokens))
     assert np.isfinite(gradient).all()
@@ -71,7 +75,7 @@ def test_batch_with_nothing_present(form):
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
 def test_padding_tokens_and_samples_without_any_token_are_left_out(form):
     tokens, names, present = sample()
-    plain = name_contrast(tokens, names, present, TEMPERATURE, form=form)
+    plain = multi_instance_contrastive_loss(tokens, names, present, TEMPERATURE, form=form)
     more = np.concatenate([tokens, np.full((B, 3, D), 4.0, np.float32)], axis=1)
     more = np.concatenate([more, more[:1]])
     valid = np.zeros((B + 1, N + 3), bool)
@@ -79,7 +83,7 @@ def test_padding_tokens_and_samples_without_any_token_are_left_out(form):
     present = np.concatenate([present, present[2:3]])
 
     def run(tokens):
-        out = name_contrast(tokens, names, present, TEMPERATURE, valid, form=form)
+        out = multi_instance_contrastive_loss(tokens, names, present, TEMPERATURE, valid, form=form)
         return out["loss"], out["scores"]
 
     (loss, scores), gradient = jax.value_and_grad(run, has_aux=True)(jnp.array(more))
@@ -97,7 +101,7 @@ def test_pooling_lies_between_mean_and_maximum():
 def test_unknown_form_is_named():
     tokens, names, present = sample()
     with pytest.raises(UserError, match="triplet"):
-        name_contrast(tokens, names, present, TEMPERATURE, form="triplet")
+        multi_instance_contrastive_loss(tokens, names, present, TEMPERATURE, form="triplet")
 
 
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
@@ -120,7 +124,7 @@ def test_training_finds_the_classes_without_being_told_which_token(form):
     state = optimiser.init(params)
 
     def loss(params):
-        out = name_contrast(
+        out = multi_instance_contrastive_loss(
             x @ params["tower"], params["names"], present, form=form, **scale.apply(params["scale"])
         )
         return out["loss"], out["scores"]

@@ -14,10 +14,10 @@ from tests.alignment.made import KINDS, batch, exact
 from tests.tolerances import tolerance
 
 B, V, A = len(KINDS), 16, 6  # one compiled program serves all problems of a solver
-PAPER = {"solver": "scaling", "epsilon": 0.003, "iterations": 100}  # as `7b` has it
+PAPER = {"solver": "kernel_scaling", "epsilon": 0.003, "iterations": 100}  # as `7b` has it
 WAYS = {
     "scaling, 7b": PAPER,
-    "scaling": {"solver": "scaling"},
+    "kernel_scaling": {"solver": "kernel_scaling"},
     "sinkhorn": {},
     "sinkhorn, 7b": PAPER | {"solver": "sinkhorn"},
     "implicit": {"gradient": "implicit"},
@@ -172,4 +172,8 @@ def test_a_cost_between_tokens_without_mass_is_not_read(way):
     assert not out["gradient"][:, 3].any() and not out["gradient"][:, :, 2].any()
 
 
-assert set(SOLVERS) == {"scaling", "sinkhorn", "ipot"}  # a new one is put into WAYS and EXACT
+assert set(SOLVERS) == {
+    "kernel_scaling",
+    "sinkhorn",
+    "ipot",
+}  # a new one is put into WAYS and EXACT

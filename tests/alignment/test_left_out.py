@@ -7,7 +7,7 @@ import pytest
 
 from meerkat_jax.alignment.avace import AVACE, avace_loss
 from meerkat_jax.alignment.avopt import AVOpT, avopt_loss
-from meerkat_jax.alignment.contrastive import name_contrast, pair_contrast
+from meerkat_jax.alignment.contrastive import multi_instance_contrastive_loss, pair_contrast
 from meerkat_jax.training.losses import alignment_terms, answer_loss, counted
 
 B, V, A, D = 3, 4, 5, 6
@@ -37,7 +37,7 @@ def compare(loss, trained, inputs, spoil):
             np.testing.assert_array_equal(found, np.where(np.isfinite(at), old, 0))
 
 
-@pytest.mark.parametrize("solver", ["sinkhorn", "scaling", "ipot"])
+@pytest.mark.parametrize("solver", ["sinkhorn", "kernel_scaling", "ipot"])
 def test_an_unmatched_pair_of_avopt(solver):
     model = AVOpT(width=8, solver=solver, iterations=10)
     image, audio = tokens(V), tokens(A, 1)
@@ -83,14 +83,14 @@ def test_a_pair_without_a_box(fill):
     coverage = jnp.ones((B, V)).at[:, 0].set(0.5) * KEEP[:, None]
 
     def loss(scale, attention):
-        return scale * avace_loss(attention, coverage, fill=fill)
+        return scale * avace_loss(attention, coverage, kl_weight=fill)
 
     compare(loss, 1.0, attention, lambda wrong: attention.at[2].set(wrong))
 
 
 def test_the_terms_of_the_training_step():
     boxes = jnp.zeros((B, 1, 4)).at[:2, 0, 2:].set(0.5)
-    box = {"inside": 0.5, "outside": 0.5, "fill": 1.0}
+    box = {"inside_weight": 0.5, "outside_weight": 0.5, "kl_weight": 1.0}
     out = {"attention": jax.nn.softmax(tokens(V)[..., 0]), "distance": jnp.arange(3.0)}
 
     def loss(weight, out):
@@ -110,7 +110,7 @@ def test_padding_of_the_contrasts(form):
     present = jnp.eye(B, A, dtype=bool)
 
     def by_name(names, image):
-        return name_contrast(image, names, present, 0.1, valid, form=form)["loss"]
+        return multi_instance_contrastive_loss(image, names, present, 0.1, valid, form=form)["loss"]
 
     def by_pair(audio, image):
         return pair_contrast(image, audio, KEEP, 0.1, valid)["loss"]

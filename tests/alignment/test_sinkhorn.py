@@ -7,7 +7,7 @@ import ot
 import pytest
 
 from meerkat_jax.alignment.sinkhorn import SOLVERS, round_to_marginals, transport
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from tests.tolerances import tolerance
 
 V, A = 17, 29
@@ -119,7 +119,7 @@ def directional(kind, name, gradient, epsilon=0.1, step=1e-5, **settings):
         return float(slope), float(jnp.sum(jax.jit(jax.grad(total))(cost) * along))
 
 
-@pytest.mark.parametrize("solver", ["sinkhorn", "scaling"])
+@pytest.mark.parametrize("solver", ["sinkhorn", "kernel_scaling"])
 @pytest.mark.parametrize("kind", ["random", "clustered"])
 def test_plan_gradient_is_that_of_the_regularised_cost(kind, solver):
     measured, claimed = directional(kind, "cost", "plan", solver=solver)
@@ -155,7 +155,7 @@ def test_implicit_and_plan_gradient_agree_when_converged():
 def test_scaling_ends_where_sinkhorn_ends(kind, epsilon):
     """Converged, though the kernel of the small epsilon alone is 0 in float32."""
     how = {"epsilon": epsilon, "iterations": 1000}
-    ours = solve(*problem(kind), solver="scaling", **how)
+    ours = solve(*problem(kind), solver="kernel_scaling", **how)
     otts = solve(*problem(kind), solver="sinkhorn", **how)
     for name in ("distance", "cost"):
         np.testing.assert_allclose(ours[name], otts[name], **tolerance("solvers"))
@@ -165,7 +165,7 @@ def test_scaling_is_finite_with_tiny_masses_and_one_token():
     cost, a, b = problem("clustered")
     b[:, :5] = 1e-12
     for part in (cost, a, b), (cost[:, :1], a[:, :1], b):
-        out = solve(*part, solver="scaling", epsilon=0.001)
+        out = solve(*part, solver="kernel_scaling", epsilon=0.001)
         assert all(np.isfinite(x).all() for x in out.values())
 
 
@@ -194,8 +194,8 @@ def test_the_iteration_count_is_fixed(solver):
         ({"gradient": "unrolled"}, "unrolled"),
         ({"solver": "emd"}, "emd"),
         ({"solver": "ipot", "gradient": "implicit"}, "ipot.*implicit"),
-        ({"solver": "scaling", "gradient": "implicit"}, "scaling.*implicit"),
-        ({"solver": "scaling", "iterations": 55}, "55.*multiple of 10"),
+        ({"solver": "kernel_scaling", "gradient": "implicit"}, "scaling.*implicit"),
+        ({"solver": "kernel_scaling", "iterations": 55}, "55.*multiple of 10"),
         ({"epsilon": 0.0}, "epsilon"),
         ({"iterations": 0}, "iterations"),
     ],

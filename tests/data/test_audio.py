@@ -13,8 +13,8 @@ import pytest
 import soundfile
 from transformers import ClapFeatureExtractor
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.audio import FLOOR, LogMel, load_audio
-from meerkat_jax.errors import UserError
 from tests.tolerances import tolerance
 
 RATE = 16_000

@@ -16,14 +16,15 @@ import soundfile
 from array_record.python import array_record_module
 from PIL import Image
 
-from meerkat_jax.data import browse, building
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.build import shards
 from meerkat_jax.data.example import TASKS, Box, Example, Question, Segment, to_bytes
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan
 from meerkat_jax.data.sources.skips import Skips
 from meerkat_jax.data.split import open_split
 from meerkat_jax.data.statistics import GRID, Statistics, asked_boxes, asked_interval
-from meerkat_jax.data.statistics_html import histogram, statistics_html
-from meerkat_jax.errors import UserError
+from meerkat_jax.report import browse
+from meerkat_jax.report.statistics_html import histogram, statistics_html
 from tests.conftest import door_environment
 
 EVIL = '<script>alert("x")</script><img src=http://example.com/x onerror=alert(1)>$style'
@@ -126,13 +127,13 @@ def built(tmp_path_factory):
     skips.add(f"rows.csv:7 {EVIL}", f"no box {EVIL}")
     skips.drop("row twice", 3)
     out = root / "built"
-    building.build(
+    shards.build(
         "tiny",
         Plan(entries, (), skips),
         root,
         out,
         Options(),
-        building.Settings(),
+        shards.Settings(),
         1,
         0.5,
         say=lambda line: None,
@@ -365,7 +366,7 @@ def test_mistakes_are_told(built, tmp_path):
 
 def test_the_door(built, tmp_path):
     out = tmp_path / "page.html"
-    command = [sys.executable, "-m", "meerkat_jax.data.browse", str(built), "--split=test"]
+    command = [sys.executable, "-m", "meerkat_jax.report.browse", str(built), "--split=test"]
     command += [f"--out={out}", "--count=1", "--seed=3", "--limit=1"]
     done = subprocess.run(
         command, env=door_environment(tmp_path), capture_output=True, text=True, timeout=120

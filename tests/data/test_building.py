@@ -16,11 +16,12 @@ import pytest
 import soundfile
 from PIL import Image
 
-from meerkat_jax.data import building, leaks, media, surveying, video
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data import leaks, media, video
+from meerkat_jax.data.build import shards, validate
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import SOURCES, find
 from meerkat_jax.data.split import open_split, read_manifest
-from meerkat_jax.errors import UserError
 from tests.conftest import ROOT, door_environment
 from tests.data.sources.built import build, write_tree
 from tests.data.sources.fill import RATE, fill, picture, sound
@@ -89,7 +90,7 @@ def test_texts_and_parts_are_those_of_the_records(whole):
             e.id for e in examples if any(q.task == "arig" for q in e.questions)
         ]
     paths = sorted((whole / "texts").glob("train-*"))
-    reader = building.array_record_module.ArrayRecordReader(str(paths[0]))
+    reader = shards.array_record_module.ArrayRecordReader(str(paths[0]))
     texts = [msgpack.unpackb(row) for row in reader.read_all()]
     asked = [[q.instruction for q in e.questions] for e in open_split(whole, "train")]
     assert [[row[2] for row in rows] for rows in texts] == asked[: len(texts)]
@@ -264,16 +265,16 @@ def test_a_clip_that_ends_before_the_times_of_its_questions_is_skipped(trees, tm
 
 def test_a_full_disk_is_named_and_what_was_made_stays(trees, tmp_path, monkeypatch):
     tree, out = write_tree("valor", trees), tmp_path / "out"
-    monkeypatch.setattr(building, "ROOM", 1 << 60)
+    monkeypatch.setattr(shards, "ROOM", 1 << 60)
     plan = find("valor")(tree, Options())
     shelf = media.Shelf(tree)
-    found = surveying.survey(plan, shelf, [], None, lambda line: None)
+    found = validate.survey(plan, shelf, [], None, lambda line: None)
     for folder in ("shards", "texts"):
         (out / folder).mkdir(parents=True)
-    shards = building.Shards(plan, shelf, found, out, "valor", 10.0, building.Settings())
-    (job,) = shards.jobs()
+    whole = shards.Shards(plan, shelf, found, out, "valor", 10.0, shards.Settings())
+    (job,) = whole.jobs()
     with pytest.raises(OSError, match="No space left on device.*array_record"):
-        building.make_shard(job, out, "flac")
+        shards.make_shard(job, out, "flac")
     assert not list(out.glob("*.array_record"))
 
 

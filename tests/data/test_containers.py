@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import containers, isolated, media, video
 from meerkat_jax.data.audio import count_seconds, load_audio
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.demo_page.media import check_sound, read_sound, split_video
-from meerkat_jax.errors import UserError
 from meerkat_jax.generate import _fault
 from meerkat_jax.serving.chat import read_chat
 from tests.data.filming import RATE, film, grey, tone

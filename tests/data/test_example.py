@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Example, Question, Segment, from_bytes, to_bytes
-from meerkat_jax.errors import UserError
 
 numbers = st.floats(0, 10, allow_nan=False)
 names = st.text(min_size=1, max_size=8)

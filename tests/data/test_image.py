@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.image import MAX_PIXELS, ORIENTATION, load_image, normalise_pixels
-from meerkat_jax.errors import UserError
 from tests.tolerances import tolerance
 
 SIZE = 32

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import containers, image
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import ORIENTATION, load_image, read_image, read_size
-from meerkat_jax.errors import UserError
 from tests.conftest import ROOT, door_environment
 from tests.data.test_image import encode, header_of
 

@@ -7,12 +7,12 @@ import socket
 
 import pytest
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.audio import count_seconds, load_audio
 from meerkat_jax.data.image import load_image, read_size
 from meerkat_jax.data.local_file import open_local
-from meerkat_jax.errors import UserError
 from meerkat_jax.generate import read_manifest
-from tests.generation.made import write_media
+from tests.inference.made import write_media
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.dataset import DataSet
 from meerkat_jax.data.lengths import Lengths
 from meerkat_jax.data.mixture import mix
-from meerkat_jax.data.open import DataSet
 from meerkat_jax.data.order import BalancedBatches
-from meerkat_jax.data.pipeline import Encode, Rows, Shapes, numbers, train_batches
+from meerkat_jax.data.pipeline import Encode, Rows, numbers, train_batches
 from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.shapes import Shapes
 from meerkat_jax.data.sources.registry import SOURCES
 from meerkat_jax.data.split import Split, has_split, open_split, read_manifest
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.training.metrics import read_metrics
 from tests.conftest import ROOT
 from tests.data.sources.built import build, write_tree
@@ -243,7 +244,7 @@ def test_a_run_streams_all_sources(root, train, tmp_path):
     assert len(chosen) >= 8, chosen
     config = tmp_path / "config.py"
     config.write_text(
-        "from meerkat_jax.training.config import load_config\n"
+        "from meerkat_jax.core.config import load_config\n"
         "import ml_collections\n"
         "def get_config():\n"
         f"    config = load_config({str(ROOT / 'tests' / 'tiny.py')!r}).to_dict()\n"

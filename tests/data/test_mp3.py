@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import mp3
 from meerkat_jax.data.audio import count_seconds, load_audio
-from meerkat_jax.errors import UserError
 
 RATE = 44_100
 SECONDS = 12

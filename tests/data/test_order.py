@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meerkat_jax.data import building
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.build.shards import Settings, build
 from meerkat_jax.data.mixture import mix
 from meerkat_jax.data.order import BATCHES, BOXED, MATCHED, BalancedBatches, endless
-from meerkat_jax.data.pipeline import Encode, Shapes, train_batches
+from meerkat_jax.data.pipeline import Encode, train_batches
 from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.shapes import Shapes
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.jsonl import plan
 from meerkat_jax.data.split import Split, open_split, read_manifest
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 
 LENGTHS = (8, 16, 32)
 
@@ -134,9 +135,9 @@ def own(tmp_path_factory):
         rows.append(json.dumps(row))
     (tree / "annotations.jsonl").write_text("\n".join(rows))
     options = Options()
-    building.build(
+    build(
         "jsonl", plan(tree, options), tree, home / "root" / "mine", options,
-        building.Settings(shard=16), 1, 0.0, say=lambda line: None,
+        Settings(shard=16), 1, 0.0, say=lambda line: None,
     )  # fmt: skip
     return mix(home / "root", {"mine": 1.0}, home / "cache")
 

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from absl import flags
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import TASKS, Box, Example, Question
 from meerkat_jax.data.image import load_image
-from meerkat_jax.data.mini.build import MiniConfig, build
-from meerkat_jax.data.mini.compose import SPLITS
-from meerkat_jax.data.pipeline import Encode, Shapes, fixed_batches, numbers, train_batches
+from meerkat_jax.data.pipeline import Encode, fixed_batches, numbers, train_batches
 from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.shapes import Shapes
 from meerkat_jax.data.split import Split, open_split, read_manifest
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.mini.build import MiniConfig, build
+from meerkat_jax.mini.compose import SPLITS
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 
 COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 12, "compositions": 7}
 CONFIG = MiniConfig("procedural", classes=6, **COUNTS)

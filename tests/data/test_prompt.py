@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.prompt import make_prompt, pack
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 
 TOKENIZER = build_mini_tokenizer(["Is it a dog?", "yes no", "no dog"], ["dog"])
 PAIRS = [("Is it a dog?", "yes"), ("Is it?", "no dog")]

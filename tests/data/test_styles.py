@@ -11,9 +11,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.prompt import make_prompt, style_note
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.errors import UserError
 from meerkat_jax.weights.pretrained import pretrained_tokenizer
 from tests.weights.vocabularies import CHATML, LLAMA2, LLAMA3, write_bytes, write_sentencepiece
 

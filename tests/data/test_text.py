@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.data.text import (
     Parsed,
@@ -18,7 +19,6 @@ from meerkat_jax.data.text import (
     write_box,
     write_segment,
 )
-from meerkat_jax.errors import UserError
 
 DOG = Box("dog", 0.1, 0.2, 0.5, 0.6)
 BARK = Segment("dog", 1.2, 3.4)

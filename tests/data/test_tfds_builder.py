@@ -15,12 +15,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from meerkat_jax.data import media, surveying, tfds_builder
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data import media, tfds_builder
+from meerkat_jax.data.build import validate
 from meerkat_jax.data.sources.entry import Options, Plan
 from meerkat_jax.data.sources.registry import SOURCES, find
 from meerkat_jax.data.split import open_split
 from meerkat_jax.data.tfds_builder import AvfitConfig
-from meerkat_jax.errors import UserError
 from tests.conftest import ROOT
 from tests.data.sources.built import SPOILED, build, write_tree
 from tests.data.sources.fill import fill
@@ -129,7 +130,7 @@ def test_grain_reads_them_with_the_picture_as_an_array(both):
 
 
 def test_every_source_has_a_config_with_the_defaults_of_the_command():
-    tree = ast.parse((ROOT / "meerkat_jax" / "data" / "build.py").read_text())
+    tree = ast.parse((ROOT / "meerkat_jax" / "data" / "build" / "__main__.py").read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) > 2]
     flags = {ast.literal_eval(c.args[0]): c.args[1] for c in calls if "DEFINE" in ast.dump(c.func)}
     assert list(tfds_builder.MeerkatAvfit.builder_configs) == list(SOURCES)
@@ -202,7 +203,7 @@ def test_two_examples_of_one_id_are_refused(tmp_path):
     plan = find("jsonl")(own(tmp_path, ["a"]), Options())
     twice = Plan(list(plan.entries) * 2, plan.files, plan.skips)
     with pytest.raises(UserError, match="two examples have the id .jsonl-train-a'"):
-        surveying.look_through(twice, media.Shelf(tmp_path), 0.0, (), None, lambda line: None)
+        validate.look_through(twice, media.Shelf(tmp_path), 0.0, (), None, lambda line: None)
 
 
 def test_a_wrong_manual_dir_says_what_was_expected(tmp_path):

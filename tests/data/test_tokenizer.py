@@ -12,9 +12,10 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meerkat_jax.data import instructions
-from meerkat_jax.data.tokenizer import SPECIALS, Tokenizer, build_mini_tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.tokenizer import SPECIALS, Tokenizer
+from meerkat_jax.mini import templates
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer, token_values
 
 NAMES = ["dog", "acoustic guitar", "hi-hat"]
 TEXTS = ["Where is the dog that barks?", "It's the dog's bark: True.", "Give [object, x_left]. yes"]
@@ -28,11 +29,9 @@ def test_decoding_gives_the_text_back(text):
 
 
 def test_every_template_comes_back_in_few_tokens():
-    templates = [
-        t for splits in instructions.TEMPLATES.values() for ts in splits.values() for t in ts
-    ]
-    mini = build_mini_tokenizer(templates, NAMES)
-    for text in templates:
+    texts = [t for splits in templates.TEMPLATES.values() for ts in splits.values() for t in ts]
+    mini = build_mini_tokenizer(texts, NAMES)
+    for text in texts:
         ids = mini.encode(text)
         assert mini.decode(ids) == text
         # a word, a mark, and a separate space before a number: no template spells words out
@@ -68,7 +67,7 @@ def test_phrases_are_one_token():
 
 def test_each_place_of_a_box_has_numbers_of_its_own():
     """So the token tells the place: the same number four times is four tokens, in order."""
-    values = MINI.token_values()
+    values = token_values(MINI)
     ids = MINI.encode("[dog, 0.500, 0.500, 0.500, 0.500]")[2:]
     assert len(set(ids)) == 4
     for place, token in zip(("x0", "y0", "x1", "y1"), ids, strict=True):
@@ -78,7 +77,7 @@ def test_each_place_of_a_box_has_numbers_of_its_own():
 
 
 def test_token_values():
-    values = MINI.token_values()
+    values = token_values(MINI)
     known = np.stack([~np.isnan(value) for value in values.values()])
     assert known.shape[1] == MINI.padded_vocab_size and known.sum(axis=0).max() == 1
     for key, value in values.items():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import media, video
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import read_image
-from meerkat_jax.errors import UserError
 from tests.data.filming import FPS, RATE, film, heard_at, number_of, pulse, tone
 
 

@@ -7,7 +7,7 @@ import soundfile
 
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.evaluation.benchmark import Answered
-from meerkat_jax.evaluation.cards import Shown
+from meerkat_jax.report.cards import Shown
 
 
 def shown(task="arig", text="[dog, 0.1, 0.1, 0.5, 0.5]", name="dog", **question):

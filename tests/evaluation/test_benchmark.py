@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Question, Segment
-from meerkat_jax.errors import UserError
 from meerkat_jax.evaluation import coco
 from meerkat_jax.evaluation.benchmark import (
     Answered,
@@ -16,7 +16,7 @@ from meerkat_jax.evaluation.benchmark import (
     main_metric,
     score,
 )
-from meerkat_jax.evaluation.tables import overview, text_table
+from meerkat_jax.report.tables import overview, text_table
 
 DOG_BOX, OWL_BOX = Box("dog", 0.0, 0.0, 0.4, 0.4), Box("owl", 0.6, 0.6, 1.0, 1.0)
 

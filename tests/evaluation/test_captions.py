@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meerkat_jax.data.instructions import evidence
 from meerkat_jax.evaluation.captions import Named, caption_samples, read_caption
+from meerkat_jax.mini.templates import evidence
 
 NAMES = ["dog", "owl", "sea lion", "lion", "bee", "saw"]
 

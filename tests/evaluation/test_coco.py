@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.evaluation import bootstrap, coco
 
 java = pytest.mark.skipif(not shutil.which("java"), reason="no Java: the caption tools need it")

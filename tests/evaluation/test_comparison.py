@@ -2,7 +2,7 @@
 
 import pytest
 
-from meerkat_jax.evaluation import comparison
+from meerkat_jax.report import comparison
 
 # The values written down a second time: a slip of the pen in either is seen.
 PAPER = {

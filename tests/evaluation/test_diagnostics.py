@@ -11,12 +11,12 @@ import pytest
 
 from meerkat_jax.data.example import Question
 from meerkat_jax.data.split import open_split
-from meerkat_jax.evaluation import diagnostics_text
 from meerkat_jax.evaluation.benchmark import Answered
 from meerkat_jax.evaluation.diagnostics import diagnose
-from meerkat_jax.evaluation.observed import chances_of, observe
+from meerkat_jax.evaluation.model_outputs import chances_of, observe
+from meerkat_jax.report import diagnostics_text
 from tests.evaluation.test_report import Page
-from tests.generation.made import fast_compilation, made, model
+from tests.inference.made import fast_compilation, made, model
 
 PAIRS = 4
 

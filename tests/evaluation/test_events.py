@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import sed_eval
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Segment
-from meerkat_jax.errors import UserError
 from meerkat_jax.evaluation import bootstrap, events, segments
 from meerkat_jax.evaluation.bootstrap import pooled
 

@@ -5,8 +5,8 @@ import re
 
 from meerkat_jax.data.example import Box, Question
 from meerkat_jax.evaluation.benchmark import Answered, score
-from meerkat_jax.evaluation.pages import choose_worst, write_pages
-from meerkat_jax.evaluation.report import write_report
+from meerkat_jax.report.pages import choose_worst, write_pages
+from meerkat_jax.report.report import write_report
 from tests.evaluation.made import shown
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meerkat_jax.evaluation import charts, figures, tables
 from meerkat_jax.evaluation.benchmark import score
-from meerkat_jax.evaluation.report import write_report
+from meerkat_jax.report import charts, figures, tables
+from meerkat_jax.report.report import write_report
 from tests.evaluation.made import shown
 
 EVIL = '<script>alert("x")</script><img src=http://example.com/x onerror=alert(1)>$overview'

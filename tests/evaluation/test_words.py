@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meerkat_jax.evaluation.words import canonical, find_terms, last_term, normalise, read_answer
+from meerkat_jax.evaluation.answer_parsing import (
+    canonical,
+    find_terms,
+    last_term,
+    normalise,
+    read_answer,
+)
 
 NAMES = ["lion", "sea lion", "sea_gull", "ox", "washing machine"]
 

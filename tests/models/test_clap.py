@@ -12,14 +12,9 @@ import pytest
 import torch
 from transformers import ClapAudioConfig, ClapAudioModel
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.clap import (
-    STATISTICS,
-    BatchNorm,
-    ClapAudio,
-    mel_to_image,
-    resize_frames,
-)
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import STATISTICS, flatten
+from meerkat_jax.models.clap import BatchNorm, ClapAudio, mel_to_image, resize_frames
 from meerkat_jax.models.swin import (
     PatchMerging,
     SwinBlock,
@@ -28,7 +23,6 @@ from meerkat_jax.models.swin import (
     shift_mask,
     split_windows,
 )
-from meerkat_jax.training.params import flatten
 from meerkat_jax.weights import clap
 from meerkat_jax.weights.table import published
 from tests.tolerances import tolerance

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten
 from meerkat_jax.models.clip import REMAT, ClipVision, patchify
-from meerkat_jax.training.params import flatten
 from tests.tolerances import tolerance
 from tests.weights.towers import as_numpy, converted, randomise, shapes
 

@@ -12,16 +12,16 @@ import torch
 
 from meerkat_jax.alignment.avace import AVACE
 from meerkat_jax.alignment.avopt import AVOpT
-from meerkat_jax.assemble import assemble
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.errors import UserError
+from meerkat_jax.build import assemble
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten, split, unflatten
+from meerkat_jax.meerkat import Meerkat
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig, Connector, ConvAlign, left
-from meerkat_jax.models.layers import LoraConfig
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.models.meerkat import Meerkat
-from meerkat_jax.training.params import flatten, split, unflatten
+from meerkat_jax.nn.layers import LoraConfig
 from tests.tiny import get_config
 from tests.tolerances import tolerance
 
@@ -164,7 +164,7 @@ def model(connector="conv_align"):
         ),
         llama=Llama(vocab_size=64, width=16, depth=1, heads=2, kv_heads=1, mlp_dim=24),
         avopt=AVOpT(8, solver="ipot", iterations=1),
-        avace=AVACE(8, 2, mark=False),
+        avace=AVACE(8, 2),
         prefix=((1, 2), "image", (3,), "audio", (4,)),
         connector=connector,
         conv_align=SIZES,
@@ -211,15 +211,14 @@ def test_fewer_tokens_reach_the_language_model(params, senses):
 
 
 def test_no_places_are_added_and_the_other_kinds_have_no_other_leaves(params, senses):
-    assert not [path for path in flatten(params) if "_placed" in path]
+    assert not [path for path in flatten(params) if "_position" in path]
     linear = shapes(model("linear"), senses)
-    connectors = {path for path in linear if "_connector" in path or "_placed" in path}
+    connectors = {path for path in linear if "_connector" in path or "_position" in path}
     assert connectors == {
         f"{kind}_{leaf}"
         for kind in ("image", "audio")
-        for leaf in ("connector/outer/kernel", "connector/outer/bias", "placed/norm/scale",
-                     "placed/places")
-    }  # fmt: skip
+        for leaf in ("connector/outer/kernel", "connector/outer/bias")
+    }
 
 
 def test_without_marks_an_exchange_of_nothing_leaves_the_tokens_alone(params, senses):
@@ -271,7 +270,7 @@ RELEASE = {
     "connector": "conv_align",
     "conv_align": {"image": [6, 2], "audio": [12, 9], "heads": 4},
     "avopt": {"solver": "ipot", "beta": 0.5, "iterations": 30},
-    "avace": {"mark": False},
+    "avace": {"attention_embedding": False},
     "llama": {"lora": {"rank": 32, "alpha": 32.0, "dropout": 0.1, "targets": ["q", "k", "v", "o"]}},
 }
 
@@ -286,7 +285,7 @@ def test_the_releases_options_are_chosen_by_the_config():
     made = assemble(config, tokenizer).model
     assert made.llama.lora == LoraConfig()
     assert made.avopt == AVOpT(config["model"]["avopt"]["width"], solver="ipot", iterations=30)
-    assert not made.avace.mark and made.words == tokenizer.vocab_size
+    assert not made.avace.attention_embedding and made.words == tokenizer.vocab_size
     assert made.conv_align == AlignConfig(heads=4)  # of the other fields the release's are defaults
     assert [part for part in made.prefix if isinstance(part, str)] == ["audio", "image"]
     with pytest.raises(UserError, match=r"model.conv_align.head is unknown.*conv_align.heads"):

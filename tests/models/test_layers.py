@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from meerkat_jax.models.layers import Dense, LoraConfig, RMSNorm, attend, same_start
+from meerkat_jax.nn.layers import Dense, LoraConfig, RMSNorm, attend
 from tests.tolerances import tolerance
 
 
@@ -61,17 +61,6 @@ def test_dropout_touches_only_the_lora_branch():
     still, dropped = outputs(normal(2, 5, seed=3))
     assert np.abs(still - dropped).max() > 0.1
     np.testing.assert_allclose(still.mean(0), dropped.mean(0), atol=0.3)  # it keeps the mean
-
-
-def test_projections_that_start_the_same_compare_and_pass_on():
-    """Queries against keys, and values put out, are the identity times the gain."""
-    key, shape = jax.random.key(5), (12, 12)
-    query, keys = same_start(0.3)(key, shape), same_start(0.3)(jax.random.key(6), shape)
-    np.testing.assert_allclose(query @ keys.T, 0.3 * np.eye(12), **tolerance("module"))
-    value, out = same_start(0.5, 1)(key, (12, 8)), same_start(0.5, 1, back=True)(key, (8, 12))
-    np.testing.assert_allclose(value, out.T)
-    assert np.linalg.matrix_rank(value @ out) == 8
-    assert np.abs(query[:, :8] - value).max() > 0.1  # what is compared is not what is passed on
 
 
 @pytest.mark.parametrize("name", ["q", "o"])

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.attention import Layout, attend_fused, attend_layout, attend_row
-from meerkat_jax.models.layers import NEGATIVE, LoraConfig
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.llama import (
     REMAT,
     Llama,
     init_cache,
     repeat_cache,
 )
-from meerkat_jax.models.rotary import RopeScaling, rotary
+from meerkat_jax.nn.attention import Layout, attend_fused, attend_layout, attend_row
+from meerkat_jax.nn.layers import NEGATIVE, LoraConfig
+from meerkat_jax.nn.rotary import RopeScaling, rotary
 from tests.tolerances import tolerance
 
 SMALL = {"vocab_size": 61, "width": 32, "depth": 3, "heads": 4, "kv_heads": 2, "mlp_dim": 44}

@@ -15,11 +15,11 @@ from typing import Any
 import openai
 from starlette.types import ASGIApp
 
-from meerkat_jax.generation.engine import Engine
+from meerkat_jax.inference.engine import Engine
 from meerkat_jax.serving.app import make_app
 from meerkat_jax.serving.connections import make_server
 from meerkat_jax.serving.limits import Limits
-from tests.generation.made import model, png, tone, wav
+from tests.inference.made import model, png, tone, wav
 
 NAME = "tiny"
 PROMPT = "What makes this sound?"

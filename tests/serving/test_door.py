@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, door_environment
-from tests.generation.made import made
+from tests.inference.made import made
 
 
 @pytest.mark.slow

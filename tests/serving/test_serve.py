@@ -12,9 +12,9 @@ import openai
 import pytest
 from PIL import Image
 
-from meerkat_jax.generation import asking
+from meerkat_jax.inference import inputs
 from meerkat_jax.serving.limits import Limits
-from tests.generation.made import fast_compilation, model, tone, wav
+from tests.inference.made import fast_compilation, model, tone, wav
 from tests.serving.running import (
     NAME,
     PROMPT,
@@ -61,7 +61,7 @@ def chat(server):
 
 @pytest.fixture(scope="module")
 def alone(server):
-    """What the library answers (tests/generation/test_engine.py: whatever runs beside it)."""
+    """What the library answers (tests/inference/test_engine.py: whatever runs beside it)."""
     return lambda number, *question: server[1].ask(*pair_of(number), *question).answer(60)
 
 
@@ -139,8 +139,8 @@ def test_all_fields_with_values_that_change_nothing_change_nothing(chat):
 
 
 def test_a_picture_is_decoded_once_for_all_questions_about_it(chat, server, monkeypatch):
-    count, load = [], asking.load_image
-    monkeypatch.setattr(asking, "load_image", lambda *a, **k: count.append(1) or load(*a, **k))
+    count, load = [], inputs.load_image
+    monkeypatch.setattr(inputs, "load_image", lambda *a, **k: count.append(1) or load(*a, **k))
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         asked = ["What is it?", "Where?", "When?"] * 2
         found = [*pool.map(lambda prompt: chat(user(prompt, 40)), asked)]

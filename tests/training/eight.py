@@ -11,12 +11,12 @@ import sys
 import jax
 import numpy as np
 
-from meerkat_jax.data import instructions
-from meerkat_jax.data.tokenizer import build_mini_tokenizer
-from meerkat_jax.scale.program import collectives
-from meerkat_jax.training import config as configs
-from meerkat_jax.training import sharding
-from meerkat_jax.training.plan import plan
+from meerkat_jax.aot.plan import plan
+from meerkat_jax.aot.program import collectives
+from meerkat_jax.core import config as configs
+from meerkat_jax.mini import templates
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
+from meerkat_jax.parallel import placement
 
 BATCH = 8
 
@@ -48,7 +48,7 @@ def batch_of(described: dict, tokens: int) -> dict[str, np.ndarray]:
 
 def step(mesh: jax.sharding.Mesh) -> tuple[dict, dict, str]:
     """(trained leaves after a step, its metrics, the program's text)."""
-    tokenizer = build_mini_tokenizer(["I see a cat."], ("cat", "dog"), instructions.PHRASES)
+    tokenizer = build_mini_tokenizer(["I see a cat."], ("cat", "dog"), templates.PHRASES)
     made = plan(config(), tokenizer, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, (made.state, made.frozen, made.batch))
     state, frozen = jax.jit(made.initialise, out_shardings=places[:2])(jax.random.key(0))
@@ -60,9 +60,9 @@ def step(mesh: jax.sharding.Mesh) -> tuple[dict, dict, str]:
 
 def main(data: int, fsdp: int, tensor: int) -> dict:
     """See the module's docstring."""
-    alone, wanted, _ = step(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
+    alone, wanted, _ = step(placement.make_mesh({"data": 1}, jax.devices()[:1]))
     shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    trained, found, text = step(sharding.make_mesh(shape))
+    trained, found, text = step(placement.make_mesh(shape))
     pairs = zip(jax.tree.leaves(trained), jax.tree.leaves(alone), strict=True)
     return {
         "metrics": {k: float(abs(found[k] - wanted[k]) / abs(wanted[k])) for k in wanted},

@@ -15,8 +15,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.checkpoints import Checkpoints, _sum
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.weights.checkpoints import Checkpoints, _sum
 
 META = {"config": {"lr": 0.1, "targets": ("q", "v")}, "lora": {"rank": 32}, "base": "abc"}
 
@@ -226,7 +226,7 @@ def test_the_sum_sees_every_bit_and_every_exchange(dtype):
 CHILD = """
 import sys
 from tests.training.test_checkpoints import META, make_state
-from meerkat_jax.training.checkpoints import Checkpoints
+from meerkat_jax.weights.checkpoints import Checkpoints
 with Checkpoints(sys.argv[1]) as checkpoints:
     for step in range((checkpoints.latest() or 0) + 1, 10_000):
         checkpoints.save(step, make_state(step), {"examples": 8 * step}, META)
@@ -303,12 +303,12 @@ MESHES = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding
 from tests.training.test_checkpoints import META, abstract, bits, make_state
-from meerkat_jax.training import sharding
-from meerkat_jax.training.checkpoints import Checkpoints
+from meerkat_jax.parallel import placement
+from meerkat_jax.weights.checkpoints import Checkpoints
 
 def laid(state, **shape):
-    mesh = sharding.make_mesh(shape)
-    rules = sharding.param_shardings(mesh, state)
+    mesh = placement.make_mesh(shape)
+    rules = placement.param_shardings(mesh, state)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                         abstract(state), rules), rules
 

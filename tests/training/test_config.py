@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import config as configs
+from meerkat_jax.core import config as configs
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.workdir import prepare_workdir, read_config, write_config, write_versions
 from tests.conftest import ROOT
 
 CONFIG = """
 from ml_collections import ConfigDict
-from meerkat_jax.training.config import choose
+from meerkat_jax.core.config import choose
 
 def get_config(arg=None):
     arg = choose(arg, ("mini", "small", "7b"))
@@ -24,8 +25,8 @@ def get_config(arg=None):
 DOOR = """
 from absl import flags
 from ml_collections import config_flags
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.config import run_door
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.cli import run_door
 
 config_flags.DEFINE_config_file("config", None, "")
 flags.DEFINE_string("workdir", None, "")
@@ -148,8 +149,8 @@ def test_what_flags_cannot_reach_is_set_as_a_whole(key, told):
 
 def test_configs_come_back_from_the_work_directory(tmp_path, folder):
     config = configs.load_config(f"{folder / 'avfit.py'}:7b")
-    configs.write_config(tmp_path, config)
-    back = configs.read_config(tmp_path)
+    write_config(tmp_path, config)
+    back = read_config(tmp_path)
     assert back.to_dict() == configs.to_json(config) and back.arg == "7b"
     with pytest.raises(AttributeError):
         back.stepz = 1
@@ -165,7 +166,7 @@ def test_read_config_refuses_what_is_not_ours(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json"):
-        configs.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def filled(path, ours=True):
@@ -173,28 +174,28 @@ def filled(path, ours=True):
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / "kept").write_text("kept")
     if ours:
-        configs.write_config(path, {"steps": 1})
+        write_config(path, {"steps": 1})
     return path
 
 
 @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
 def test_absent_and_empty_work_directories_are_made(tmp_path, flags):
-    assert configs.prepare_workdir(tmp_path / "a" / "b", **flags).is_dir()
-    assert configs.prepare_workdir(tmp_path / "a" / "b", **flags).is_dir()
+    assert prepare_workdir(tmp_path / "a" / "b", **flags).is_dir()
+    assert prepare_workdir(tmp_path / "a" / "b", **flags).is_dir()
 
 
 def test_a_run_killed_before_its_config_was_written_is_resumed(tmp_path):
     (tmp_path / ".config.json.17.tmp").write_text("{")
-    assert configs.prepare_workdir(tmp_path, resume=True) == tmp_path
+    assert prepare_workdir(tmp_path, resume=True) == tmp_path
 
 
 def test_a_filled_work_directory_needs_a_flag(tmp_path):
     path = filled(tmp_path / "run")
     with pytest.raises(UserError, match=f"{path}.*--resume.*--overwrite"):
-        configs.prepare_workdir(path)
-    configs.prepare_workdir(path, resume=True)
+        prepare_workdir(path)
+    prepare_workdir(path, resume=True)
     assert (path / "checkpoints" / "kept").exists()
-    configs.prepare_workdir(path, overwrite=True)
+    prepare_workdir(path, overwrite=True)
     assert list(path.iterdir()) == []
 
 
@@ -205,31 +206,31 @@ def test_a_folder_of_others_is_left_alone(tmp_path, flag, text):
     if text:
         (path / "config.json").write_text(text)
     with pytest.raises(UserError, match=f"{path}.*--{flag}"):
-        configs.prepare_workdir(path, **{flag: True})
+        prepare_workdir(path, **{flag: True})
     assert (path / "checkpoints" / "kept").exists()
 
 
 def test_overwrite_does_not_follow_links_out_of_the_folder(tmp_path):
     other, path = filled(tmp_path / "other"), filled(tmp_path / "run")
     (path / "link").symlink_to(other)
-    configs.prepare_workdir(path, overwrite=True)
+    prepare_workdir(path, overwrite=True)
     assert (other / "checkpoints" / "kept").exists() and list(path.iterdir()) == []
 
 
 def test_both_flags_or_a_file_are_refused(tmp_path):
     with pytest.raises(UserError, match="exclude"):
-        configs.prepare_workdir(tmp_path, overwrite=True, resume=True)
+        prepare_workdir(tmp_path, overwrite=True, resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        configs.prepare_workdir(tmp_path / "file")
+        prepare_workdir(tmp_path / "file")
     with pytest.raises(UserError, match="cannot be used"):
-        configs.prepare_workdir(tmp_path / "file" / "below")
+        prepare_workdir(tmp_path / "file" / "below")
 
 
 def test_versions_name_what_ran(tmp_path):
     import jax
 
-    found = configs.write_versions(tmp_path)
+    found = write_versions(tmp_path)
     assert json.loads((tmp_path / "versions.json").read_text()) == found
     assert found["packages"]["jax"] == jax.__version__
     assert found["devices"]["count"] == jax.device_count()

@@ -13,12 +13,12 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from benchmarks import large, lora
-from meerkat_jax.models.attention import Layout, attend_fused, attend_layout
+from meerkat_jax.core.trees import merge, split
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.layers import Dense, LoraConfig
 from meerkat_jax.models.llama import REMAT, Llama
+from meerkat_jax.nn.attention import Layout, attend_fused, attend_layout
+from meerkat_jax.nn.layers import Dense, LoraConfig
 from meerkat_jax.training import flops
-from meerkat_jax.training.params import merge, split
 from tests.tolerances import tolerance
 
 B, IN, OUT, RANK = 6, 10, 14, 3

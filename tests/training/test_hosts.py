@@ -18,8 +18,9 @@ PATIENCE = 5  # seconds of the roll call in the tests that somebody misses
 JOIN = """
 import sys
 import jax, numpy as np
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import hosts, sharding
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.parallel import hosts
+from meerkat_jax.parallel import placement
 
 port, count, number, timeout = map(int, sys.argv[1:5])
 print("ready", flush=True)
@@ -32,15 +33,15 @@ except UserError as error:
 """
 
 ARRAYS = """
-    mesh = sharding.make_mesh({"data": -1})
-    over = sharding.batch_sharding(mesh)
+    mesh = placement.make_mesh({"data": -1})
+    over = placement.batch_sharding(mesh)
     whole = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
     mine = hosts.rows(over, 8)
     made = hosts.lead("made", lambda: "by process %d" % jax.process_index(), 60)
     assert made == ("by process 0" if number == 0 else None)
     hosts.meet("here", {"size": 8}, 60)
     batch = hosts.place({"x": whole[mine]}, over, 8)["x"]
-    same = hosts.put(whole, sharding.replicated(mesh))
+    same = hosts.put(whole, placement.replicated(mesh))
     assert batch.shape == same.shape == whole.shape and not batch.is_fully_addressable
     assert (hosts.whole(batch) == whole).all() and (hosts.whole(same) == whole).all()
     assert (hosts.whole(jax.jit(lambda x: x * 2)(batch)) == 2 * whole).all()
@@ -253,7 +254,7 @@ def test_a_batch_that_hosts_cannot_divide_is_refused_by_name(cache, tmp_path):
 
 def test_alone_nobody_is_waited_for():
     assert jax.process_count() == 1
-    from meerkat_jax.training import hosts
+    from meerkat_jax.parallel import hosts
 
     hosts.meet("nowhere", {}, 0)
     assert hosts.lead("nothing", lambda: 7, 0) == 7

@@ -12,7 +12,7 @@ from meerkat_jax.training.losses import (
     answer_places,
     name_terms,
     needs,
-    spread_targets,
+    number_soft_targets,
 )
 from tests.tolerances import tolerance
 
@@ -36,7 +36,7 @@ def loss(logits, answers, spread):
 
 def test_words_have_plain_cross_entropy():
     logits = np.random.default_rng(0).normal(size=(2, C)).astype(np.float32)
-    spread = spread_targets(VALUES, coordinate=0.2, seconds=0.1, weight=3.0)
+    spread = number_soft_targets(VALUES, coordinate=0.2, seconds=0.1, weight=3.0)
     answers = [0, 10]
     plain = -jax.nn.log_softmax(logits)[np.arange(2), np.array(answers)].sum()
     for table in (spread, None):
@@ -45,7 +45,7 @@ def test_words_have_plain_cross_entropy():
 
 @pytest.mark.parametrize("weight", [1.0, 4.0])
 def test_a_number_said_as_its_soft_target_costs_nothing_and_others_more(weight):
-    spread = spread_targets(VALUES, coordinate=0.2, seconds=0.1, weight=weight)
+    spread = number_soft_targets(VALUES, coordinate=0.2, seconds=0.1, weight=weight)
     perfect = np.log(np.maximum(spread.table[5] / weight, 1e-30))
     assert loss(perfect, [5], spread) == (pytest.approx(0.0, abs=1e-4), 1.0)
     shifted = np.log(np.maximum(spread.table[6] / weight, 1e-30))
@@ -55,7 +55,7 @@ def test_a_number_said_as_its_soft_target_costs_nothing_and_others_more(weight):
 
 def test_the_weight_of_numbers_multiplies_their_loss_alone():
     logits = np.random.default_rng(1).normal(size=(1, C)).astype(np.float32)
-    one, four = (spread_targets(VALUES, 0.2, 0.1, weight=w) for w in (1.0, 4.0))
+    one, four = (number_soft_targets(VALUES, 0.2, 0.1, weight=w) for w in (1.0, 4.0))
     assert loss(logits, [4], four)[0] == pytest.approx(4 * loss(logits, [4], one)[0], rel=1e-4)
     assert loss(logits, [0], four)[0] == pytest.approx(loss(logits, [0], one)[0], rel=1e-5)
 
@@ -63,14 +63,14 @@ def test_the_weight_of_numbers_multiplies_their_loss_alone():
 def test_the_places_of_a_box_share_nothing():
     other = np.full(C, np.nan, np.float32)
     other[9:11] = 0.5, 0.6  # near the numbers 3/6 and 4/6 of the first place
-    spread = spread_targets(VALUES | {"coordinate/y0": other}, coordinate=0.2, seconds=0.1)
+    spread = number_soft_targets(VALUES | {"coordinate/y0": other}, coordinate=0.2, seconds=0.1)
     assert not spread.table[2:9, 9:11].any() and spread.table[9, 10] > 0.1
 
 
 def test_no_numbers_no_soft_targets():
     nothing = {"coordinate/x0": np.full(C, np.nan), "seconds/start": np.full(C, np.nan)}
-    assert spread_targets(nothing, 0.2, 0.1) is None
-    assert spread_targets(VALUES, 0.0, 0.0) is None
+    assert number_soft_targets(nothing, 0.2, 0.1) is None
+    assert number_soft_targets(VALUES, 0.0, 0.0) is None
 
 
 def test_what_the_terms_read():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import params as trees
+from meerkat_jax.core import trees as trees
+from meerkat_jax.core.errors import UserError
 
 KEYS = st.text(st.characters(exclude_characters="/", exclude_categories=("Cs",)), min_size=1)
 LEAVES = st.lists(st.integers(1, 3), max_size=2).map(lambda shape: np.zeros(shape, np.float32))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from meerkat_jax.training.sharding import COLLECTIVES
+from meerkat_jax.parallel.placement import COLLECTIVES
 from tests.conftest import ROOT
 from tests.tolerances import tolerance
 

@@ -11,7 +11,8 @@ from tests.conftest import ROOT, door_environment, free_port
 # A run without a model: it tells each step, and what it was at when it left.
 RUN = """
 import signal, sys, time
-from meerkat_jax.training import hosts, preemption
+from meerkat_jax.training import preemption
+from meerkat_jax.parallel import hosts
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are given none
 port, count, number, before, after = map(int, sys.argv[1:])

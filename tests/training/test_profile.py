@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.training.metrics import read_metrics
 from meerkat_jax.training.profile import Profile
 

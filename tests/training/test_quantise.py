@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten, unflatten
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training import quantise as q
-from meerkat_jax.training import sharding
-from meerkat_jax.training.params import flatten, unflatten
+from meerkat_jax.parallel import placement
+from meerkat_jax.parallel import quantise as q
 from tests.tolerances import tolerance
 
 # The levels as QLoRA's appendix E prints them (arXiv 2305.14314), to the digits of float32.
@@ -108,8 +108,8 @@ def test_a_decoder_computes_with_the_restored_kernels(kind):
     model, params, logits = tree()
     few = q.quantise_tree(params, kind)
     assert {p.split("/")[-1] for p in flatten(few) if "/q/" in p} == {kind, "scale"}
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    found = logits(model.clone(placement=sharding.Placement(mesh)), few["llama"])
+    mesh = placement.make_mesh({"data": 1}, jax.devices()[:1])
+    found = logits(model.clone(placement=placement.Placement(mesh)), few["llama"])
     whole = restored(few)
     np.testing.assert_allclose(found, logits(model, whole["llama"]), **tolerance("stack"))
     assert np.abs(found - logits(model, params["llama"])).max() > 1e-3  # it was not for nothing
@@ -118,8 +118,8 @@ def test_a_decoder_computes_with_the_restored_kernels(kind):
 def test_gradients_pass_through_to_what_comes_before():
     model, params, logits = tree()
     few = q.quantise_tree(params, "int8")["llama"]
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    laid = model.clone(placement=sharding.Placement(mesh), remat="full")
+    mesh = placement.make_mesh({"data": 1}, jax.devices()[:1])
+    laid = model.clone(placement=placement.Placement(mesh), remat="full")
     whole = restored(few)
 
     def loss(model, params):

@@ -9,13 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from meerkat_jax.assemble import assemble
-from meerkat_jax.data.open import open_data
+from meerkat_jax.core.config import to_json
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.pipeline import Encode, fixed_batches, train_batches
 from meerkat_jax.data.split import Split, open_split
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import senses
-from meerkat_jax.training.config import to_json
+from meerkat_jax.from_config import build_model, open_data
+from meerkat_jax.training import feature_cache
 from meerkat_jax.training.step import make_step, new_state
 from tests import tiny
 from tests.tolerances import tolerance
@@ -28,7 +27,7 @@ def parts(cache):
     """(assembly, data, parameters) of the tiny config."""
     config = to_json(tiny.get_config())
     data = open_data(config["data"], cache)
-    assembly = assemble(config, data.tokenizer)
+    assembly = build_model(config, data.tokenizer)
     return assembly, data, assembly.init(jax.random.key(0))
 
 
@@ -44,7 +43,7 @@ def kept(parts, sense, tmp_path_factory):
     assembly, data, _ = parts
     folder = tmp_path_factory.mktemp("senses") / "new"
     records = open_split(data.folder, "compositions")[:COUNT]
-    found = senses.keep(folder, records, assembly.shapes, sense, 4)
+    found = feature_cache.keep(folder, records, assembly.shapes, sense, 4)
     found.of(records[0].id)
     return pickle.loads(pickle.dumps(found))
 
@@ -52,7 +51,7 @@ def kept(parts, sense, tmp_path_factory):
 def test_what_is_whole_is_not_made_again(parts, kept):
     assembly, data, _ = parts
     records = open_split(data.folder, "compositions")[:COUNT]
-    again = senses.keep(kept.folder, records, assembly.shapes, None, 4)
+    again = feature_cache.keep(kept.folder, records, assembly.shapes, None, 4)
     assert again.rows == kept.rows
     for name, tokens in again.of(records[3].id).items():
         np.testing.assert_array_equal(tokens, kept.of(records[3].id)[name])
@@ -61,13 +60,13 @@ def test_what_is_whole_is_not_made_again(parts, kept):
 def test_tokens_of_published_towers_at_rest_are_shared_by_all_they_depend_on(tmp_path):
     here, shared = tmp_path / "run" / "senses", tmp_path / "cache"
     facts, still = {"base": "abc", "data": "mini-1"}, {"llama": {"lora_a": np.zeros(1)}}
-    folder = senses.folder_of(here, shared, facts, still)
+    folder = feature_cache.folder_of(here, shared, facts, still)
     assert folder.parent == shared
-    assert folder == senses.folder_of(tmp_path / "other", shared, dict(facts), still)
-    assert folder != senses.folder_of(here, shared, facts | {"base": "abd"}, still)
+    assert folder == feature_cache.folder_of(tmp_path / "other", shared, dict(facts), still)
+    assert folder != feature_cache.folder_of(here, shared, facts | {"base": "abd"}, still)
     trained = still | {"image_tower": {"kernel": np.zeros(1)}}
-    assert senses.folder_of(here, shared, facts, trained) == here
-    assert senses.folder_of(here, shared, {"data": "mini-1"}, still) == here
+    assert feature_cache.folder_of(here, shared, facts, trained) == here
+    assert feature_cache.folder_of(here, shared, {"data": "mini-1"}, still) == here
 
 
 def batches(parts, count, **options):
@@ -81,7 +80,7 @@ def test_what_is_kept_is_what_the_towers_give(parts, kept, sense):
     for shown, given in zip(batches(parts, COUNT // 2), told, strict=True):
         np.testing.assert_array_equal(shown["tokens"], given["tokens"])
         assert not {"image", "audio"} & given.keys()
-        for name, tokens in zip(senses.NAMES, sense(shown), strict=True):
+        for name, tokens in zip(feature_cache.NAMES, sense(shown), strict=True):
             np.testing.assert_allclose(given[name], tokens, **tolerance("kept"))
 
 
@@ -89,7 +88,12 @@ def test_what_is_kept_is_what_the_towers_give(parts, kept, sense):
 def test_a_step_on_kept_senses_is_that_on_media(parts, kept):
     assembly, data, fresh = parts
     config, optimizer = to_json(tiny.get_config()), optax.sgd(0.1)
-    terms = (config["phases"][-1]["weights"], data.name_ids(), config["contrast"], config["box"])
+    terms = (
+        config["phases"][-1]["weights"],
+        data.name_ids(),
+        config.get("naming_loss", {}),
+        config["avace_loss"],
+    )
     step = make_step(assembly, optimizer, *terms, still=["_tower/"])
 
     def after(**options):
@@ -132,7 +136,7 @@ def test_a_disk_without_room_is_named(parts, tmp_path):
 
     many = Many(open_split(data.folder, "compositions")[:4])
     with pytest.raises(UserError, match=r"image_tokens\.npy: 10{12} scenes need .* MiB are free"):
-        senses.keep(tmp_path / "senses", many, assembly.shapes, sense, 4)
+        feature_cache.keep(tmp_path / "senses", many, assembly.shapes, sense, 4)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +153,12 @@ def test_moving_towers_are_refused(phase, said):
     leaf = np.zeros(1)
     tree = {"image_tower": {"patch": {"kernel": leaf}}, "audio_tower": {"bias": leaf}}
     with pytest.raises(UserError, match="'answers'") as caught:
-        senses.check_kept({"name": "answers"} | phase, tree | {"llama": {"bias": leaf}})
+        feature_cache.check_kept({"name": "answers"} | phase, tree | {"llama": {"bias": leaf}})
     assert said in str(caught.value)
 
 
 def test_towers_at_rest_or_frozen_are_kept():
     phase = {"name": "answers", "kept": 8, "still": ["_tower/"]}
-    senses.check_kept(phase, {"image_tower": {"bias": np.zeros(1)}})
-    senses.check_kept({"name": "answers", "kept": 8}, {"llama": {"bias": np.zeros(1)}})
-    senses.check_kept({"name": "names"}, {"image_tower": {"bias": np.zeros(1)}})
+    feature_cache.check_kept(phase, {"image_tower": {"bias": np.zeros(1)}})
+    feature_cache.check_kept({"name": "answers", "kept": 8}, {"llama": {"bias": np.zeros(1)}})
+    feature_cache.check_kept({"name": "names"}, {"image_tower": {"bias": np.zeros(1)}})

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import sharding
-from meerkat_jax.training.params import flatten
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten
+from meerkat_jax.parallel import placement
 
 
 def eight(data=1, fsdp=1, tensor=1):
     """A mesh of devices that need not be there."""
-    return AbstractMesh((data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    return AbstractMesh((data, fsdp, tensor), placement.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def shaped(**leaves):
@@ -25,7 +25,7 @@ def shaped(**leaves):
 
 
 def specs(mesh, tree, **kwargs):
-    laid = sharding.param_shardings(mesh, tree, **kwargs)
+    laid = placement.param_shardings(mesh, tree, **kwargs)
     return {path: tuple(leaf.spec) for path, leaf in flatten(laid).items()}
 
 
@@ -39,7 +39,7 @@ def specs(mesh, tree, **kwargs):
     ],
 )
 def test_minus_one_takes_the_rest(sizes, devices, result):
-    assert sharding._fill(sizes, devices) == result
+    assert placement._fill(sizes, devices) == result
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,12 @@ def test_minus_one_takes_the_rest(sizes, devices, result):
 )
 def test_sizes_that_do_not_fit_are_named(sizes):
     with pytest.raises(UserError, match=f"data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]}"):
-        sharding._fill(sizes, 8)
+        placement._fill(sizes, 8)
 
 
 def test_an_unknown_axis_is_named():
     with pytest.raises(UserError, match="'model' is unknown.*data, fsdp, tensor"):
-        sharding.make_mesh({"model": 2})
+        placement.make_mesh({"model": 2})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def chips(slices, each, platform="cpu"):
 
 
 def test_slices_divide_the_data_axis_alone():
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 2}, chips(2, 4))
+    mesh = placement.make_mesh({"data": -1, "fsdp": 2}, chips(2, 4))
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     for row, devices in enumerate(mesh.devices):  # one place on `data` is within one slice
         assert {device.slice_index for device in devices.flat} == {row // 2}
@@ -79,18 +79,18 @@ def test_slices_divide_the_data_axis_alone():
 
 def test_weights_are_not_divided_between_slices():
     with pytest.raises(UserError, match="data=1 does not divide over 2 slices"):
-        sharding.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4, "tpu"))
+        placement.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4, "tpu"))
 
 
 def test_weights_may_be_divided_between_hosts_of_gpus():
-    mesh = sharding.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4))
+    mesh = placement.make_mesh({"fsdp": -1, "data": 1}, chips(2, 4))
     assert dict(mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
 
 
 def test_one_device_is_a_mesh_of_one():
-    mesh = sharding.make_mesh({"data": -1}, devices=jax.devices()[:1])
+    mesh = placement.make_mesh({"data": -1}, devices=jax.devices()[:1])
     assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-    assert sharding.batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
+    assert placement.batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
     assert specs(mesh, {"q": shaped(kernel=(7, 5))}) == {"q/kernel": ()}
 
 
@@ -118,13 +118,13 @@ def test_a_small_leaf_that_does_not_divide_stays_whole_in_that_dimension():
     tree = {"q": shaped(kernel=(64, 33))}
     assert specs(eight(1, 4, 2), tree) == {"q/kernel": ("fsdp",)}
     with pytest.raises(UserError, match=r"q/kernel \[64, 33\]: dimension 1 \(33\).*tensor=2"):
-        sharding.param_shardings(eight(1, 4, 2), tree, size_floor=1000)
+        placement.param_shardings(eight(1, 4, 2), tree, size_floor=1000)
 
 
 def test_every_large_leaf_must_be_covered_and_all_errors_come_at_once():
     tree = shaped(table=(2048, 1024), mark=(8,), kernel=(2049, 1024))
     with pytest.raises(UserError, match=r"kernel \[2049, 1024\].*fsdp=4.*table.*no rule covers"):
-        sharding.param_shardings(eight(1, 4, 2), tree)
+        placement.param_shardings(eight(1, 4, 2), tree)
     assert specs(eight(1, 4, 2), shaped(mark=(8,))) == {"mark": ()}
 
 
@@ -140,7 +140,7 @@ def test_every_large_leaf_must_be_covered_and_all_errors_come_at_once():
 )
 def test_faulty_rules_are_named(rules, message):
     with pytest.raises(UserError, match=message):
-        sharding.param_shardings(eight(8), {"q": shaped(kernel=(8, 8))}, rules=rules)
+        placement.param_shardings(eight(8), {"q": shaped(kernel=(8, 8))}, rules=rules)
 
 
 def test_optimizer_state_lies_as_its_parameters():
@@ -148,34 +148,34 @@ def test_optimizer_state_lies_as_its_parameters():
 
     params = {"q": shaped(kernel=(64, 32))}
     state = jax.eval_shape(optax.adamw(0.1).init, params)
-    laid = sharding.param_shardings(eight(2, 2, 2), state)
+    laid = placement.param_shardings(eight(2, 2, 2), state)
     assert tuple(laid[0].mu["q"]["kernel"].spec) == ("fsdp", "tensor")
     assert tuple(laid[0].count.spec) == ()
 
 
 def test_table_gives_bytes_per_device():
     tree = {"q": shaped(kernel=(1024, 512), bias=(512,))}
-    laid = sharding.param_shardings(eight(2, 2, 2), tree)
-    first, second, last = sharding.table(tree, laid).split("\n")
+    laid = placement.param_shardings(eight(2, 2, 2), tree)
+    first, second, last = placement.table(tree, laid).split("\n")
     assert first.split()[:2] == ["q/kernel", "float32[1024,512]"]
     assert "0.500 MiB" in first and "q/bias" in second and "0.502 MiB" in last
 
 
 EIGHT = """
 import jax, jax.numpy as jnp, numpy as np
-from meerkat_jax.training import sharding
+from meerkat_jax.parallel import placement
 x = jax.random.normal(jax.random.key(0), (16, 64))
 w = jax.random.normal(jax.random.key(1), (64, 32))
 loss = lambda params, x: jnp.mean(jnp.tanh(x @ params["q"]["kernel"]) ** 2)
 want = jax.value_and_grad(loss)({"q": {"kernel": w}}, x)
 for shape in ({"data": -1}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
-    mesh = sharding.make_mesh(shape)
+    mesh = placement.make_mesh(shape)
     params = {"q": {"kernel": w}}
-    laid = sharding.param_shardings(mesh, params)
-    batch = jax.device_put(x, sharding.batch_sharding(mesh))
+    laid = placement.param_shardings(mesh, params)
+    batch = jax.device_put(x, placement.batch_sharding(mesh))
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     assert batch.addressable_shards[0].data.shape == (16 // parts, 64)
-    step = jax.jit(jax.value_and_grad(loss), out_shardings=(sharding.replicated(mesh), laid))
+    step = jax.jit(jax.value_and_grad(loss), out_shardings=(placement.replicated(mesh), laid))
     got = step(jax.device_put(params, laid), batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
     assert got[1]["q"]["kernel"].sharding.is_equivalent_to(laid["q"]["kernel"], 2)

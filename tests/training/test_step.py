@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.training.step import MUON_RMS, learning_rate, make_optimizer
 
-ADAMW = {"optimizer": "adamw", "decay": "straight", "weight_decay": 0.0, "clip_norm": 1e9}
+ADAMW = {"optimizer": "adamw", "decay": "linear", "b2": 0.98, "weight_decay": 0.0, "clip_norm": 1e9}
 
 PHASES = [
     {"steps": 10, "warmup": 2, "learning_rate": 1.0},
@@ -18,18 +18,18 @@ PHASES = [
 ]
 
 
-STRAIGHT = {"phases": PHASES, "decay": "straight"}
+LINEAR = {"phases": PHASES, "decay": "linear"}
 
 
 def test_each_phase_warms_up_and_falls_to_nothing():
-    rate = learning_rate(STRAIGHT)
+    rate = learning_rate(LINEAR)
     assert [float(rate(step)) for step in (0, 2, 10, 14)] == pytest.approx([0, 1.0, 0, 0.5])
     falling = [float(rate(step)) for step in (6, 9, 22, 29)]
     assert falling == pytest.approx([0.5, 1 / 8, 0.25, 0.5 / 16])
 
 
 def test_a_cosine_starts_and_ends_more_slowly_than_a_straight_line():
-    rate, line = learning_rate(STRAIGHT | {"decay": "cosine"}), learning_rate(STRAIGHT)
+    rate, line = learning_rate(LINEAR | {"decay": "cosine"}), learning_rate(LINEAR)
     assert [float(rate(step)) for step in (0, 2, 6, 10, 14, 22)] == pytest.approx(
         [0, 1.0, 0.5, 0, 0.5, 0.25]
     )
@@ -37,12 +37,12 @@ def test_a_cosine_starts_and_ends_more_slowly_than_a_straight_line():
 
 
 def test_an_unknown_decay_is_an_error():
-    with pytest.raises(UserError, match="config.decay 'step'.*straight"):
+    with pytest.raises(UserError, match="config.decay 'step'.*linear"):
         make_optimizer(ADAMW | {"decay": "step", "phases": PHASES, "slow": []})
 
 
 def test_a_phase_without_a_slow_rate_trains_all_alike():
-    rest, slow = learning_rate(STRAIGHT), learning_rate(STRAIGHT, "slow_rate")
+    rest, slow = learning_rate(LINEAR), learning_rate(LINEAR, "slow_rate")
     assert float(slow(2)) == float(rest(2)) == 1.0
     assert float(slow(14)) == pytest.approx(float(rest(14)) / 10)
 

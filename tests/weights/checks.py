@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.open import open_source
 
 

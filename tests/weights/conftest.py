@@ -2,7 +2,7 @@
 
 import pytest
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.fetch import fetch_smollm2
 from tests.weights import decoders
 

@@ -14,13 +14,13 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from meerkat_jax.core.trees import unflatten
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.models.layers import LoraConfig
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.training.params import unflatten
+from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.report.model_card import write_card
 from meerkat_jax.weights import adapters, llama, table
-from meerkat_jax.weights.card import About
-from meerkat_jax.weights.export import export
+from meerkat_jax.weights.export import About, export
 from meerkat_jax.weights.pretrained import pretrained_tokenizer
 from tests.tolerances import tolerance
 from tests.weights import published
@@ -145,5 +145,16 @@ def about(base: Base, **more) -> About:
 def exported(base: Base, kind: str, out: Path, **more) -> Path:
     """An export of the fixture."""
     params, given = whole(base)
-    export(kind, out, base.model, params, given, base.tokenizer, about(base), say=len, **more)
+    export(
+        kind,
+        out,
+        base.model,
+        params,
+        given,
+        base.tokenizer,
+        about(base),
+        write_card,
+        say=len,
+        **more,
+    )
     return out

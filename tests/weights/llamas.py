@@ -14,10 +14,10 @@ import peft
 import torch
 from safetensors.numpy import load_file
 
-from meerkat_jax.models.layers import LoraConfig
+from meerkat_jax.core.trees import flatten, merge, unflatten
 from meerkat_jax.models.llama import Llama
+from meerkat_jax.nn.layers import LoraConfig
 from meerkat_jax.training.losses import answer_loss
-from meerkat_jax.training.params import flatten, merge, unflatten
 from meerkat_jax.weights import llama, table
 from meerkat_jax.weights.adapters import WEIGHTS, is_lora, shapes
 from meerkat_jax.weights.open import open_source

@@ -9,7 +9,7 @@ import peft
 import torch
 import transformers
 
-from meerkat_jax.weights.release import ADDED
+from meerkat_jax.weights.read_release import ADDED
 from tests.weights.published import randomised
 
 PIECES, WIDTH, HEADS = 61, 32, 4

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights import adapters
 from meerkat_jax.weights.adapters import AdapterBase, base_digest, read_peft, write_peft
 

@@ -14,7 +14,7 @@ import transformers
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights import adapters
 from meerkat_jax.weights.adapters import AdapterBase, read_peft, write_peft
 from meerkat_jax.weights.merged import write_hf

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights import adapters, convert, llama, store
 from meerkat_jax.weights.convert import plan_part
 from meerkat_jax.weights.store import Store

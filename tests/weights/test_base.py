@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from meerkat_jax import train
-from meerkat_jax.assemble import assemble
-from meerkat_jax.errors import UserError
-from meerkat_jax.training import config as configs
+from meerkat_jax.core import config as configs
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten, selected, split, unflatten
+from meerkat_jax.from_config import build_model
 from meerkat_jax.training.metrics import read_metrics
-from meerkat_jax.training.params import flatten, selected, split, unflatten
 from meerkat_jax.weights.base import POSITIONS, Base
 from meerkat_jax.weights.clip import resize_positions
 from meerkat_jax.weights.convert import convert
@@ -94,7 +94,7 @@ def test_an_experiment_fits_its_weights(arg, whole):
     base = Base.open(config)
     config = base.resolve(config)
     train.check(config)
-    assembly = assemble(config, base.tokenizer)
+    assembly = build_model(config, base.tokenizer)
     shapes = jax.eval_shape(assembly.init, jax.random.key(0))
     base.check(shapes)
     halves = split(shapes, config["trainable"])

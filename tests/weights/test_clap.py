@@ -12,10 +12,10 @@ import pytest
 import torch
 import transformers
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten
 from meerkat_jax.models.clap import BatchNorm, ClapAudio, FusionGate
 from meerkat_jax.models.swin import PatchMerging, SwinBlock
-from meerkat_jax.training.params import flatten
 from meerkat_jax.weights import clap
 from meerkat_jax.weights.table import plan, published
 from tests.weights import towers

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten
 from meerkat_jax.models.clip import ClipLayer, ClipVision
-from meerkat_jax.training.params import flatten
 from meerkat_jax.weights import clip
 from meerkat_jax.weights.table import published
 from tests.weights import towers

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.convert import convert, inspect
 from meerkat_jax.weights.store import Store
 from meerkat_jax.weights.verify import verify

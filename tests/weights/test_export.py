@@ -12,14 +12,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.tokenizer import Roles, Tokenizer
-from meerkat_jax.errors import UserError
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.models.rotary import RopeScaling
+from meerkat_jax.nn.rotary import RopeScaling
+from meerkat_jax.report.model_card import licence, write_card
 from meerkat_jax.weights import adapters, convert, modules, table
 from meerkat_jax.weights.bpe import sentencepiece_tokenizer
-from meerkat_jax.weights.card import About, licence, write_card
-from meerkat_jax.weights.export import export, write_tokenizer
+from meerkat_jax.weights.export import About, export, write_tokenizer
 from meerkat_jax.weights.merged import split, write_hf
 from meerkat_jax.weights.pretrained import ADDED
 from tests.weights import published
@@ -188,7 +188,8 @@ def test_what_cannot_be_exported_leaves_nothing(base, fault, tmp_path):
     kind, model, params, given, words = fault(base, *whole(base))
     with pytest.raises(UserError, match=words):
         export(
-            kind, tmp_path / "out", model, params, given, base.tokenizer, about(base), "float16",
+            kind, tmp_path / "out", model, params, given, base.tokenizer, about(base), write_card,
+            "float16",
             say=len,
         )  # fmt: skip
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights import llama
 from meerkat_jax.weights.fetch import fetch_smollm2
 from meerkat_jax.weights.gguf import read_vocabulary

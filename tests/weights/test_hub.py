@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights.open import open_source
 from tests.weights import published
 from tests.weights.checks import assert_same, refusal

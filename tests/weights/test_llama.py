@@ -13,11 +13,11 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.models.layers import LoraConfig
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten
 from meerkat_jax.models.llama import ROWS, Llama
-from meerkat_jax.models.rotary import RopeScaling, rotary
-from meerkat_jax.training.params import flatten
+from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.rotary import RopeScaling, rotary
 from meerkat_jax.weights import llama, table
 from meerkat_jax.weights.adapters import shapes
 from tests.tolerances import tolerance

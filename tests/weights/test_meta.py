@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from meerkat_jax.errors import UserError
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights import llama
 from meerkat_jax.weights.meta import feed_forward
 from meerkat_jax.weights.open import open_source

@@ -10,10 +10,10 @@ import tokenizers
 import torch
 import transformers
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import ROLES_FILE, Tokenizer
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.sampling import banned
+from meerkat_jax.inference.sampling import banned
 from meerkat_jax.weights.convert import convert
 from meerkat_jax.weights.export import write_tokenizer
 from meerkat_jax.weights.pretrained import check_ids, pretrained_tokenizer

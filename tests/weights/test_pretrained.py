@@ -15,9 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from meerkat_jax.data.tokenizer import ROLES_FILE, Roles, Tokenizer, build_mini_tokenizer
-from meerkat_jax.errors import UserError
-from meerkat_jax.generation.sampling import banned
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.tokenizer import ROLES_FILE, Roles, Tokenizer
+from meerkat_jax.inference.sampling import banned
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.weights.bpe import merges, spelled_bytes
 from meerkat_jax.weights.pretrained import ADDED, pretrained_tokenizer
 from tests.weights.vocabularies import (

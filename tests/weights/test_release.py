@@ -13,15 +13,24 @@ import torch
 
 from meerkat_jax.alignment.avace import AVACE
 from meerkat_jax.alignment.avopt import AVOpT
-from meerkat_jax.errors import UserError, construct
+from meerkat_jax.core.errors import UserError, construct
+from meerkat_jax.core.trees import flatten, merge, unflatten
+from meerkat_jax.meerkat import Meerkat
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig, ConvAlign
-from meerkat_jax.models.layers import LoraConfig
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.models.meerkat import Meerkat
-from meerkat_jax.training.params import flatten, merge, unflatten
-from meerkat_jax.weights import clap, clip, convert, llama, moved, release, store, table
+from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.weights import (
+    clap,
+    clip,
+    convert,
+    import_release,
+    llama,
+    read_release,
+    store,
+    table,
+)
 from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.open import open_source
 from tests.tolerances import tolerance
@@ -42,7 +51,7 @@ def folder(theirs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(folder):
-    return release.read_release(folder)
+    return read_release.read_release(folder)
 
 
 def built(parts) -> Meerkat:
@@ -52,7 +61,7 @@ def built(parts) -> Meerkat:
         "clap": clap.fields(parts["clap"].config, "clap"),
         "llama": llama.as_module(llama.fields(parts["llama"].config, "llama")),
     }
-    options = release.options(parts)
+    options = read_release.options(parts)
     lora = options.get("llama", {}).get("lora")
     spoken = found["llama"] | {
         "vocab_size": found["llama"]["pretrained"] + 64,
@@ -60,12 +69,12 @@ def built(parts) -> Meerkat:
     }
     return Meerkat(
         ClipVision(**found["clip"]), ClapAudio(**found["clap"]), Llama(**spoken),
-        AVOpT(8, solver="ipot", iterations=1), AVACE(8, 2, mark=False),
+        AVOpT(8, solver="ipot", iterations=1), AVACE(8, 2),
         prefix=((1, OURS["audio"][0]), "audio", (OURS["audio"][1], OURS["image"][0]), "image",
                 (OURS["image"][1],)),
         connector=options["connector"],
         conv_align=construct(AlignConfig, options["conv_align"], "conv_align"),
-        words=PIECES + len(release.ADDED),
+        words=PIECES + len(read_release.ADDED),
     )  # fmt: skip
 
 
@@ -105,8 +114,8 @@ def whole(parts) -> dict:
 @pytest.mark.parametrize("ours_, theirs_, width, count", [("image", "video", 20, 16),
                                                           ("audio", "audio", 16, 64)])  # fmt: skip
 def test_a_connector_computes_the_same(theirs, parts, wanted, ours_, theirs_, width, count):
-    leaves = unflatten(release.leaves(parts, wanted))[f"{ours_}_connector"]
-    fields = release.fields(parts["modules"].config, "config")
+    leaves = unflatten(read_release.leaves(parts, wanted))[f"{ours_}_connector"]
+    fields = read_release.fields(parts["modules"].config, "config")
     torch.manual_seed(1)
     tokens = torch.randn(2, count, width)
     gold = theirs.connect(theirs_, tokens).detach()
@@ -131,7 +140,7 @@ def test_the_whole_model_says_the_same(theirs, parts, ours, wanted):
         tokens = jnp.asarray(TEXT[:, None, 1:].numpy())
         return ours.apply({"params": params}, seen, heard, tokens)
 
-    leaves = whole(parts) | release.leaves(parts, wanted)
+    leaves = whole(parts) | read_release.leaves(parts, wanted)
     fresh = {path: shape for path, shape in wanted.items() if path not in leaves}
     assert {path.split("/")[0] for path in fresh} == {"avopt", "avace"}  # all else is theirs
     # An exchange that adds nothing, as AVACE's at its start: its last projections are zero.
@@ -167,7 +176,7 @@ def test_a_part_is_had_by_naming_the_folder(parts, folder, kind):
 
 
 def test_options_are_the_releases(parts):
-    assert release.options(parts) == {
+    assert read_release.options(parts) == {
         "connector": "conv_align",
         "conv_align": {"image": (6, 2), "audio": (12, 9), "heads": HEADS},
         "llama": {
@@ -177,7 +186,7 @@ def test_options_are_the_releases(parts):
 
 
 def test_pictures_get_the_marker_that_they_had_as_videos(theirs, parts, wanted):
-    added = release.leaves(parts, wanted)["llama/added"]
+    added = read_release.leaves(parts, wanted)["llama/added"]
     rows = theirs.decoder[0].get_input_embeddings().weight.detach().numpy()
     for name in ("image", "audio"):
         own = np.array(OURS[name]) - PIECES
@@ -200,20 +209,20 @@ def wrapped(name: str) -> str:
 @pytest.mark.parametrize("renamed", [old_peft, wrapped])
 def test_other_names_of_the_same(theirs, parts, wanted, tmp_path, renamed):
     state = {renamed(name): value for name, value in theirs.state_dict().items()}
-    again = release.read_release(save(tmp_path / "again", state, theirs.sizes))
+    again = read_release.read_release(save(tmp_path / "again", state, theirs.sizes))
     assert {k: set(s.tensors) for k, s in again.items()} == {
         k: set(s.tensors) for k, s in parts.items()
     }
-    for path, leaf in release.leaves(parts, wanted).items():
-        np.testing.assert_array_equal(release.leaves(again, wanted)[path], leaf)
+    for path, leaf in read_release.leaves(parts, wanted).items():
+        np.testing.assert_array_equal(read_release.leaves(again, wanted)[path], leaf)
 
 
 def test_without_lora_the_language_model_is_whole_by_itself(tmp_path):
     plain = Release(lora=False)
-    parts = release.read_release(save(tmp_path / "plain", plain.state_dict(), plain.sizes))
-    assert not parts["peft"].tensors and "llama" not in release.options(parts)
+    parts = read_release.read_release(save(tmp_path / "plain", plain.state_dict(), plain.sizes))
+    assert not parts["peft"].tensors and "llama" not in read_release.options(parts)
     model = built(parts)
-    leaves = release.leaves(parts, {path: leaf.shape for path, leaf in shapes(model).items()})
+    leaves = read_release.leaves(parts, {path: leaf.shape for path, leaf in shapes(model).items()})
     assert not [path for path in leaves if "lora" in path]
     query = whole(parts)["llama/layers/q/kernel"][1]
     gold = plain.state_dict()["llm.model.layers.1.self_attn.q_proj.weight"]
@@ -225,8 +234,8 @@ def test_half_precision_stays_as_it_was_saved(theirs, wanted, tmp_path):
         name: value.half() if value.is_floating_point() else value
         for name, value in theirs.state_dict().items()
     }
-    parts = release.read_release(save(tmp_path / "half", state, theirs.sizes))
-    kernel = release.leaves(parts, wanted)["audio_connector/v/kernel"]
+    parts = read_release.read_release(save(tmp_path / "half", state, theirs.sizes))
+    kernel = read_release.leaves(parts, wanted)["audio_connector/v/kernel"]
     gold = state["audio_align_attention.in_proj_weight"][2 * WIDTH :].numpy().T
     assert kernel.dtype == np.float16
     np.testing.assert_array_equal(kernel, gold)
@@ -236,11 +245,11 @@ def test_what_the_authors_trained_becomes_a_part_of_the_store(folder, parts, wan
     planned = convert.plan_parts(dict.fromkeys(convert.KINDS, folder), None)
     rows = PIECES + 64  # of the tokenizer, its padding included
     towers = {kind: convert.build(kind, part.fields, rows) for kind, part in planned.items()}
-    options, leaves, files = moved.moved(folder, towers)
-    assert leaves.keys() == release.leaves(parts, wanted).keys()
+    options, leaves, files = import_release.moved(folder, towers)
+    assert leaves.keys() == read_release.leaves(parts, wanted).keys()
     with store.staged(tmp_path / "store") as home:
         writer, told = convert.write_extra(home, options, leaves, files)
-        store.write_record(home, [writer], {moved.NAME: told}, [])
+        store.write_record(home, [writer], {import_release.NAME: told}, [])
     made = store.Store.open(tmp_path / "store")
     for path, leaf in leaves.items():
         np.testing.assert_array_equal(made.read(path), leaf, err_msg=path)
@@ -307,9 +316,9 @@ def extra(name, *shape):
 def test_a_wrong_tensor_is_named(theirs, wanted, tmp_path, change, said):
     state = theirs.state_dict()
     change(state)
-    parts = release.read_release(save(tmp_path / "wrong", state, theirs.sizes))
+    parts = read_release.read_release(save(tmp_path / "wrong", state, theirs.sizes))
     with pytest.raises(UserError, match=said):
-        release.leaves(parts, wanted)
+        read_release.leaves(parts, wanted)
 
 
 @pytest.mark.parametrize(
@@ -327,13 +336,13 @@ def test_a_wrong_tensor_of_a_published_part_is_named(theirs, tmp_path, change, s
     state = theirs.state_dict()
     change(state)
     with pytest.raises(UserError, match=said):
-        whole(release.read_release(save(tmp_path / "wrong", state, theirs.sizes)))
+        whole(read_release.read_release(save(tmp_path / "wrong", state, theirs.sizes)))
 
 
 def test_a_tensor_that_is_there_twice_is_named(theirs, tmp_path):
     state = theirs.state_dict() | {f"{LAYER}q_proj.weight": torch.zeros(WIDTH, WIDTH)}
     with pytest.raises(UserError, match="self_attn.q_proj.* is there twice"):
-        release.read_release(save(tmp_path / "twice", state, theirs.sizes))
+        read_release.read_release(save(tmp_path / "twice", state, theirs.sizes))
 
 
 @pytest.mark.parametrize(
@@ -350,20 +359,20 @@ def test_a_tensor_that_is_there_twice_is_named(theirs, tmp_path):
 def test_a_wrong_config_is_told_by_field(theirs, folder, tmp_path, change, said):
     config = json.loads((folder / "config.json").read_text()) | change
     with pytest.raises(UserError, match=said):
-        release.read_release(save(tmp_path / "config", theirs.state_dict(), config))
+        read_release.read_release(save(tmp_path / "config", theirs.state_dict(), config))
 
 
 def test_what_is_a_release(folder, tmp_path):
-    assert release.is_release(folder)
-    assert not release.is_release(tmp_path)
+    assert read_release.is_release(folder)
+    assert not read_release.is_release(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert not release.is_release(tmp_path)
+    assert not read_release.is_release(tmp_path)
 
 
 def test_the_table_leads_back(parts, wanted):
-    fields = release.fields(parts["modules"].config, "config")
-    rows = [row for row in release.rows(fields, 64) if row.target]
-    leaves = release.leaves(parts, wanted)
+    fields = read_release.fields(parts["modules"].config, "config")
+    rows = [row for row in read_release.rows(fields, 64) if row.target]
+    leaves = read_release.leaves(parts, wanted)
     mine = {path: leaf for path, leaf in leaves.items() if "lora" not in path}
     for name, tensor in table.published(rows, mine).items():
         np.testing.assert_array_equal(tensor, parts["modules"].tensors[name].read())

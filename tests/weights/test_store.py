@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.sharding import make_mesh
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.parallel.placement import make_mesh
 from meerkat_jax.weights import store as stores
 from meerkat_jax.weights.store import FILE, Store, Writer, staged, write_record
 
@@ -166,7 +166,7 @@ EIGHT = """
 import sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from meerkat_jax.training.sharding import make_mesh
+from meerkat_jax.parallel.placement import make_mesh
 from meerkat_jax.weights.store import Store
 
 store = Store.open(sys.argv[1])

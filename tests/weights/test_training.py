@@ -15,8 +15,8 @@ import transformers
 from peft import PeftModel
 
 from meerkat_jax import Meerkat
-from meerkat_jax.errors import UserError
-from meerkat_jax.training.params import flatten, unflatten
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.core.trees import flatten, unflatten
 from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.convert import convert
 from meerkat_jax.weights.restore import read_run

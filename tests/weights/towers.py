@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from meerkat_jax.core.trees import flatten, unflatten
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.training.params import flatten, unflatten
 from meerkat_jax.weights import clap, clip
 from meerkat_jax.weights.open import open_source
 from meerkat_jax.weights.table import assembled, plan

@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import trainers
 
-from meerkat_jax.data import instructions
+from meerkat_jax.mini import templates
 from meerkat_jax.weights.bpe import SPLITS
 
 LLAMA2 = (
@@ -48,7 +48,7 @@ BYTE_SPECIALS = {
 
 def corpus() -> list[str]:
     """Text with what odd spacing needs: runs of spaces, tabs, line breaks."""
-    texts = [t for parts in instructions.TEMPLATES.values() for ts in parts.values() for t in ts]
+    texts = [t for parts in templates.TEMPLATES.values() for ts in parts.values() for t in ts]
     spaced = ["    if a:\n        b  =  1\n\n\n", "a\t\tb", "=====", "naïve café, дом", "。、"]
     return texts + spaced * 20 + ["[INST] <<SYS>>\n<</SYS>>\n\n [/INST]"] * 5
 

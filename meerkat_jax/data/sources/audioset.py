@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Segment
 from meerkat_jax.data.sources.classes import Class, Ontology
 from meerkat_jax.data.sources.entry import Place
@@ -27,7 +28,6 @@ from meerkat_jax.data.sources.reading import fields, interval, lines, name, numb
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.data.sources.sounds import CLIP_SECONDS, Event, SoundRows, Sounds
 from meerkat_jax.data.text import vanishes
-from meerkat_jax.errors import UserError
 
 WEAK = {
     "balanced_train_segments.csv": "train",

@@ -45,13 +45,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources.avfit_answers import SETS, Told, merged, read_answer
 from meerkat_jax.data.sources.avfit_media import Media, of_key, of_paths
+from meerkat_jax.data.sources.byte_spans import Stretches, changed, json_stretches
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
 from meerkat_jax.data.sources.reading import member, require
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.data.sources.stretches import Stretches, changed, json_stretches
-from meerkat_jax.errors import UserError
 
 # What a split is read from: the first that is there.
 FILES = {"train": ("train",), "test": ("test", "test_inference", "val", "val_inference")}

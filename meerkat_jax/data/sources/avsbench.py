@@ -31,11 +31,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, plain
 from meerkat_jax.data.sources.reading import name, require, table
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.errors import UserError
 
 FILE = "s4_meta_data.csv"
 COLUMNS = ("name", "category", "split")

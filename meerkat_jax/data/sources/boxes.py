@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.data.sources.reading import number, shown
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.data.text import BOX_DECIMALS, vanishes, write_box, write_segment
-from meerkat_jax.errors import UserError
 
 # How far outside the picture a corner may lie and still be rounding: one step of the decimals that
 # are written, as a share of the side. 1.0000001 is, and 640.01 of 640.

@@ -23,9 +23,9 @@ import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources.reading import json_items, member, table, words
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.errors import UserError
 
 TABLE = Path(__file__).with_name("classes.csv")
 

@@ -1,7 +1,7 @@
 """What a source plans from its annotation files alone: which media, and what is asked of them.
 
 A source is a module with a function `plan(folder, options) -> Plan`. It reads annotation files and
-touches no media, so planning three million examples takes minutes; `data/build.py` then looks up
+touches no media, so planning three million examples takes minutes; `data/build` then looks up
 the files, cuts, encodes and writes them.
 """
 

@@ -31,13 +31,13 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, usable, xml_root
 from meerkat_jax.data.sources.reading import lines, name, require
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.errors import UserError
 
 FOLDER = "Annotations"
 LISTS = ("test_list.txt", "flickr_test.csv")

@@ -50,17 +50,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.data.leaks import hashed
 from meerkat_jax.data.sources import asking, boxes
+from meerkat_jax.data.sources.byte_spans import Stretches, changed
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
 from meerkat_jax.data.sources.reading import interval, json_lines, require, shown
 from meerkat_jax.data.sources.schema import check, load
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.data.sources.stretches import Stretches, changed
 from meerkat_jax.data.text import check_response, write_box, write_segment
 from meerkat_jax.data.verdict import parse_verdict
-from meerkat_jax.errors import UserError
 
 FILE = "annotations.jsonl"
 SCHEMA = load(Path(__file__).with_name("jsonl.schema.json"))

@@ -28,13 +28,13 @@ from pathlib import Path
 
 import numpy as np
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.classes import Class, check_ids, read_display_names
 from meerkat_jax.data.sources.reading import name, table
 from meerkat_jax.data.sources.skips import Bad, Skips
 from meerkat_jax.data.text import vanishes
-from meerkat_jax.errors import UserError
 
 DESCRIPTIONS = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
 FILES = {  # folder of the pictures -> (our split, names of its file)

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.sources.byte_spans import json_stretches, refuse_constant
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.data.sources.stretches import json_stretches, refuse_constant
-from meerkat_jax.errors import UserError
 
 
 def require(folder: Path, *names: str) -> list[Path]:

@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from meerkat_jax.core.errors import UserError, nearest
 from meerkat_jax.data.sources.entry import Options, Plan
-from meerkat_jax.errors import UserError, nearest
 
 SOURCES = {  # name -> (module, function)
     "openimages_audioset": ("pairs", "plan_audioset"),

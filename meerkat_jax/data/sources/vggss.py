@@ -29,13 +29,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, plain, usable
 from meerkat_jax.data.sources.reading import json_items, member, require
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.errors import UserError
 
 FILE = "vggss.json"
 MIDDLE = 4.98  # seconds: amid the time for which the 125th frame of 25 a second is shown

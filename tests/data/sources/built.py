@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from meerkat_jax.data import building
+from meerkat_jax.data.build import shards
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import SOURCES, find
 from tests.data.sources.fill import fill
@@ -27,7 +27,7 @@ def write_tree(source: str, folder: Path) -> Path:
 def build(source: str, tree: Path, out: Path, workers: int = 1, **settings) -> dict:
     """Build one; `settings` beside those of the trees."""
     options = settings.pop("options", Options())
-    made = building.Settings(shard=settings.pop("shard", 256))
+    made = shards.Settings(shard=settings.pop("shard", 256))
     given = {"max_skipped": SPOILED, "say": lambda line: None} | settings
     plan = find(source)(tree, options)
-    return building.build(source, plan, tree, out, options, made, workers, **given)
+    return shards.build(source, plan, tree, out, options, made, workers, **given)

@@ -16,9 +16,9 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from meerkat_jax.data.mini import classes
-from meerkat_jax.data.mini.media import load_media
-from meerkat_jax.data.mini.packages import default_cache
+from meerkat_jax.core.files import default_cache
+from meerkat_jax.mini import classes
+from meerkat_jax.mini.media import load_media
 
 RATE = 48_000
 FRAMES = 8  # a second

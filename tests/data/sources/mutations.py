@@ -13,8 +13,8 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources.entry import Options
-from meerkat_jax.errors import UserError
 
 SETTINGS = settings(max_examples=int(os.environ.get("MEERKAT_FUZZ", 30)), deadline=None)
 DEEP = [*range(3)]

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.data.sources import avfit
 from meerkat_jax.data.sources.avfit_answers import SETS
 from meerkat_jax.data.sources.entry import Options, Place
 from meerkat_jax.data.text import check_response
 from meerkat_jax.data.verdict import parse_verdict
-from meerkat_jax.errors import UserError
 from tests.data.sources import tree_avfit
 from tests.data.sources.mutations import ODD, SETTINGS, spoiled
 from tests.data.sources.tree_avfit import ASK, FACT, PAIR, row

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources import avsbench
 from meerkat_jax.data.sources.entry import Options, Place
 from meerkat_jax.data.sources.skips import Bad
-from meerkat_jax.errors import UserError
 from tests.data.sources import mutations, spoiling, tree_avsbench
 
 HORSE = "avsbench-test-horse_clip-clop-_G3-4D-Mxoo"

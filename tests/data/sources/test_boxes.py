@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.data.sources import jsonl
 from meerkat_jax.data.sources.boxes import LEAST, ROUNDED, corners, written
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.data.text import parse_boxes, write_box
-from meerkat_jax.errors import UserError
 
 PIXELS = {"pixels": True, "size": [640, 480]}
 # The same box in every convention that annotations.jsonl takes.

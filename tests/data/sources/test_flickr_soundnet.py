@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources import flickr_soundnet
 from meerkat_jax.data.sources.boxes import ROUNDED
 from meerkat_jax.data.sources.entry import Options, Place
-from meerkat_jax.errors import UserError
 from tests.data.sources import mutations, spoiling, tree_flickr_soundnet
 
 ONE, TWO, LAST = (f"flickr_soundnet-test-{n}" for n in ("10000130166", "2432219254", "9999999999"))

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import TASKS, Box, Segment
 from meerkat_jax.data.sources import jsonl, schema
 from meerkat_jax.data.sources.entry import Options, Place
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.data.text import check_response
 from meerkat_jax.data.verdict import parse_verdict
-from meerkat_jax.errors import UserError
 from tests.data.sources import tree_jsonl
 from tests.data.sources.mutations import ODD, SETTINGS, spoiled
 from tests.data.sources.tree_jsonl import DOG, FULL, LEAST, PLAIN

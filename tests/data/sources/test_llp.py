@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Segment
 from meerkat_jax.data.sources import llp
 from meerkat_jax.data.sources.entry import Options, Place
 from meerkat_jax.data.text import parse_segments
-from meerkat_jax.errors import UserError
 from tests.data.sources import mutations, tree_llp
 
 BABY, KITCHEN, STREET = (line.split("\t")[0] for line in tree_llp.TEST[:3])

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources import pairs
 from meerkat_jax.data.sources.classes import Ontology, read_classes
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.text import check_response, parse_boxes
 from meerkat_jax.data.verdict import parse_verdict
-from meerkat_jax.errors import UserError
 from tests.data.sources import tree_pairs
 from tests.data.sources.tree_pairs import NODES, box
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources import pascal_sound
 from meerkat_jax.data.sources.entry import Options, Place
-from meerkat_jax.errors import UserError
 from tests.data.sources import mutations, spoiling, tree_pascal_sound
 
 HORSE = "pascal_sound-test-2008_000008--0SdAVK79lg_000030"

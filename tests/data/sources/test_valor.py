@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources import valor
 from meerkat_jax.data.sources.entry import Options, Place
-from meerkat_jax.errors import UserError
 from tests.data.sources import mutations, tree_valor
 
 FILES = sorted(valor.FILES.values())

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources import vggss
 from meerkat_jax.data.sources.entry import Options, Place
 from meerkat_jax.data.sources.skips import Skip
 from meerkat_jax.data.text import parse_boxes
-from meerkat_jax.errors import UserError
 from tests.data.sources import mutations, tree_vggss
 
 

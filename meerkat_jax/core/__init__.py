@@ -1,0 +1,1 @@
+"""Errors, configuration, command line, files, trees: what every package uses."""

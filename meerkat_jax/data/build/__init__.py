@@ -1,0 +1,1 @@
+"""Building a source: validate its annotations, iterate over its examples, write records."""

@@ -1,1 +1,0 @@
-"""The embedded data set: scenes composed from cut-out photographs and recordings."""

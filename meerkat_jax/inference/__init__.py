@@ -1,0 +1,1 @@
+"""Answers: inputs, the decode loop, grammars, the engine."""

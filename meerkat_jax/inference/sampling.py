@@ -1,0 +1,347 @@
+"""Answers from the model: one prefix per pair, a key-value cache, a compiled call per shape bucket.
+
+A picture and a sound are encoded once; the cache of their prefix is filled once and shared out to
+the pair's questions; the questions follow, padded at the right; then one token per row and turn, in
+a loop on the device that ends when every row has ended. Batches are padded up to few sizes
+(`bucket`), so that few programs are compiled; a padded row has ended before it begins.
+
+A row's answer does not depend on the other rows: it attends to its own slots only, and draws from a
+key of its own. A row may have a form of its own, too (inference/grammar.py): what it must not
+write then is left out of the choice.
+
+Letters: B pairs, R rows (questions of all pairs), T question tokens, N new tokens, V, A, P, C as in
+meerkat.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from meerkat_jax.build import Assembly
+from meerkat_jax.data.tokenizer import Tokenizer
+from meerkat_jax.inference.grammar import (
+    Grammar,
+    Marks,
+    Rules,
+    advance,
+    compile_grammar,
+    constrain,
+)
+from meerkat_jax.meerkat import Meerkat
+from meerkat_jax.models.llama import Cache, Llama, init_cache
+from meerkat_jax.nn.layers import NEGATIVE
+
+QUESTION_STEP = 16  # questions are padded to a multiple of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """The new tokens of one row, without the end token; `ended` is False when N did not suffice."""
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+def bucket(count: int) -> int:
+    """`count` rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most a third is padding."""
+    power = 1 << max(count - 1, 0).bit_length()
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power
+
+
+def question_room(length: int) -> int:
+    """The length that questions of up to `length` tokens are padded to: one of few."""
+    return QUESTION_STEP * bucket(-(-length // QUESTION_STEP))
+
+
+class Sampler:
+    """Generates answers with the model of `assembly` and its parameters `params`."""
+
+    def __init__(self, assembly: Assembly, params: dict[str, Any], max_new: int = 64):
+        """`max_new` is N, the most tokens of an answer."""
+        self.assembly, self.params, self.max_new = assembly, params, max_new
+        self._banned = banned(assembly.tokenizer)
+        self._sizes: dict[str, set[int]] = {"pairs": set(), "rows": set()}
+        self._perceive = jax.jit(functools.partial(_perceive, assembly))
+        self._prefill = jax.jit(functools.partial(prefilled, assembly.model))
+        self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
+
+    @functools.cached_property
+    def grammar(self) -> Grammar:
+        """The forms that answers can be held to, for this tokenizer and length of clips."""
+        return compile_grammar(self.assembly.tokenizer, self.assembly.shapes.seconds)
+
+    @functools.cached_property
+    def rules(self) -> Rules:
+        """The grammar's tables, on the device."""
+        return jax.device_put(self.grammar.rules)
+
+    def perceive(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
+        """Pictures uint8[B, H, W, 3] and sounds float[B, samples], looked at and listened to.
+
+        Returns what `Meerkat.perceive` gives and `mel` float[B, F, mels] in dB, on the device; B is
+        rounded up to its bucket.
+        """
+        size = self._size("pairs", len(image))
+        batch = {"image": padded(image, size), "audio": padded(audio, size)}
+        return self._perceive(self.params, batch)
+
+    def prefill(self, perceived: dict[str, jax.Array]) -> Cache:
+        """The cache of the prefixes of B pairs; as `perceived["cache"]` it is not made again."""
+        return self._prefill(self.params, perceived["image"], perceived["audio"])
+
+    def answer(
+        self,
+        perceived: dict[str, jax.Array],
+        owners: Sequence[int],
+        questions: Sequence[Sequence[int]],
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        forms: Sequence[str | None] | None = None,
+    ) -> list[Generated]:
+        """Answer R `questions` (token ids), the r-th about pair `owners[r]` of `perceived`.
+
+        `temperature` 0 is greedy; above it row r is drawn with `seeds[r]` (default: 0). Row r is
+        held to `forms[r]`, one of `grammar.FORMS` (None, the default: to nothing).
+
+        Raises UserError for a form that is unknown or too long for N tokens.
+        """
+        if not questions:
+            return []
+        rows = self._size("rows", len(questions))
+        longest = max(map(len, questions))
+        tokens = np.full((rows, question_room(longest)), self.assembly.tokenizer.pad_id)
+        lengths = np.ones(rows, np.int32)
+        for row, ids in enumerate(questions):
+            tokens[row, : len(ids)] = ids
+            lengths[row] = len(ids)
+        guide: tuple[()] | tuple[Rules, Marks] = ()
+        if forms is not None and any(form is not None for form in forms):
+            marks = self.grammar.begin([*forms, *[None] * (rows - len(forms))], self.max_new)
+            guide = (self.rules, marks)
+        seeds = np.zeros(rows, np.int32) if seeds is None else padded(np.array(seeds), rows)
+        found = self._answer(
+            temperature > 0,
+            self.params,
+            given(perceived),
+            {
+                "owners": padded(np.array(owners, np.int32), rows),
+                "tokens": tokens.astype(np.int32),
+                "lengths": lengths,
+                "idle": np.arange(rows) >= len(questions),
+                "seeds": seeds.astype(np.uint32),
+            },
+            self._banned,
+            np.float32(max(temperature, 1e-6)),
+            *guide,
+        )
+        texts, ends = jax.device_get(found)
+        said = [cut(ids, self.assembly.tokenizer.eos_id) for ids in texts[: len(questions)]]
+        return [Generated(ids, bool(e)) for ids, e in zip(said, ends, strict=False)]
+
+    def trace(
+        self, media: dict[str, jax.ShapeDtypeStruct]
+    ) -> tuple[dict[str, jax.stages.Traced], Any]:
+        """Both programs for pairs known by shape alone, one greedy question each, and the cache.
+
+        media: image uint8[B, H, W, 3] and audio float[B, samples]; `params` may be shapes too.
+        Returns {"perceive", "answer"} and the decoder's cache as shapes.
+        """
+        shapes, (device,) = self.assembly.shapes, media["image"].sharding.device_set
+        place = jax.sharding.SingleDeviceSharding(device)
+        rows, length = media["image"].shape[0], question_room(shapes.length - shapes.room)
+
+        def at(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+        perceive = self._perceive.trace(self.params, media)
+        tokens = {name: at(perceive.out_info[name]) for name in ("image", "audio")}
+        asked = {
+            "owners": np.zeros(rows, np.int32),
+            "tokens": np.zeros((rows, length), np.int32),
+            "lengths": np.ones(rows, np.int32),
+            "idle": np.zeros(rows, bool),
+            "seeds": np.zeros(rows, np.uint32),
+        }
+        asked, few = jax.tree.map(at, asked), jax.tree.map(at, (self._banned, np.zeros((), "f4")))
+        answer = self._answer.trace(False, self.params, tokens, asked, *few)
+        slots = self.assembly.model.prefix_length + length + self.max_new
+        llama = self.assembly.model.llama
+        cache = jax.tree.map(at, jax.eval_shape(lambda: init_cache(llama, rows, slots)))
+        return {"perceive": perceive, "answer": answer}, cache
+
+    def _size(self, what: str, count: int) -> int:
+        """The size that `count` is padded to: one that was used before, if not too much larger."""
+        used = [size for size in self._sizes[what] if count <= size <= 2 * count]
+        size = min(used, default=bucket(count))
+        self._sizes[what].add(size)
+        return size
+
+
+def cut(ids: np.ndarray, end: int) -> tuple[int, ...]:
+    """The ids before the first end token."""
+    ends = np.flatnonzero(ids == end)
+    return tuple(ids[: ends[0] if len(ends) else None].tolist())
+
+
+def banned(tokenizer: Tokenizer) -> np.ndarray:
+    """bool[C], True for what is no part of an answer: markers and the padding of the vocabulary."""
+    table = np.arange(tokenizer.padded_vocab_size) >= tokenizer.vocab_size
+    for name, token in tokenizer.specials.items():
+        table[token] = name != tokenizer.roles.end
+    return table
+
+
+def given(perceived: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What answers start from: the pairs' prefixes if they are there, else their tokens."""
+    names = ("cache",) if "cache" in perceived else ("image", "audio")
+    return {name: perceived[name] for name in names}
+
+
+def padded(array: np.ndarray, size: int) -> np.ndarray:
+    """Repeat the first entry at the end, up to `size` entries."""
+    array = np.asarray(array)
+    return np.concatenate([array, np.repeat(array[:1], size - len(array), axis=0)])
+
+
+def _perceive(assembly: Assembly, params: dict, batch: dict) -> dict[str, jax.Array]:
+    pixels, mel = assembly.inputs(batch)
+    out = assembly.model.apply({"params": params}, pixels, mel, method="perceive")
+    return out | {"mel": mel}
+
+
+def _answer(
+    assembly: Assembly,
+    max_new: int,
+    draws: bool,
+    params: dict,
+    pairs: dict[str, jax.Array],
+    rows: dict[str, jax.Array],
+    banned: jax.Array,
+    temperature: jax.Array,
+    rules: Rules | None = None,
+    marks: Marks | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """New tokens int32[R, N], filled up with the end token, and bool[R]: whether the row ended."""
+    model, length = assembly.model, rows["tokens"].shape[1]
+
+    def extended(*tokens_to_last):
+        return model.apply({"params": params}, *tokens_to_last, method=extend)
+
+    cache = pairs["cache"] if "cache" in pairs else prefilled(model, params, **pairs)
+    cache = share(cache, rows["owners"], length + max_new)
+    pick = functools.partial(choose, draws, banned, temperature, rows["seeds"])
+    end = assembly.tokenizer.eos_id
+    prefix = model.prefix_length
+    return go_on(extended, pick, cache, prefix, rows, max_new, end, rules, marks)
+
+
+def choose(draws: bool, banned, temperature, seeds, logits: jax.Array, turn) -> jax.Array:
+    """The next token int32[R] of logits float[R, C]: the likeliest, or one that is drawn.
+
+    temperature float[] or float[R], above 0; turn int[] or int[R], tokens before this one.
+    """
+    logits = jnp.where(banned, NEGATIVE, logits)
+    if not draws:
+        return logits.argmax(-1).astype(jnp.int32)
+
+    def draw(seed, turn, row):
+        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), turn), row)
+
+    turns, heat = jnp.broadcast_to(turn, seeds.shape), jnp.reshape(temperature, (-1, 1))
+    return jax.vmap(draw)(seeds, turns, logits / heat).astype(jnp.int32)
+
+
+def go_on(
+    extend: Callable,
+    choose: Callable,
+    cache: Cache,
+    prefix: int,
+    rows: dict,
+    max_new: int,
+    end: int,
+    rules: Rules | None = None,
+    marks: Marks | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Questions behind the `prefix` slots that `cache` holds, then one token per row and turn.
+
+    rows: tokens int32[R, T], lengths int32[R], idle bool[R]; the cache has prefix + T + max_new
+    slots. extend(tokens, positions, valid, cache, slot, last) -> (logits float[R, C] at `last`,
+    cache); choose(logits, turn) -> int32[R]. With `rules`, each row writes what its `marks` allow.
+    Returns what `_answer` does.
+    """
+    count, length = rows["tokens"].shape
+    places = jnp.arange(length)[None]
+    logits, cache = extend(
+        rows["tokens"],
+        jnp.broadcast_to(prefix + places, (count, length)),
+        places < rows["lengths"][:, None],
+        cache,
+        prefix,
+        rows["lengths"] - 1,
+    )
+
+    def turn(state):
+        i, logits, ended, texts, cache, marks = state
+        if rules is not None:
+            logits = constrain(rules, marks, logits, max_new - i)
+        token = jnp.where(ended, end, choose(logits, i))
+        if rules is not None:
+            marks = advance(rules, marks, token)
+        texts = jax.lax.dynamic_update_slice_in_dim(texts, token[:, None], i, axis=1)
+        position = (prefix + rows["lengths"] + i)[:, None]
+        valid, last = jnp.ones((count, 1), bool), jnp.zeros(count, jnp.int32)
+        logits, cache = extend(token[:, None], position, valid, cache, prefix + length + i, last)
+        return i + 1, logits, ended | (token == end), texts, cache, marks
+
+    texts = jnp.full((count, max_new), end, jnp.int32)
+    state = (jnp.int32(0), logits, rows["idle"], texts, cache, marks)
+    state = jax.lax.while_loop(lambda s: (s[0] < max_new) & ~s[2].all(), turn, state)
+    return state[3], state[2]
+
+
+def prefilled(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
+    """The cache of the prefixes of B pairs (tokens as `Meerkat.perceive` gives them)."""
+    return model.apply({"params": params}, image, audio, method=_prefill)
+
+
+def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
+    """The cache of the prefixes, without room for more."""
+    return fill(model.llama, model.embed_prefix(image, audio))
+
+
+def fill(llama: Llama, row: jax.Array) -> Cache:
+    """The cache of float[B, P, D], without room for more."""
+    # The barrier keeps the compiler from computing attention to an empty cache while it compiles.
+    empty = jax.lax.optimization_barrier(init_cache(llama, *row.shape[:2]))
+    return llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
+
+
+def extend(model: Meerkat, tokens, positions, valid, cache, slot, last):
+    """`Meerkat.extend`, but with the logits float[R, C] of one place `last` int[R] per row only."""
+    return extend_text(model.llama, tokens, positions, valid, cache, slot, last)
+
+
+def extend_text(llama: Llama, tokens, positions, valid, cache, slot, last):
+    """`extend` of the language model by itself."""
+    out = llama(llama.embed(tokens), positions, None, valid, cache, slot)
+    hidden = jnp.take_along_axis(out["hidden"], last[:, None, None], axis=1)[:, 0]
+    return llama.logits(hidden), out["cache"]
+
+
+def share(cache: Cache, owners: jax.Array, more: int) -> Cache:
+    """Row r gets the prefix of pair owners[r], and `more` empty slots behind it."""
+    axes = {"k": (1, 3), "v": (1, 3), "valid": (0, 1)}
+
+    def grown(array: jax.Array, row: int, slot: int) -> jax.Array:
+        array = jnp.take(array, owners, axis=row)
+        widths = [(0, more if axis == slot else 0) for axis in range(array.ndim)]
+        return jnp.pad(array, widths)
+
+    return {name: grown(array, *axes[name]) for name, array in cache.items()}

@@ -1,0 +1,72 @@
+"""One thing that a scene is composed of: its picture and its sound, of one loudness."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+_FRAME, _FADE = 0.01, 0.005  # seconds
+
+LONGEST_SOUND = 4.0  # seconds
+
+
+LOUDNESS = 0.1  # RMS of the sounding frames
+
+
+PEAK = 0.9
+
+
+_QUIET = 0.02  # of the loudest frame's RMS, -34 dB: below is silence
+
+
+@dataclasses.dataclass(frozen=True)
+class Media:
+    """One thing: picture uint8[height, width, 4] (RGBA), sound float32[samples] in -1..1."""
+
+    name: str
+    picture: np.ndarray
+    sound: np.ndarray
+    instance: str = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaSet:
+    """All things by (name, instance); every class has instance "a"."""
+
+    classes: tuple[str, ...]
+    media: dict[tuple[str, str], Media]
+    sample_rate: int
+    notes: str
+
+    def others(self) -> tuple[tuple[str, str], ...]:
+        """Keys of the instances beside "a": what a model trained on "a" has never met."""
+        return tuple(key for key in self.media if key[1] != "a")
+
+
+def finish_sound(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Trim, cut, normalise and fade float[samples] that is not silent; gives float32[samples]."""
+    sound = _trim(sound, sample_rate)
+    sound = _trim(sound[: round(LONGEST_SOUND * sample_rate)], sample_rate)
+    level = _frame_rms(sound, sample_rate)
+    loud = level[level >= _QUIET * level.max()]
+    gain = min(LOUDNESS / np.sqrt(np.mean(loud**2)), PEAK / np.abs(sound).max())
+    fade = np.linspace(0.0, 1.0, min(round(_FADE * sample_rate), len(sound) // 2))
+    envelope = np.ones(len(sound))
+    envelope[: len(fade)], envelope[len(sound) - len(fade) :] = fade, fade[::-1]
+    return (sound * gain * envelope).astype(np.float32)
+
+
+def _trim(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Cut the silence before the first and behind the last sounding frame."""
+    level = _frame_rms(sound, sample_rate)
+    sounding = np.flatnonzero(level >= _QUIET * level.max())
+    frame = round(_FRAME * sample_rate)
+    return sound[sounding[0] * frame : (sounding[-1] + 1) * frame]
+
+
+def _frame_rms(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+    """RMS of frames of 10 ms without overlap; the last one is padded with zeros."""
+    frame = round(_FRAME * sample_rate)
+    padded = np.pad(np.asarray(sound, np.float64), (0, -len(sound) % frame))
+    return np.sqrt(np.mean(padded.reshape(-1, frame) ** 2, axis=1))

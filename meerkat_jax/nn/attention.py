@@ -1,0 +1,185 @@
+"""The decoder's attention: of rows, of rows with a shared prefix, and to a cache.
+
+"plain" attention is a sum over *parts* of the keys (Milakov & Gimelshein 2018): a shared prefix,
+cached slots, the new tokens. So several questions share one picture-sound prefix (`Layout`) and
+generation extends a cache, neither ever forming the S x S square of scores. "cudnn" is NVIDIA's
+fused attention (Dao et al. 2022) under one mask of that square; a cache is attended to plainly.
+
+What the loss needs of all scores is said in names of scopes, `SCORES`, for training/flops.py.
+
+Letters: B batch, S sequence or cache slots, K key-value heads, G queries per key-value head, Dh
+head width, P prefix tokens, N runs of T tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.nn.layers import NEGATIVE
+
+ATTENTION = ("plain", "cudnn")
+SCORES = "scores_{}_of_{}"  # the name of a scope: so many of so many are not masked
+
+Part = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A row of S = prefix + runs * length tokens: one prefix, then runs that hold the questions.
+
+    Prefix tokens attend causally to the prefix; a question's tokens attend to the whole prefix and
+    causally to themselves, never to another question. Which question of its run a token is of,
+    owners int[B, runs, length] tell, as for Layout(2, 2, 3) and two questions in the first run:
+
+        owners                [[0 0 1]  [2 2 2]]
+        positions    0 1       2 3 2     2 3 4
+    """
+
+    prefix: int
+    runs: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Tokens in the row, S."""
+        return self.prefix + self.runs * self.length
+
+    def positions(self, owners: jax.Array) -> jax.Array:
+        """int32[B, S]: each question continues from the prefix."""
+        first = owners[..., 1:] != owners[..., :-1]
+        first = jnp.pad(first, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+        place = jnp.arange(self.length, dtype=jnp.int32)
+        start = jax.lax.cummax(jnp.where(first, place, 0), axis=2)
+        own = self.prefix + (place - start).reshape(len(owners), -1)
+        before = jnp.broadcast_to(jnp.arange(self.prefix), (len(owners), self.prefix))
+        return jnp.concatenate([before, own], axis=1)
+
+    def mask(self, owners: jax.Array) -> jax.Array:
+        """bool[B, S, S], True where the token of the row may attend to that of the column."""
+        run = jnp.repeat(jnp.arange(self.runs), self.length)
+        own = owners.reshape(len(owners), -1)
+        own = jnp.pad(own, ((0, 0), (self.prefix, 0)), constant_values=-2)
+        run = jnp.pad(run, (self.prefix, 0), constant_values=-1)
+        same = (own[:, :, None] == own[:, None]) & (run[:, None] == run)
+        return ((run == -1) | same) & jnp.tri(self.size, dtype=bool)
+
+
+def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
+    """Unnormalised attention to one part of the keys, to be joined by `merge`.
+
+    q float[B, K, N, T, G, Dh] (already scaled; N runs of T tokens, G queries per key-value head),
+    k and v float[B, K, S, Dh] (shared by the N) or float[B, K, N, S, Dh]; mask bool that broadcasts
+    to [B, K, N, T, G, S] -> peak, mass float32[B, K, N, T, G], total float32[B, K, N, T, G, Dh].
+    """
+    keys = "bksd" if k.ndim == 4 else "bknsd"
+    scores = jnp.einsum(f"bkntgd,{keys}->bkntgs", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, NEGATIVE)
+    peak = jax.lax.stop_gradient(scores.max(-1))  # it cancels in `merge`
+    weights = jnp.exp(scores - peak[..., None])
+    total = jnp.einsum(
+        f"bkntgs,{keys}->bkntgd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return peak, weights.sum(-1), total
+
+
+def merge(parts: list[Part]) -> jax.Array:
+    """Join parts under one softmax -> float32[B, K, N, T, G, Dh]."""
+    highest = functools.reduce(jnp.maximum, [peak for peak, _, _ in parts])
+    scales = [jnp.exp(peak - highest) for peak, _, _ in parts]
+    mass = sum(scale * m for scale, (_, m, _) in zip(scales, parts, strict=True))
+    shares = [(scale / mass)[..., None] for scale in scales]
+    return sum(share * total for share, (_, _, total) in zip(shares, parts, strict=True))
+
+
+def causal(length: int, valid: jax.Array | None, owners: jax.Array | None = None) -> jax.Array:
+    """bool[1 or B, 1, 1 or N, T, 1, T] from valid bool[B, N, T] and owners int[B, N, T], if any."""
+    mask = jnp.tril(jnp.ones((length, length), bool))[:, None, :]
+    if valid is not None:
+        mask = mask & valid[:, None, :, None, None, :]
+    if owners is not None:
+        same = owners[:, :, :, None] == owners[:, :, None, :]
+        mask = mask & same[:, None, :, :, None, :]
+    return mask
+
+
+def attend_row(q, k, v, valid=None, past=None) -> jax.Array:
+    """Causal attention within the row, and to all of `past` = (k, v, valid bool[B, S]).
+
+    q float[B, K, T, G, Dh], k and v float[B, K, T, Dh], valid bool[B, T] -> float32 like q.
+    """
+    mask = causal(q.shape[2], None if valid is None else valid[:, None])
+    with _causal_scope(q.shape[2]):
+        parts = [attend_part(q[:, :, None], k, v, mask)]
+    if past is not None:
+        seen = past[2][:, None, None, None, None, :]
+        parts.append(attend_part(q[:, :, None], past[0], past[1], seen))
+    return merge(parts)[:, :, 0]
+
+
+def attend_layout(q, k, v, layout: Layout, valid=None, owners=None) -> jax.Array:
+    """Attention under `layout` in two blocks, P x P and R x T x (P + T); shapes of `attend_row`."""
+    prefix, rest = slice(layout.prefix), slice(layout.prefix, None)
+    runs = (layout.runs, layout.length)
+    pq, pk, pv = (x[:, :, prefix] for x in (q, k, v))
+    qq, qk, qv = (x[:, :, rest].reshape(*x.shape[:2], *runs, *x.shape[3:]) for x in (q, k, v))
+    p_valid = q_valid = shared = None
+    if valid is not None:
+        p_valid, q_valid = valid[:, prefix], valid[:, rest].reshape(-1, *runs)
+        shared = p_valid[:, None, None, None, None, :]
+    with _causal_scope(layout.length):
+        own = attend_part(qq, qk, qv, causal(layout.length, q_valid, owners))
+    second = merge([attend_part(qq, pk, pv, shared), own]).reshape(q[:, :, rest].shape)
+    return jnp.concatenate([attend_row(pq, pk, pv, p_valid), second], axis=2)
+
+
+def attend_fused(
+    q, k, v, layout: Layout | None = None, valid=None, owners=None, implementation: str = "cudnn"
+) -> jax.Array:
+    """`attend_row` or `attend_layout` in one kernel; the same shapes, in q's dtype.
+
+    Raises UserError where there is no GPU.
+    """
+    if implementation == "cudnn" and jax.default_backend() != "gpu":
+        raise UserError(
+            f'llama: attention "cudnn" needs an NVIDIA GPU, this is a {jax.default_backend()}; '
+            'set model.llama.attention to "plain"'
+        )
+    b, groups, size, each, head = q.shape
+    mask, needed = None, _below_diagonal(size)
+    if layout is not None:
+        runs = layout.runs * layout.length
+        needed = _below_diagonal(layout.prefix) + runs * layout.prefix
+        needed += layout.runs * _below_diagonal(layout.length)
+        if owners is None:
+            owners = jnp.zeros((b, layout.runs, layout.length), jnp.int32)
+        mask = layout.mask(owners)[:, None]
+    elif valid is not None:
+        mask = jnp.tri(size, dtype=bool)[None, None]
+    if valid is not None:
+        mask = mask & valid[:, None, None, :]
+    with jax.named_scope(SCORES.format(needed, size * size)):
+        y = jax.nn.dot_product_attention(
+            q.transpose(0, 2, 1, 3, 4).reshape(b, size, groups * each, head),
+            k.swapaxes(1, 2),
+            v.swapaxes(1, 2),
+            mask=mask,
+            is_causal=mask is None,
+            scale=1.0,
+            implementation=implementation,
+        )
+    return y.reshape(b, size, groups, each, head).transpose(0, 2, 1, 3, 4)
+
+
+def _below_diagonal(size: int) -> int:
+    """Entries of a square at and below its diagonal."""
+    return size * (size + 1) // 2
+
+
+def _causal_scope(size: int):
+    return jax.named_scope(SCORES.format(_below_diagonal(size), size * size))

@@ -1,0 +1,1 @@
+"""Meshes, processes, placement of parameters, quantisation."""

@@ -1,0 +1,1 @@
+"""HTML, figures, tables and cards: what people look at."""

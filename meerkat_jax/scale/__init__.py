@@ -1,1 +1,0 @@
-"""What a program will need on machines that are not here."""

@@ -1,0 +1,394 @@
+"""Answers held to a form: always well formed, never cut off; what may be said is not refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meerkat_jax.api import Asked
+from meerkat_jax.core.errors import UserError
+from meerkat_jax.data.example import Box, Segment
+from meerkat_jax.data.prompt import make_prompt
+from meerkat_jax.data.text import parse_boxes, parse_segments, write_box, write_segment
+from meerkat_jax.data.tokenizer import SPECIALS, Tokenizer
+from meerkat_jax.generate import answer_manifest
+from meerkat_jax.inference.forms import Form
+from meerkat_jax.inference.grammar import (
+    FORMS,
+    advance,
+    allowed,
+    compile_grammar,
+)
+from meerkat_jax.inference.sampling import banned, choose, cut, go_on
+from meerkat_jax.mini import compose
+from meerkat_jax.mini.questions import ask
+from meerkat_jax.mini.templates import PHRASES
+from meerkat_jax.mini.tokenizer import build_mini_tokenizer
+from meerkat_jax.weights.pretrained import pretrained_tokenizer
+from tests.inference.made import fast_compilation, model, picture, tone
+from tests.weights.vocabularies import (
+    CHATML,
+    LLAMA3,
+    sentencepiece_model,
+    write_bytes,
+    write_sentencepiece,
+)
+
+SECONDS = 10.0
+ASCII = "".join(map(chr, range(33, 127)))
+KINDS = ("mini", "llama2", "smollm2", "llama3")
+SCENES = 40
+PROMPT = "Find the object that makes the sound. Give [object, x_left, y_top, x_right, y_bottom]."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with fast_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """The questions of scenes that are planned, not rendered; one in two has boxes off the grid."""
+    names, found = ("dog", "acoustic guitar", "bee", "hi-hat", "reddisc", "drum"), []
+    for index in range(SCENES):
+        rng = compose.scene_generator(3, "train", index)
+        plan = compose.plan_scene(rng, names, dict.fromkeys(names, 1.0), "train")
+        grid = (1000, 200)[index % 2]
+        corners = [np.array((b.x0, b.y0, b.x1, b.y1)) for b in plan.objects]
+        corners = [(np.round(c * grid) / grid).tolist() for c in corners]
+        boxes = tuple(Box(b.label, *c) for b, c in zip(plan.objects, corners, strict=True))
+        found += ask(rng, plan, boxes, names, "train")
+    return names, found
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of(tmp_path_factory, asked):
+    """kind -> the mini tokenizer, or a small one that is spelled as a published one is."""
+
+    @functools.cache
+    def of(kind: str) -> Tokenizer:
+        folder = tmp_path_factory.mktemp(kind)
+        if kind == "mini":
+            texts = [text for q in asked[1] for text in (q.instruction, q.response)]
+            return build_mini_tokenizer(texts, asked[0], PHRASES)
+        if kind == "llama2":
+            return pretrained_tokenizer(
+                write_sentencepiece(folder, sentencepiece_model(required_chars=ASCII))
+            )
+        template = CHATML if kind == "smollm2" else LLAMA3
+        return pretrained_tokenizer(write_bytes(folder, template))
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def grammar_of(tokenizer_of):
+    return functools.cache(lambda kind: compile_grammar(tokenizer_of(kind), SECONDS))
+
+
+def well_formed(text: str, form: str | None, seconds: float = SECONDS) -> bool:
+    """Whether a text holds items of one form only, in order and in range, none of them mended."""
+    boxes, times = parse_boxes(text), parse_segments(text, seconds)
+    assert (len(boxes.items) > 0, len(times.items) > 0) == (form == "boxes", form == "segments")
+    assert boxes.mended == times.mended == 0
+    for box in boxes.items:
+        assert 0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1
+    for time in times.items:
+        assert 0 <= time.start < time.end <= seconds
+    labels = [item.label for item in (*boxes.items, *times.items)]
+    assert text.count("[") == text.count("]") == len(labels) and all(labels)
+    return True
+
+
+# Random answers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("mini", 0), ("mini", 50), ("llama2", 0), ("smollm2", 50)]
+)
+def test_whatever_the_logits_are_answers_are_well_formed_and_whole(
+    kind, more, tokenizer_of, grammar_of
+):
+    """The real loop; instead of a model random logits, half of the rows drawn to two items.
+
+    There is room for just one item, or for `more` tokens.
+    """
+    tokenizer, grammar, rows = tokenizer_of(kind), grammar_of(kind), 32
+    need = max(int(grammar.rules.need[start]) for start in grammar.starts.values())
+    wanted, found = [FORMS[row % 2] for row in range(rows)], {form: [] for form in FORMS}
+    texts, ended = random_answers(tokenizer, grammar, wanted, need + more)
+    assert ended.all()
+    for form, ids in zip(wanted, texts, strict=True):
+        text = tokenizer.decode(cut(ids, tokenizer.eos_id)).strip()
+        assert well_formed(text, form), text
+        found[form].append(text)
+    for form in FORMS:  # neither always alike nor only what is forced
+        assert len(set(found[form])) > rows // 4
+        if more:
+            assert any(text.count("[") > 1 for text in found[form])
+            assert any(not text.startswith("[") for text in found[form])
+
+
+def random_answers(tokenizer, grammar, wanted, room):
+    """`go_on` with logits drawn anew for each row and turn; half of the rows mostly follow a text.
+
+    What they would then say is out of order, and off the grid of the mini tokenizer's numbers.
+    """
+    rows, table = len(wanted), banned(tokenizer)
+    said = {"boxes": "[a, 0.501, 0.250, 0.502, 0.100] [b, ", "segments": "[a, 9.9, 2.0] [b, 0.1, "}
+    plan = np.full((room, rows), tokenizer.eos_id)
+    for row, form in enumerate(wanted[: rows // 2]):
+        ids = tokenizer.encode(said[form])[:room]
+        plan[: len(ids), row] = ids
+
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((room, rows, tokenizer.padded_vocab_size), np.float32)
+    logits[np.arange(room)[:, None], np.arange(rows), plan] += 6
+
+    @jax.jit
+    def answers(rules, marks, logits):
+        def extend(tokens, positions, valid, cache, slot, last):
+            return logits[slot], cache  # the slot is the turn
+
+        state = {
+            "tokens": jnp.zeros((rows, 1), jnp.int32),
+            "lengths": jnp.ones(rows, jnp.int32),
+            "idle": jnp.zeros(rows, bool),
+        }
+        pick = functools.partial(choose, False, table, 1.0, None)
+        return go_on(extend, pick, {}, 0, state, room, tokenizer.eos_id, rules, marks)
+
+    return jax.device_get(answers(grammar.rules, grammar.begin(wanted, room), logits))
+
+
+# What may be said --------------------------------------------------------------------------------
+
+
+def refused(tokenizer, grammar, answers) -> list[str]:
+    """Of answers (form, text) those that do not pass, up to the refused token."""
+    prompt = make_prompt(tokenizer)
+    forms, answers = [form for form, _ in answers], [prompt.answer_ids(t) for _, t in answers]
+    length, room = max(map(len, answers)), 400
+    tokens = np.full((length, len(answers)), tokenizer.eos_id, np.int32)
+    for row, ids in enumerate(answers):
+        tokens[: len(ids), row] = ids
+
+    @jax.jit
+    def passes(rules, marks, tokens):
+        def turn(marks, step):
+            left, token = step
+            may = allowed(rules, marks, left)[jnp.arange(len(token)), token]
+            return advance(rules, marks, token), may
+
+        return jax.lax.scan(turn, marks, (room - jnp.arange(length), tokens))[1]
+
+    may = np.array(passes(grammar.rules, grammar.begin(forms, room), tokens))
+    stops = [may[: len(ids), row].argmin() for row, ids in enumerate(answers)]
+    return [
+        tokenizer.decode(ids[: stop + 1])
+        for row, (ids, stop) in enumerate(zip(answers, stops, strict=True))
+        if not may[: len(ids), row].all()
+    ]
+
+
+@pytest.fixture(scope="module")
+def recorded(asked):
+    """The recorded answers of mini scenes by form."""
+    found = {form: [] for form in FORMS}
+    for question in asked[1]:
+        if question.task in ("arig", "igatl"):
+            found["boxes" if question.task == "arig" else "segments"].append(question.response)
+    assert all(len(texts) > 9 and any(t.count("[") > 1 for t in texts) for texts in found.values())
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_answers_and_any_that_can_be_written_pass(
+    kind, tokenizer_of, grammar_of, recorded
+):
+    tokenizer, grammar, rng = tokenizer_of(kind), grammar_of(kind), np.random.default_rng(0)
+    labels = ("dog", "Boeing 747", "Male speech, man speaking", "T-34", "mp3 player", "caf\u00e9")
+    labels += ("dog (small)", "child's toy", "St. Bernard", "18-wheeler", "R&B", "\u72ac")
+    texts = {form: list(found) for form, found in recorded.items()}
+    for label in labels:
+        x0, y0 = rng.integers(0, 1000, 2)
+        x1, y1 = rng.integers(x0 + 1, 1001), rng.integers(y0 + 1, 1001)
+        texts["boxes"].append(write_box(Box(label, x0 / 1000, y0 / 1000, x1 / 1000, y1 / 1000)))
+        start = rng.integers(0, 100)
+        end = rng.integers(start + 1, 101)
+        texts["segments"].append(f"At: {write_segment(Segment(label, start / 10, end / 10))}")
+    texts["boxes"] += [write_box(Box("a", 0, 0, 1, 1)), write_box(Box("a", 0.999, 0.5, 1, 0.501))]
+    texts["segments"] += [write_segment(Segment("a", 0, 10)), write_segment(Segment("a", 9.9, 10))]
+    answers = [(form, text) for form, written in texts.items() for text in written]
+    assert refused(tokenizer, grammar, answers) == []
+
+
+NO_PLACES = (
+    "[dog, 0.500, 0.500, 0.500, 0.900]", "[dog, 0.100, 0.500, 0.900, 0.400]", "[[dog", "a]", "",
+    "[dog, 0.100, 0.200, 1.300, 1.400]", "[dog, 0.100, 0.200, 0.300, 1.001]", "I see 3 dogs.",
+    "[, 0.100, 0.200, 0.300, 0.400]", "[dog, 0.100, 0.200, 0.300, 0.400", "no box",
+    "[dog, 1.000, 0.200, 1.000, 0.400]", "[dog,0.100, 0.200, 0.300, 0.400]", "[dog, 9.9, 10.0]",
+    "[dog, 0.600, 0.200, 0.599, 0.400]", "[dog, 0.100, 0.200, 0.3000, 0.400]", "[dog, 0.5, 0.6",
+    "[dog, 0.100, 0.200, 0.300, 0.400] 0.5", "[dog, 0.100, 0.200, 0.300]",
+)  # fmt: skip
+TIMES = ("[dog, 9.5, 10.0]", "[dog, 9.5, 9.6]", "[dog, 9.9, 10.0] [cat, 0.0, 0.1]")
+NO_TIMES = (
+    "[dog, 9.5, 10.1]", "[dog, 9.5, 9.5]", "[dog, 9.5, 9.4]", "[dog, 10.0, 10.0]", "[dog, 2, 3]",
+    "[dog, 02.0, 3.0]", "[dog, 2.00, 3.00]", "[dog, 11.0, 12.0]", "[dog, 9.5, 100.0]",
+    "[dog, 0.100, 0.200, 0.300, 0.400]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["mini", "smollm2"])
+def test_what_is_no_place_or_no_time_is_refused(kind, tokenizer_of, grammar_of):
+    wrong = [("boxes", text) for text in NO_PLACES] + [("segments", text) for text in NO_TIMES]
+    right = [("segments", text) for text in TIMES]
+    found = refused(tokenizer_of(kind), grammar_of(kind), right + wrong)
+    assert len(found) == len(wrong) and not set(found) & set(TIMES)
+
+
+@pytest.mark.parametrize(("seconds", "start"), [(10.0, 0), (12.55, 98), (123.4, 99)])
+def test_every_later_end_and_no_other_can_be_written_digit_by_digit(seconds, start, tokenizer_of):
+    tokenizer = tokenizer_of("smollm2")
+    grammar, rows, top = compile_grammar(tokenizer, seconds), 1300, int(seconds * 10 + 1e-6)
+    digits = np.array([tokenizer.encode_part(c)[0] for c in "0123456789."])
+    rules = jax.device_put(grammar.rules)
+    may_come = jax.jit(lambda marks: allowed(rules, marks, 99))
+    go = jax.jit(lambda marks, tokens: advance(rules, marks, tokens))
+    marks = grammar.begin(["segments"] * rows, 99)
+    for token in tokenizer.encode_part(f"[a, {start // 10}.{start % 10}, "):
+        marks = go(marks, np.full(rows, token))
+    texts, ended = [""], set()
+    for _ in range(6):
+        may = np.array(may_come(marks))[: len(texts), digits]
+        pairs = np.argwhere(may)
+        ended |= {text for text, any_ in zip(texts, may.any(1), strict=True) if not any_}
+        texts = [texts[row] + "0123456789."[digit] for row, digit in pairs]
+        source = np.resize(pairs[:, 0], rows) if len(pairs) else np.zeros(rows, int)
+        tokens = digits[np.resize(pairs[:, 1], rows)] if len(pairs) else np.full(rows, digits[0])
+        marks = go(jax.tree.map(lambda leaf, take=source: np.array(leaf)[take], marks), tokens)
+    assert ended == {f"{n // 10}.{n % 10}" for n in range(start + 1, top + 1)}
+
+
+LABELS = st.lists(
+    st.sampled_from(
+        [
+            *"ab_19. ,;:-+'\"(/&?",
+            "to",
+            "\u00e9",
+            "\u00a0",
+            "\u2003",
+            "\u2013",
+            "\u72ac",
+            "]",
+            "[",
+            "\t",
+        ]
+    ),
+    min_size=1,
+    max_size=9,
+).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(LABELS)
+def test_a_label_that_may_be_written_reads_back_as_it_is(label):
+    """For both forms; and plain words are never refused."""
+    box, time = Box(label, 0.1, 0.2, 0.3, 0.4), Segment(label, 0.1, 0.2)
+    for form, item, write, tail in (
+        (Form(4, 3, 1000), box, write_box, ", 0.100, 0.200, 0.300, 0.400]"),
+        (Form(2, 1, 100), time, write_segment, ", 0.1, 0.2]"),
+    ):
+        state = ("text",)
+        for byte in f"I hear it: [{label}{tail}".encode():
+            state = None if state is None else form.step(state, byte)
+        accepted = state == ("closed",)
+        if accepted:
+            assert write(item) == f"[{label}{tail}"
+            assert well_formed(f"I: [{label}{tail}", "boxes" if write is write_box else "segments")
+        elif all(word.isalpha() and word.isascii() for word in label.split(" ")):
+            raise AssertionError(f"{label!r} is refused")
+
+
+# The model ---------------------------------------------------------------------------------------
+
+
+def test_rows_of_different_forms_stand_in_one_batch(tokenizer_of, grammar_of):
+    """Those without a form say, bit for bit, what they say in a batch without any.
+
+    Instead of a model a table: what comes next depends on the row and on the last token.
+    """
+    tokenizer, grammar, rows, room = tokenizer_of("mini"), grammar_of("mini"), 6, 24
+    rng, table = np.random.default_rng(0), banned(tokenizer)
+    follows = rng.standard_normal((len(table), len(table)), np.float32)
+    given = {
+        "tokens": rng.integers(20, 300, (rows, 3)).astype(np.int32),
+        "lengths": np.array([3, 2, 1, 3, 2, 1]),
+        "idle": np.arange(rows) == rows - 1,
+    }
+
+    @jax.jit
+    def answers(rules, marks, follows, given):
+        def extend(tokens, positions, valid, cache, slot, last):
+            return follows[tokens[jnp.arange(rows), last]], cache
+
+        pick = functools.partial(choose, False, table, 1.0, None)
+        return go_on(extend, pick, {}, 0, given, room, tokenizer.eos_id, rules, marks)
+
+    forms = ["boxes", None, "segments", None, "boxes", "boxes"]
+    free, _ = jax.device_get(answers(None, None, follows, given))
+    held, ended = jax.device_get(answers(grammar.rules, grammar.begin(forms, room), follows, given))
+    assert ended[[0, 2, 4]].all() and not (free[1] == free[3]).all()
+    assert (held[[1, 3, 5]] == free[[1, 3, 5]]).all()
+    said = [tokenizer.decode(cut(ids, tokenizer.eos_id)).strip() for ids in held]
+    for row in (0, 2, 4):
+        assert well_formed(said[row], forms[row])
+    assert said[0] != said[4]
+
+
+@pytest.mark.slow
+def test_the_ways_to_ask_for_a_form(tmp_path):
+    loaded, media = model(), (picture(0), (tone(300), 16000))
+    free = loaded.ask(*media, PROMPT)
+    programs = loaded.sampler._answer._cache_size()
+    box = loaded.ask(*media, PROMPT, form="boxes")
+    assert box.boxes and not box.segments and not box.mended and not box.notes
+    assert loaded.ask(*media, PROMPT).text == free.text
+    assert loaded.sampler._answer._cache_size() == programs + 1
+    (also,) = loaded.ask_batch([(*media, PROMPT)], form="boxes")
+    three = Asked(*media, [PROMPT] * 3, forms=["segments", None, "boxes"])
+    ((first, second, third),) = loaded.stream([three])
+    assert also.text == third.text == box.text and second.text == free.text
+    assert first.segments and not first.boxes
+    picture(0).save(tmp_path / "a.png")
+    manifest, out = tmp_path / "ask.jsonl", tmp_path / "out.jsonl"
+    manifest.write_text(json.dumps({"image": "a.png", "prompt": PROMPT}) + "\n")
+    answer_manifest(lambda: loaded, manifest, out, say=lambda line: None, form="segments")
+    assert json.loads(out.read_text())["segments"]
+    with pytest.raises(UserError, match="form 'circles' is unknown; expected one of boxes, segm"):
+        loaded.ask(*media, PROMPT, form="circles")
+
+
+def test_forms_that_cannot_be_had_are_refused(tokenizer_of, grammar_of):
+    grammar = grammar_of("mini")
+    with pytest.raises(UserError, match="needs answers of 7 tokens, but this model's have 6"):
+        grammar.begin(["boxes"], 6)
+    with pytest.raises(UserError, match="form 'circles' is unknown; expected one of boxes, segm"):
+        grammar.begin([None, "circles"], 6)
+    with pytest.raises(UserError, match="too short"):
+        compile_grammar(tokenizer_of("mini"), 0.05)
+    letters = {piece: i for i, piece in enumerate([*SPECIALS, *"abc[],.012345678"])}
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[]))
+    raw.decoder = tokenizers.decoders.ByteLevel()
+    raw.add_special_tokens(list(SPECIALS))
+    with pytest.raises(UserError, match="each digit"):
+        compile_grammar(Tokenizer(raw), SECONDS)
