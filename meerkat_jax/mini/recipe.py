@@ -1,8 +1,9 @@
 """The configuration of the mini model, all of it, and of the mini's towers under published words.
 
-Settings were tuned on the mini data, and no other size inherits them; NOTES.md tells how each was
-found. Parts that start from nothing first learn what published ones bring along: the decoder to
-speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP did.
+Settings were tuned on the mini data, and no other size inherits them (docs/decisions.md tells how
+each was found). Parts that start from nothing first learn what published ones bring along: the
+decoder to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
+did.
 """
 
 from __future__ import annotations
