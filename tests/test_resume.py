@@ -69,7 +69,8 @@ def until_save_begins(process, folder, above):
         for path in folder.glob("[0-9]*"):
             if int(path.name.split(".")[0]) > above:
                 return
-    raise AssertionError("no save was seen")
+    process.kill()
+    raise AssertionError(f"no save was seen: {process.communicate()[0]}")
 
 
 @pytest.fixture(scope="module")

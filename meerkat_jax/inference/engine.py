@@ -204,7 +204,9 @@ class Engine:
             sampler = self._slots.sampler
             perceived = sampler.perceive(pair.image[None], pair.audio[None])
             view = inputs.views(self._assembly, [pair], perceived)[0]
-            self._seen[key] = sampler.prefill(perceived), view
+            # The sampler pads pairs up to sizes that it had before; a row takes one prefix.
+            own = {name: perceived[name][:1] for name in ("image", "audio")}
+            self._seen[key] = sampler.prefill(own), view
         self._seen.move_to_end(key)
         while len(self._seen) > self._pairs:
             self._seen.popitem(last=False)

@@ -107,6 +107,7 @@ class Slots:
 
     def seat(self, row: int, prefix: Cache, question: Question) -> None:
         """Put a question into `row`, behind the `prefix` of its pair (one row, P slots)."""
+        assert len(prefix["valid"]) == 1  # more would be written over the rows behind it
         room = question_room(len(question.ids))
         tokens = np.full((1, room), self.sampler.assembly.tokenizer.pad_id, np.int32)
         tokens[0, : len(question.ids)] = question.ids

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ NAMES = ("image_tokens", "audio_tokens")
 TOWERS = ("image_tower/", "audio_tower/")
 VERSION = 1  # of what is kept; raise it when the same towers give other numbers
 ROWS = "rows.json"  # scenes in the order of the arrays; written last, when those are whole
+# NumPy reads an array's header by `ast`, which fails in CPython 3.11 when two threads are in it.
+_OPENING = threading.Lock()
 
 
 class Senses:
@@ -53,8 +56,9 @@ class Senses:
 
     def of(self, scene: str) -> dict[str, np.ndarray]:
         """image_tokens float32[V, I] and audio_tokens float32[A, J] of one scene."""
-        if not self._arrays:
-            self._arrays = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in NAMES}
+        with _OPENING:
+            if not self._arrays:
+                self._arrays = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in NAMES}
         return {name: np.array(array[self.rows[scene]]) for name, array in self._arrays.items()}
 
 

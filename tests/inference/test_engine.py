@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from meerkat_jax.api import Asked
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.inference.engine import Busy, Engine
+from meerkat_jax.inference.inputs import load
+from meerkat_jax.inference.sampling import Sampler
 from tests.inference.made import fast_compilation, model, png, tone, wav
 
 PAIRS = ((png(3), wav(tone(440))), (png(4), wav(tone(1500))), (None, wav(tone(440))))
@@ -101,6 +104,18 @@ def test_each_answer_is_that_of_the_question_alone_whatever_runs_beside_it(engin
         thread.join()
     assert not failures
     assert (engine.busy, engine.queued) == (0, 0)
+
+
+def test_pairs_are_one_row_each_whatever_the_sampler_was_used_for_before(expected):
+    """A sampler that had two pairs at a time pads one up to two."""
+    sampler = Sampler(model().assembly, model().params, model().sampler.max_new)
+    loaded = [load(sampler.assembly, Asked(*PAIRS[0], SHORT[:1]))] * 2
+    sampler.perceive(np.stack([x.image for x in loaded]), np.stack([x.audio for x in loaded]))
+    with Engine(types.SimpleNamespace(sampler=sampler), SLOTS) as engine:
+        replies = [begin(engine, number) for number in (0, 6, 12)]
+        assert [reply.answer(60).text for reply in replies] == [
+            expected[number].text for number in (0, 6, 12)
+        ]
 
 
 def test_an_answer_can_be_kept_short(engine, expected):

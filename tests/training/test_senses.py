@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import pickle
+import sys
 
 import jax
 import numpy as np
@@ -85,6 +87,21 @@ def test_what_is_kept_is_what_the_towers_give(parts, kept, sense):
 
 
 @pytest.mark.slow
+def test_many_threads_may_look_up_at_once(kept):
+    """As those of a worker do; two that open the arrays at a time fail once in some tries."""
+    scene, interval = next(iter(kept.rows)), sys.getswitchinterval()
+    expected = kept.of(scene)
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for _ in range(150):
+                fresh = pickle.loads(pickle.dumps(kept))
+                for found in pool.map(fresh.of, [scene] * 8):
+                    np.testing.assert_array_equal(found["image_tokens"], expected["image_tokens"])
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_a_step_on_kept_senses_is_that_on_media(parts, kept):
     assembly, data, fresh = parts
     config, optimizer = to_json(tiny.get_config()), optax.sgd(0.1)
