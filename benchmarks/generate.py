@@ -37,7 +37,7 @@ from benchmarks.pairs import LLAMA, Setting, language_model, waited
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.trees import unflatten
 from meerkat_jax.inference.decoder_weights import prepare_decoder
-from meerkat_jax.inference.sampling import choose, extend_text, fill, go_on, share
+from meerkat_jax.inference.sampling import broadcast_prefix, choose, decode_loop, extend_text, fill
 from meerkat_jax.models.llama import Llama
 
 CASES = {  # name: pairs, rows, weights of ours
@@ -54,33 +54,33 @@ NEVER = -1  # a token that ends an answer: none does
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Request:
     """prefix float32[B, P, D] embedded; questions int32[R, T], the r-th about pair r * B // R."""
 
     prefix: np.ndarray
     questions: np.ndarray
 
     @property
-    def owners(self) -> np.ndarray:
+    def pair_ids(self) -> np.ndarray:
         """int[R]: the pair of each question."""
         rows = len(self.questions)
         return np.arange(rows, dtype=np.int32) * len(self.prefix) // rows
 
 
-def asked(sizes: Mapping[str, Any], size: str, pairs: int, rows: int) -> Asked:
+def asked(sizes: Mapping[str, Any], size: str, pairs: int, rows: int) -> Request:
     """Random embeddings, as large as words of the model are, and random questions."""
     rng, std = np.random.default_rng(0), 0.02  # what transformers draws a table of words with
     prefix = std * rng.standard_normal((pairs, PLACES[size], sizes["width"]), np.float32)
-    return Asked(prefix, rng.integers(0, sizes["vocab_size"], (rows, QUESTION[size]), np.int32))
+    return Request(prefix, rng.integers(0, sizes["vocab_size"], (rows, QUESTION[size]), np.int32))
 
 
 def our_answers(
-    model: Llama, new: int, params: dict, prefix: jax.Array, owners: jax.Array, tokens: jax.Array
+    model: Llama, new: int, params: dict, prefix: jax.Array, pair_ids: jax.Array, tokens: jax.Array
 ) -> jax.Array:
     """int32[R, N], by the library's own steps."""
     apply = functools.partial(model.apply, {"params": params})
     count, length = tokens.shape
-    cache = share(apply(prefix, method=fill), owners, length + new)
+    cache = broadcast_prefix(apply(prefix, method=fill), pair_ids, length + new)
     rows = {
         "tokens": tokens,
         "lengths": jnp.full(count, length, jnp.int32),
@@ -88,20 +88,20 @@ def our_answers(
     }
     extend = functools.partial(apply, method=extend_text)
     pick = functools.partial(choose, False, jnp.zeros(model.vocab_size, bool), 1.0, None)
-    return go_on(extend, pick, cache, prefix.shape[1], rows, new, NEVER)[0]
+    return decode_loop(extend, pick, cache, prefix.shape[1], rows, new, NEVER)[0]
 
 
-def our_side(model: Llama, params: dict, given: Asked, new: int) -> Callable[[], np.ndarray]:
+def our_side(model: Llama, params: dict, given: Request, new: int) -> Callable[[], np.ndarray]:
     """A compiled call that waits."""
     run = jax.jit(functools.partial(our_answers, model, new))
     prefix = jnp.asarray(given.prefix, model.dtype)
-    inputs = [prefix, jnp.asarray(given.owners), jnp.asarray(given.questions)]
+    inputs = [prefix, jnp.asarray(given.pair_ids), jnp.asarray(given.questions)]
     return lambda: np.asarray(run(params, *inputs))
 
 
-def their_side(model: Any, given: Asked, new: int, setting: Setting) -> Callable[[], np.ndarray]:
+def their_side(model: Any, given: Request, new: int, setting: Setting) -> Callable[[], np.ndarray]:
     """`generate` behind embeddings, one row per question."""
-    prefix = setting.tensor(given.prefix[given.owners])
+    prefix = setting.tensor(given.prefix[given.pair_ids])
     words = model.get_input_embeddings()(setting.tensor(given.questions.astype(np.int64)))
     row = torch.cat([prefix, words], 1).detach()
     fixed = {"max_new_tokens": new, "do_sample": False, "use_cache": True, "pad_token_id": 0}

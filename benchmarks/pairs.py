@@ -24,7 +24,7 @@ import transformers
 from benchmarks import lora
 from benchmarks.measure import Pair
 from meerkat_jax.core.trees import flatten, split, unflatten
-from meerkat_jax.inference.sampling import choose, go_on
+from meerkat_jax.inference.sampling import choose, decode_loop
 from meerkat_jax.models.clap import CROPS, ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.llama import Llama, init_cache
@@ -284,7 +284,7 @@ def greedy(model: Llama, new: int, params: dict, tokens: jax.Array) -> jax.Array
     }
     pick = functools.partial(choose, False, jnp.zeros(model.vocab_size, bool), 1.0, None)
     never = -1  # a token that ends the text: none does
-    return go_on(extend, pick, init_cache(model, count, length + new), 0, rows, new, never)[0]
+    return decode_loop(extend, pick, init_cache(model, count, length + new), 0, rows, new, never)[0]
 
 
 def _extend(model: Llama, tokens, positions, valid, cache, slot, last):

@@ -32,7 +32,7 @@ from meerkat_jax.inference import inputs
 from meerkat_jax.inference.answers import Answer, View
 from meerkat_jax.inference.conversation import Conversation
 from meerkat_jax.inference.decoder_weights import prepare_decoder
-from meerkat_jax.inference.inputs import Asked, AudioLike, ImageLike, Loaded
+from meerkat_jax.inference.inputs import AudioLike, ImageLike, ModelInputs, Request
 from meerkat_jax.inference.sampling import Generated, Sampler
 from meerkat_jax.parallel.devices import refuse_x64
 from meerkat_jax.parallel.quantise import KINDS, check_kind
@@ -106,24 +106,26 @@ class Meerkat:
         prompt: str,
         temperature: float = 0.0,
         seed: int = 0,
-        form: str | None = None,
+        grammar: str | None = None,
     ) -> Answer:
         """One answer. `temperature` 0 is the likeliest text; above it, text drawn with `seed`.
 
-        With `form` "boxes" or "segments" the answer always ends in one or several of them that are
-        well formed (inference/grammar.py).
+        With `grammar` "boxes" or "segments" the answer always ends in well-formed ones
+        (inference/grammar.py).
 
         Raises UserError for media that cannot be read, for an empty or endless prompt and for an
         unknown form.
         """
-        return next(self.stream([Asked(image, audio, [prompt], [seed], [form])], temperature))[0]
+        return next(self.stream([Request(image, audio, [prompt], [seed], [grammar])], temperature))[
+            0
+        ]
 
     def converse(self, image: ImageLike, audio: AudioLike) -> Conversation:
         """Begin a conversation; its `ask` takes what this `ask` does, without picture and sound.
 
         Raises UserError for media that cannot be read.
         """
-        return Conversation(self.sampler, inputs.load(self.assembly, Asked(image, audio, [])))
+        return Conversation(self.sampler, inputs.load(self.assembly, Request(image, audio, [])))
 
     def ask_batch(
         self,
@@ -131,25 +133,25 @@ class Meerkat:
         temperature: float = 0.0,
         seed: int = 0,
         batch: int = 16,
-        form: str | None = None,
+        grammar: str | None = None,
     ) -> list[Answer]:
         """Answers to (image, audio, prompt) or {"image", "audio", "prompt"}, in their order.
 
         Neighbours about the same picture and sound share the work of looking and listening.
         Question i is drawn with seed + i, so that `ask(..., seed=seed + i)` gives the same answer.
-        All are held to `form`, as in `ask`.
+        All are held to `grammar`, as in `ask`.
         """
         rows = [_question(question, i) for i, question in enumerate(questions)]
         asked = []
         for _, group in itertools.groupby(enumerate(rows), key=lambda row: _same(row[1])):
             numbers, members = zip(*group, strict=True)
             prompts, seeds = [prompt for _, _, prompt in members], [seed + i for i in numbers]
-            asked.append(Asked(*members[0][:2], prompts, seeds, [form] * len(prompts)))
+            asked.append(Request(*members[0][:2], prompts, seeds, [grammar] * len(prompts)))
         return [answer for found in self.stream(asked, temperature, batch) for answer in found]
 
     def stream(
         self,
-        asked: Iterable[Asked],
+        asked: Iterable[Request],
         temperature: float = 0.0,
         batch: int = 16,
         views: bool = True,
@@ -169,12 +171,12 @@ class Meerkat:
                     for ids in pair.questions
                 ]
 
-    def look(self, asked: Iterable[Asked], batch: int = 16) -> Iterator[View]:
+    def look(self, asked: Iterable[Request], batch: int = 16) -> Iterator[View]:
         """What the model sees and hears of each pair, without answering."""
         for pairs in self._ahead(asked, batch):
             yield from inputs.views(self.assembly, pairs, self._encode_and_align(pairs))
 
-    def _ahead(self, asked: Iterable[Asked], batch: int) -> Iterator[list[Loaded]]:
+    def _ahead(self, asked: Iterable[Request], batch: int) -> Iterator[list[ModelInputs]]:
         """Decoded batches; while one is worked on, the next is decoded."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = None
@@ -184,15 +186,15 @@ class Meerkat:
                     yield waiting.result()
                 waiting = loading
 
-    def _load(self, chunk: list[Asked]) -> list[Loaded]:
+    def _load(self, chunk: list[Request]) -> list[ModelInputs]:
         return [inputs.load(self.assembly, asked) for asked in chunk]
 
-    def _encode_and_align(self, pairs: list[Loaded]) -> dict[str, jax.Array]:
+    def _encode_and_align(self, pairs: list[ModelInputs]) -> dict[str, jax.Array]:
         images, sounds = [pair.image for pair in pairs], [pair.audio for pair in pairs]
         return self.sampler.encode_and_align(np.stack(images), np.stack(sounds))
 
     def _answer(
-        self, pairs: list[Loaded], aligned: dict[str, jax.Array], temperature: float
+        self, pairs: list[ModelInputs], aligned: dict[str, jax.Array], temperature: float
     ) -> list[Generated]:
         """The pairs' questions in their order.
 
@@ -202,14 +204,14 @@ class Meerkat:
         rows = [
             (b, *row)
             for b, pair in enumerate(pairs)
-            for row in zip(pair.questions, pair.seeds, pair.forms, strict=True)
+            for row in zip(pair.questions, pair.seeds, pair.grammars, strict=True)
         ]
         order = sorted(range(len(rows)), key=lambda row: rows[row][1][::-1])
         found: dict[int, Generated] = {}
         parts = -(-len(rows) // ROWS)  # of equal size, so that one compiled program serves them all
         for some in _chunks(order, -(-len(rows) // max(parts, 1))):
-            owners, questions, *others = zip(*(rows[row] for row in some), strict=True)
-            answers = self.sampler.answer(aligned, owners, questions, temperature, *others)
+            pair_ids, questions, *others = zip(*(rows[row] for row in some), strict=True)
+            answers = self.sampler.answer(aligned, pair_ids, questions, temperature, *others)
             found |= zip(some, answers, strict=True)
         return [found[row] for row in range(len(rows))]
 

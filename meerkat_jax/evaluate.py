@@ -26,7 +26,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from meerkat_jax.api import Asked, Meerkat, cache_programs, define_storage_flags
+from meerkat_jax.api import Meerkat, Request, cache_programs, define_storage_flags
 from meerkat_jax.core import cli
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.files import default_cache, write_text
@@ -51,7 +51,7 @@ from meerkat_jax.report.report import write_report
 from meerkat_jax.training.metrics import read_metrics
 
 SHOWN_SIZE = 256  # pixels
-FORMS = {"arig": "boxes", "igatl": "segments"}  # what answers to a task can be held to
+GRAMMARS = {"arig": "boxes", "igatl": "segments"}  # what answers to a task can be held to
 
 Say = Callable[[str], Any]
 
@@ -65,7 +65,7 @@ def evaluate(
     cache: Path | None = None,
     say: Say = print,
     root: str | Path | None = None,
-    forms: bool = False,
+    grammars: bool = False,
     overwrite: bool = False,
     host_timeout: int = 300,
     diagnosed: int = 200,
@@ -77,9 +77,9 @@ def evaluate(
     `benchmarks` by name (none, or "all": all that are there), `root` the folder of built sources on
     this machine, those that the run was trained on among them (default: its data.root), `limit` the
     most examples of each, `batch` the examples answered at a time, `cache` where the data set is
-    kept. With `forms` answers about places and times are held to well-formed ones. Answers that are
-    there already are taken, unless `overwrite`. The first `diagnosed` examples of each benchmark
-    are looked at more closely (evaluation/diagnostics.py). `quantise` and `unstack_layers` are
+    cached. With `grammars` answers about places and times are constrained to well-formed ones.
+    Existing answers are reused, unless `overwrite`. Diagnostics (evaluation/diagnostics.py) use the
+    first `diagnosed` examples of each benchmark. `quantise` and `unstack_layers` are
     those of `Meerkat.load`.
 
     Raises UserError for a work directory without a checkpoint, for a benchmark that is not there,
@@ -104,9 +104,14 @@ def evaluate(
     answered: list[Answered] = []
     weights = weights_hash(model.params)
     for one in chosen:
-        facts = {"step": model.step, "weights": weights, "data": data_name(one), "forms": forms}
+        facts = {
+            "step": model.step,
+            "weights": weights,
+            "data": data_name(one),
+            "grammars": grammars,
+        }
         kept = Predictions(out, one.name, facts, jax.process_index())
-        answered += answer(model, one, kept, forms, limit, batch, say, overwrite, host_timeout)
+        answered += answer(model, one, kept, grammars, limit, batch, say, overwrite, host_timeout)
     if not hosts.is_first():
         return {}
     benchmark = score(answered, model.seconds, captions=missing is None)
@@ -143,7 +148,7 @@ def evaluate(
         _metrics(Path(workdir)),
         examples,
         model.config,
-        notes(model, workdir, chosen, limit, forms, quantise, unstack_layers, missing, unseen),
+        notes(model, workdir, chosen, limit, grammars, quantise, unstack_layers, missing, unseen),
         names,
         diagnostics,
         write_pages(out, worst, totals, names),
@@ -160,7 +165,7 @@ def answer(
     model: Meerkat,
     benchmark: Benchmark,
     kept: Predictions,
-    forms: bool = False,
+    grammars: bool = False,
     limit: int | None = None,
     batch: int = 16,
     say: Say = print,
@@ -182,7 +187,7 @@ def answer(
         say(f"{benchmark.name}: {done} of {len(asked)} examples were answered before")
     mine = left[jax.process_index() :: jax.process_count()]
     progress = Progress(f"{benchmark.name}: examples", len(mine), say=say)
-    _answer(model, records, mine, kept, forms, batch, progress)
+    _answer(model, records, mine, kept, grammars, batch, progress)
     hosts.meet(f"{benchmark.name} is answered", {}, host_timeout)
     if not hosts.is_first():
         return []
@@ -199,20 +204,20 @@ def _answer(
     records: Sequence[Example],
     numbers: Sequence[int],
     kept: Predictions,
-    forms: bool,
+    grammars: bool,
     batch: int,
     progress: Progress,
 ) -> None:
     """Answer the questions of these records, and keep what is said as it is said."""
     waiting: collections.deque = collections.deque()
 
-    def asked() -> Iterator[Asked]:
+    def asked() -> Iterator[Request]:
         for index in numbers:
             example = records[index]
             waiting.append(example.id)
             prompts = [question.instruction for question in example.questions]
-            held = [form_of(question) for question in example.questions] if forms else None
-            yield Asked(example.image, example.audio, prompts, forms=held)
+            held = [grammar_of(question) for question in example.questions] if grammars else None
+            yield Request(example.image, example.audio, prompts, grammars=held)
 
     try:
         for done, answers in enumerate(model.stream(asked(), batch=batch, views=False), 1):
@@ -224,9 +229,9 @@ def _answer(
         kept.close()
 
 
-def form_of(question: Question) -> str | None:
+def grammar_of(question: Question) -> str | None:
     """What an answer to this question can be held to."""
-    return FORMS.get(question.task)
+    return GRAMMARS.get(question.task)
 
 
 def data_name(benchmark: Benchmark) -> str:
@@ -302,7 +307,7 @@ def show(
         if len(scenes) == len(wanted):
             break
     pairs = [scenes[record.example_id] for record in chosen]
-    views = model.look([Asked(pair.image, pair.audio, []) for pair in pairs], batch)
+    views = model.look([Request(pair.image, pair.audio, []) for pair in pairs], batch)
     return [
         Shown(
             answered=record,
@@ -323,7 +328,7 @@ def notes(
     workdir: str | Path,
     benchmarks: Sequence[Benchmark],
     limit: int | None,
-    forms: bool,
+    grammars: bool,
     quantise: str,
     unstack_layers: bool,
     missing: str | None,
@@ -342,8 +347,8 @@ def notes(
         f"{model.config['seed']}, after step {model.step} of training.",
         f"Command: python -m meerkat_jax.evaluate --workdir={workdir}"
         + (
-            " --forms: answers about places and times were held to well-formed ones"
-            if forms
+            " --grammars: answers about places and times were held to well-formed ones"
+            if grammars
             else ""
         )
         + (f" --quantise={quantise}" if quantise != "none" else "")
@@ -394,7 +399,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("limit", None, "At most so many examples of each.", lower_bound=1)
     flags.DEFINE_integer("batch", 16, "Examples answered at a time.", lower_bound=1)
     define_storage_flags()
-    flags.DEFINE_bool("forms", False, "Hold answers to well-formed boxes and times.")
+    flags.DEFINE_bool("grammars", False, "Hold answers to well-formed boxes and times.")
     flags.DEFINE_integer("diagnosed", 200, "Examples of each that are diagnosed.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Answer anew what was answered before.")
     flags.DEFINE_string("data_dir", None, "Cache of data and programs; else $MEERKAT_CACHE.")
@@ -417,7 +422,7 @@ def main(_: list[str]) -> None:
         cache,
         say=lambda line: print(line, flush=True) if first else None,
         root=given.root,
-        forms=given.forms,
+        grammars=given.grammars,
         overwrite=given.overwrite,
         host_timeout=given.host_timeout,
         diagnosed=given.diagnosed,

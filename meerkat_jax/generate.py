@@ -7,7 +7,7 @@
 
 The last one asks a store of published weights: its language model answers, in words alone.
 Several --prompt are the turns of one conversation about the same picture and sound. With
---form=boxes (or segments) answers always end in well-formed places (or times).
+--grammar=boxes (or segments) answers always end in well-formed places (or times).
 With --quantise=int8 the language model's weights take a quarter of the memory; answers may differ.
 A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
 "Is it a dog?", "id": "a1"}`. Paths are relative to the manifest; `instruction` may stand for
@@ -30,7 +30,7 @@ from typing import Any
 from absl import flags
 from PIL import Image
 
-from meerkat_jax.api import Asked, Meerkat, cache_programs, define_storage_flags
+from meerkat_jax.api import Meerkat, Request, cache_programs, define_storage_flags
 from meerkat_jax.core.cli import run_door
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.files import default_cache
@@ -39,7 +39,7 @@ from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import load_image, read_size
 from meerkat_jax.inference.annotate import annotate
 from meerkat_jax.inference.answers import Answer
-from meerkat_jax.inference.grammar import FORMS
+from meerkat_jax.inference.grammar import GRAMMARS
 from meerkat_jax.inference.text import Speaker
 from meerkat_jax.parallel.devices import find_devices
 from meerkat_jax.weights.store import FILE as STORE
@@ -67,12 +67,12 @@ def answer_one(
     temperature: float = 0.0,
     seed: int = 0,
     picture: str | Path | None = None,
-    form: str | None = None,
+    grammar: str | None = None,
 ) -> Answer:
     """One answer, drawn into the file `picture` (PNG) if that is given."""
     if picture is not None and not os.access(Path(picture).absolute().parent, os.W_OK):
         raise UserError(f"--annotate={picture}: its folder is not there or not writable")
-    answer = model.ask(image, audio, prompt, temperature, seed, form)
+    answer = model.ask(image, audio, prompt, temperature, seed, grammar)
     if picture is not None:
         _draw(Path(picture), image, answer, prompt)
     return answer
@@ -87,7 +87,7 @@ def answer_manifest(
     batch: int = 16,
     overwrite: bool = False,
     say: Callable[[str], Any] = print,
-    form: str | None = None,
+    grammar: str | None = None,
 ) -> int:
     """Answer the questions of `manifest` into `out`, a JSON object per line; returns their number.
 
@@ -99,7 +99,7 @@ def answer_manifest(
     _refuse_existing(out, overwrite)
     lines = read_manifest(manifest, say)
     loaded = model()
-    asked, numbers = _pairs(lines, seed, form)
+    asked, numbers = _pairs(lines, seed, grammar)
     progress, rest = Progress(f"{Path(manifest).name}: questions", len(lines), say=say), iter(lines)
     part = out.with_name(out.name + ".part")
     with part.open("w", encoding="utf-8") as file:
@@ -194,15 +194,15 @@ def _fault(path: Path, key: str) -> str | None:
 
 
 def _pairs(
-    lines: list[Line], seed: int, form: str | None = None
-) -> tuple[Iterator[Asked], Iterator[int]]:
+    lines: list[Line], seed: int, grammar: str | None = None
+) -> tuple[Iterator[Request], Iterator[int]]:
     """Neighbouring lines about the same media as one pair, and the lines done after each pair."""
     groups, start = [], 0
     for (image, audio), group in itertools.groupby(lines, key=lambda x: (x.image, x.audio)):
         prompts = [line.prompt for line in group]
         first, start = seed + start, start + len(prompts)
         seeds = range(first, first + len(prompts))
-        groups.append(Asked(image, audio, prompts, seeds, [form] * len(prompts)))
+        groups.append(Request(image, audio, prompts, seeds, [grammar] * len(prompts)))
     return iter(groups), itertools.accumulate(len(asked.prompts) for asked in groups)
 
 
@@ -243,7 +243,7 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.0, "0: the likeliest text; above: drawn.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Seed of what is drawn.")
     define_storage_flags()
-    flags.DEFINE_enum("form", None, FORMS, "What answers are held to; default: nothing.")
+    flags.DEFINE_enum("grammar", None, GRAMMARS, "What answers are held to; default: nothing.")
     flags.DEFINE_string("manifest", None, "Questions, a JSON object per line.")
     flags.DEFINE_string("out", None, "Answers to the manifest, a JSON object per line.")
     flags.DEFINE_bool("overwrite", False, "Replace --out when it is there.")
@@ -266,7 +266,7 @@ def main(_: list[str]) -> None:
             raise UserError("--manifest needs --out=FILE.jsonl for the answers")
         answer_manifest(
             load, given.manifest, given.out, given.temperature, given.seed, given.batch,
-            given.overwrite, say=lambda line: print(line, flush=True), form=given.form,
+            given.overwrite, say=lambda line: print(line, flush=True), grammar=given.grammar,
         )  # fmt: skip
         return
     _refuse_flags(("out",), "without --manifest")
@@ -279,12 +279,12 @@ def main(_: list[str]) -> None:
             raise UserError(fault)
     media = given.image, given.audio
     if len(given.prompt) == 1:
-        how = given.temperature, given.seed, given.annotate, given.form
+        how = given.temperature, given.seed, given.annotate, given.grammar
         _tell(answer_one(load(), *media, *given.prompt, *how), given.json)
     else:
         conversation = load().converse(*media)
         for prompt in given.prompt:
-            how = given.temperature, given.seed, given.form
+            how = given.temperature, given.seed, given.grammar
             _tell(conversation.ask(prompt, *how), given.json)
     if given.annotate:
         print(f"drawn: {given.annotate}", file=sys.stderr)
@@ -302,7 +302,7 @@ def _tell(answer: Answer, as_json: bool) -> None:
 
 def _say_published(given: flags.FlagValues) -> None:
     """Ask the language model of a store, which knows nothing of pictures and sounds yet."""
-    names = ("image", "audio", "annotate", "manifest", "out", "form")
+    names = ("image", "audio", "annotate", "manifest", "out", "grammar")
     _refuse_flags(names, "with weights as published")
     if given.prompt is None or len(given.prompt) > 1:
         raise UserError("published weights are asked by one --prompt; see generate --help")

@@ -14,12 +14,10 @@ are. SIGTERM saves and ends with code 75 (training/preemption.py).
 from __future__ import annotations
 
 import atexit
-import bisect
-import itertools
 import math
 import shutil
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -27,23 +25,22 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
-from meerkat_jax.core import cli, trees
+from meerkat_jax.core import cli
 from meerkat_jax.core import config as configs
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.files import default_cache
 from meerkat_jax.core.workdir import prepare_workdir, read_config, write_config, write_versions
-from meerkat_jax.data.pipeline import Encode, affordable, fixed_batches, train_batches
 from meerkat_jax.data.prompt import style_note
-from meerkat_jax.data.split import Split, has_split
 from meerkat_jax.from_config import HELD_OUT, build_model, check_needed, open_data
 from meerkat_jax.mini.tokenizer import token_values
 from meerkat_jax.parallel import hosts, placement
-from meerkat_jax.parallel.quantise import quantise_tree
-from meerkat_jax.training import feature_cache, flops, losses, preemption
+from meerkat_jax.training import flops, losses, preemption
 from meerkat_jax.training.checks import check, check_names
 from meerkat_jax.training.metrics import Clock, MetricsWriter, nonfinite
+from meerkat_jax.training.phases import Phase, Run, held_out_batches
 from meerkat_jax.training.profile import Profile
-from meerkat_jax.training.step import learning_rate, make_optimizer, new_state, phase_step
+from meerkat_jax.training.start import start
+from meerkat_jax.training.step import learning_rate, make_optimizer
 from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.checkpoints import Checkpoints
 
@@ -68,251 +65,69 @@ def main(_: list[str]) -> None:
     config = configs.to_json(FLAGS.config)
     check_needed(config)
     check(config)
-    traces = Path(FLAGS.workdir) / "profile"
-    profile = Profile.parse(FLAGS.profile, traces, config["phases"], FLAGS.stop_after)
+    workdir = Path(FLAGS.workdir)
+    profile = Profile.parse(FLAGS.profile, workdir / "profile", config["phases"], FLAGS.stop_after)
     base = Base.open(config)  # published weights, if the config names a store of them
     config = base.resolve(config)
     hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
     notice = preemption.Notice()
     mesh = placement.make_mesh(config["mesh"])
-    phases = config["phases"]
+    check_batches(config, mesh.shape)
 
-    def size(phase: dict) -> int:
-        return phase.get("batch", config["batch"])
-
-    for examples in {config["batch"], *map(size, phases)}:
-        if examples // config["accumulate"] % (mesh.shape["data"] * mesh.shape["fsdp"]):
-            raise UserError(
-                f"batch={examples} in {config['accumulate']} parts does not divide over the mesh "
-                f"{dict(mesh.shape)} of {jax.process_count()} hosts"
-            )
-
-    # The work directory -------------------------------------------------------------------------
-    workdir = Path(FLAGS.workdir)
-
-    def prepare() -> dict:
-        """The work directory as this run needs it; gives what runs."""
-        prepare_workdir(workdir, FLAGS.overwrite, FLAGS.resume)
-        if (workdir / "config.json").exists():
-            configs.refuse_changes(read_config(workdir).to_dict(), config, FREE)
-        write_config(workdir, config)
-        return write_versions(workdir)
-
-    versions = hosts.lead("work directory", prepare, FLAGS.host_timeout)
+    # The work directory and the data ------------------------------------------------------------
+    prepare(config, workdir)
     cache = Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else default_cache()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if versions:
-        devices = versions["devices"]
-        say(f"{config['name']} on {devices['count']} x {devices['kind']}, work directory {workdir}")
-        say(flops.describe(devices["kind"]))
-
-    # Data and tokenizer -------------------------------------------------------------------------
     data = open_data(config["data"], cache, base.tokenizer)
-    check_names(phases, data.classes)
+    check_names(config["phases"], data.classes)
     if hosts.is_first():
         data.tokenizer.save(workdir)
     say(f"data: {data.folder}, {len(data.classes)} classes, {data.tokenizer.vocab_size} tokens")
 
-    # Model, optimizer ---------------------------------------------------------------------------
+    # The model and its state --------------------------------------------------------------------
     model = build_model(config, data.tokenizer)
-    sharded_model = model.with_sharding(placement.placement(mesh, config))
     optimizer = make_optimizer(config)
-
-    def initialise(key: jax.Array) -> tuple[dict, dict]:
-        halves = trees.split(model.init(key, data.classes), config["trainable"])
-        trainable = base.blank(halves["trainable"])
-        frozen = quantise_tree(halves["frozen"], config["quantise"])
-        return new_state(trainable, optimizer, config["seed"]), frozen
-
-    key = jax.random.key(config["seed"])
-    shapes = jax.eval_shape(initialise, key)
-    places = placement.param_shardings(mesh, shapes)
-    halves = {"trainable": shapes[0]["trainable"], "frozen": shapes[1]}
-    base.check(jax.eval_shape(lambda key: model.init(key, data.classes), key))
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
+    origin = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256} | base.origin
+    hosts.meet("data and weights", origin | {"config": config}, FLAGS.host_timeout)
     if base.store:
         say(base.describe())
         if (note := style_note(data.tokenizer, config["prompt"])) is not None:
             say(note)
-    say(trees.describe(halves, config["trainable"]))
+    begin = start(config, base, model, data.classes, mesh, optimizer, checkpoints, origin, say)
 
-    # A new state, or the one of the last checkpoint ---------------------------------------------
-    def begin(key: jax.Array) -> tuple[dict, dict]:
-        """What no store gives."""
-        state, frozen = initialise(key)
-        return state, base.rest(frozen)
-
-    shardings = (places[0], base.rest(places[1]))
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
-    origin = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256} | base.origin
-    meta = origin | {"config": config, "classes": list(data.classes)}
-    hosts.meet("data and weights", origin | {"config": config}, FLAGS.host_timeout)
-    step, pending = 0, []  # steps done, and metrics of those that no row has yet
-    if checkpoints.latest() is None:
-        state, frozen = jax.jit(begin, out_shardings=shardings)(key)
-        trained, laid_out = state["trainable"], places[0]["trainable"]
-        trained = base.fill(trained, shapes[0]["trainable"], laid_out, "float32")
-        adapter, allowed = config.get("adapter"), config.get("adapter_base")
-        llama = model.model.llama
-        trained = base.adapt(trained, laid_out, llama, adapter, allowed, frozen, say)
-        state["trainable"] = trained
-    else:
-        frozen = jax.jit(lambda key: begin(key)[1], out_shardings=shardings[1])(key)
-        abstract = jax.tree.map(placement.placed, shapes[0], places[0])
-        state, seen, meta_then = checkpoints.restore(abstract, expect=origin)
-        step, pending = meta_then["step"], seen["pending"]
-        say(f"going on from step {step}")
-    frozen = base.fill(frozen, shapes[1], places[1])
-
-    # Phases: the same step with other loss weights ----------------------------------------------
-    def odds(phase: dict) -> dict:
-        return phase.get("task_weights", config["data"]["task_weights"])
-
-    splits = [Split(data.folder, phase["split"], phase.get("sources")) for phase in phases]
-    needed = []  # by each record's texts, where batches differ in length
-    for phase, split in zip(phases, splits, strict=True):
-        split.open()  # a wrong name is found now, not after an hour
-        feature_cache.check_kept(phase, shapes[0]["trainable"])
-        asks = losses.needs(phase["weights"])["needs_text"]
-        found = data.needed(split, model.prompt, model.shapes, odds(phase)) if asks else None
-        needed.append(found)
-    strata = [split.strata() for split in splits]  # so that batches have their share of pairs
-    ends = list(itertools.accumulate(phase["steps"] for phase in phases))
-    total, rate = ends[-1], learning_rate(config)
-    stop = min(total, FLAGS.stop_after or total)
-    names = jax.tree.map(jnp.asarray, data.name_ids())
+    # The phases: the same step with other data and loss weights ---------------------------------
     soft_targets = losses.number_soft_targets(
         token_values(data.tokenizer), **config.get("number_soft_targets", {})
     )
-    soft_targets = jax.tree.map(jnp.asarray, soft_targets)
-
-    def make(phase: dict, accumulate: int):
-        return phase_step(config, phase, sharded_model, optimizer, names, soft_targets, accumulate)
-
-    outputs = (places[0], None)
-    runs = [
-        jax.jit(make(phase, config["accumulate"]), donate_argnums=0, out_shardings=outputs)
-        for phase in phases
-    ]
-    scores = [jax.jit(scored(make(phase, 1))) for phase in phases]
-
-    # Batches ------------------------------------------------------------------------------------
-    def encode(phase: dict, *others: dict, kept: feature_cache.Senses | None = None) -> Encode:
-        """What a phase asks of its scenes, with what the losses of the others need too."""
-        needs = losses.needs({term for one in (phase, *others) for term in one["weights"]})
-        return Encode(model.shapes, model.prompt, data.classes, odds(phase), **needs, kept=kept)
-
-    def keep(phase: dict) -> feature_cache.Senses | None:
-        """What the towers, at rest from now on, make of the phase's scenes, if it says so."""
-        if "kept" not in phase:
-            return None
-        both = trees.merge(state["trainable"], frozen)
-
-        def encode(batch: dict) -> tuple[jax.Array, jax.Array]:
-            batch = {key: hosts.put(value, on_device) for key, value in batch.items()}
-            return jax.tree.map(hosts.whole, encoded_on_device(both, batch))
-
-        records = splits[phases.index(phase)].open()[: phase["kept"]]
-        here, shared = workdir / "senses" / str(phases.index(phase)), cache / "senses"
-        facts = origin | {"config": [config[key] for key in ("model", "data", "seed")]}
-        facts |= {"records": [phase["split"], phase["kept"]]}
-        folder = feature_cache.folder_of(here, shared, facts, shapes[0]["trainable"])
-        kept = feature_cache.keep(folder, records, model.shapes, encode, size(phase))
-        hosts.meet(f"senses of {phase['name']}", {}, FLAGS.host_timeout)
-        return kept
-
-    encoded_on_device = jax.jit(
-        lambda params, batch: sharded_model.encode(sharded_model.gather_for_use(params), batch)
+    run = Run(
+        config=config,
+        workdir=workdir,
+        cache=cache,
+        data=data,
+        model=model.with_sharding(placement.placement(mesh, config)),
+        mesh=mesh,
+        optimizer=optimizer,
+        class_names=jax.tree.map(jnp.asarray, data.name_ids()),
+        soft_targets=jax.tree.map(jnp.asarray, soft_targets),
+        start=begin,
+        origin=origin,
+        host_timeout=FLAGS.host_timeout,
+        say=say,
     )
-    on_device = placement.batch_sharding(mesh)
-    scored_split = HELD_OUT[config["data"]["kind"]]  # of which a few fixed batches are scored
-    held_out = []
-    if config["evaluate_batches"] and has_split(data.folder, scored_split):
-        held_out = fixed_batches(
-            Split(data.folder, scored_split), encode(phases[-1], *phases), config["batch"],
-            config["evaluate_batches"], hosts.rows(on_device, config["batch"]),
-            data.fitting(scored_split, model.prompt, model.shapes, odds(phases[-1]), say),
-        )  # fmt: skip
-    if config["evaluate_batches"] and not held_out:
-        few = f"the data has no batch of {config['batch']} examples of split {scored_split!r}"
-        say(f"nothing is scored during training: {few}")
+    phases = [Phase(run, number) for number in range(len(config["phases"]))]
+    held_out = held_out_batches(run, phases, HELD_OUT[config["data"]["kind"]])
 
-    # The loop: nothing waits for the device but rows, scores and checkpoints ----------------------
-    writer, clock = MetricsWriter(workdir, total, resume_step=step), Clock()
-    batches, leave = None, False
-    atexit.register(lambda: batches and batches.close())  # shared memory, however the run ends
-    while step < stop:
-        number = bisect.bisect_right(ends, step)
-        phase = phases[number]
-        if batches is None or step == ends[number] - phase["steps"]:  # each phase reads its split
-            if batches is not None:
-                batches.close()
-            done = (step - ends[number] + phase["steps"]) * size(phase)
-            with clock.paused():
-                kept = keep(phase)
-            workers = affordable(phase.get("workers", config["data"]["workers"]), say)
-            batches = train_batches(
-                splits[number], encode(phase, kept=kept), size(phase), config["seed"] + number,
-                done, workers, phase.get("kept"),
-                hosts.rows(on_device, size(phase)), needed[number], strata[number],
-            )  # fmt: skip
-            compiled, needs = {}, losses.needs(phase["weights"])  # a program for each length
-        with clock.waiting(pending[-1:]):
-            batch = next(batches)
-        batch = hosts.place(batch, on_device, size(phase))
-        length = batch["tokens"].shape[-1]
-        if length not in compiled:
-            with clock.paused():
-                begun = time.monotonic()
-                what = f"phase {phase['name']!r}"
-                what += f", runs of {length} tokens" if model.shapes.pack_lengths else ""
-                say(f"{what}: compiling, a minute at most; the result is cached")
-                traced = runs[number].trace(state, frozen, batch)
-                compiled[length] = traced.lower().compile(), flops.step_flops(traced)
-                took = f"{time.monotonic() - begun:.1f} s"
-                say(f"{what}: compiled in {took}, {compiled[length][1]:.3g} FLOPs a step")
-        program, work = compiled[length]
-        text = model.shapes.num_packs * length
-        tokens = model.model.prefix_length * needs["needs_image"] + text * needs["needs_text"]
-        clock.count(size(phase), tokens, work)
-        profile.before(step + 1, state)
-        state, found = program(state, frozen, batch)
-        profile.after(step + 1, state)
-        pending.append(found)
-        step += 1
-
-        log = step % config["log_every"] == 0 or step == ends[number]
-        evaluate = step % config["evaluate_every"] == 0 or step == total
-        leave = notice.reached()
-        save = step % config["checkpoint_every"] == 0 or step == stop or leave
-        if log or evaluate or save:
-            pending = jax.tree.map(float, jax.device_get(pending))
-            refuse_nonfinite(pending, step, writer, checkpoints, f"phase {phase['name']!r}")
-        if log:
-            row = mean(pending) | {"phase": phase["name"], "learning_rate": float(rate(step - 1))}
-            writer.write(step, row | clock.row())
-            pending = []
-        if evaluate and held_out:
-            with clock.paused():
-                examples = (hosts.place(one, on_device, config["batch"]) for one in held_out)
-                found = [scores[number](state, frozen, one) for one in examples]
-                row = {"eval": mean(jax.tree.map(float, jax.device_get(found)))}
-                refuse_nonfinite([row["eval"]], step, writer, checkpoints, f"{scored_split} scores")
-                writer.write(step, row, progress=False)
-        if save:
-            with clock.paused():
-                writer.sync()
-                seen = {"pending": pending}
-                checkpoints.save(step, state, seen, meta)
-        if leave:
-            break
-
-    # The end --------------------------------------------------------------------------------------
+    # The loop and the end -----------------------------------------------------------------------
+    total = phases[-1].end
+    writer = MetricsWriter(workdir, total, resume_step=begin.step)
+    step, leave = train(run, phases, held_out, checkpoints, writer, notice, profile)
     checkpoints.close()
     writer.close()
     if hosts.is_first():
-        shutil.rmtree(workdir / "senses", ignore_errors=True)
+        shutil.rmtree(workdir / "features", ignore_errors=True)
     say(f"step {step} of {total}; checkpoint {workdir / 'checkpoints' / str(step)}")
     if FLAGS.profile:
         say(profile.describe())
@@ -325,14 +140,92 @@ def main(_: list[str]) -> None:
         say(f"next: python -m meerkat_jax.evaluate --workdir={workdir}")
 
 
-def scored(step):
-    """What `step` would log, and no step: the compiler drops the gradients that nobody reads."""
+def check_batches(config: dict, mesh: Mapping[str, int]) -> None:
+    """UserError unless all batch sizes divide over the mesh."""
+    for batch in {config["batch"], *(p.get("batch", config["batch"]) for p in config["phases"])}:
+        if batch // config["accumulate"] % (mesh["data"] * mesh["fsdp"]):
+            raise UserError(
+                f"batch={batch} in {config['accumulate']} parts does not divide over the mesh "
+                f"{dict(mesh)} of {jax.process_count()} hosts"
+            )
 
-    def score(state: dict, frozen: dict, batch: dict) -> dict:
-        _, found = step(state, frozen, batch)
-        return {name: value for name, value in found.items() if name != "grad_norm"}
 
-    return score
+def prepare(config: dict, workdir: Path) -> None:
+    """Make or accept the work directory, and write what runs into it."""
+
+    def write() -> dict:
+        prepare_workdir(workdir, FLAGS.overwrite, FLAGS.resume)
+        if (workdir / "config.json").exists():
+            configs.refuse_changes(read_config(workdir).to_dict(), config, FREE)
+        write_config(workdir, config)
+        return write_versions(workdir)
+
+    if versions := hosts.lead("work directory", write, FLAGS.host_timeout):
+        devices = versions["devices"]
+        say(f"{config['name']} on {devices['count']} x {devices['kind']}, work directory {workdir}")
+        say(flops.describe(devices["kind"]))
+
+
+def train(
+    run: Run,
+    phases: list[Phase],
+    held_out: list[dict],
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    notice: preemption.Notice,
+    profile: Profile,
+) -> tuple[int, bool]:
+    """Steps to the end, to --stop_after or to SIGTERM; the last step, and whether it was SIGTERM.
+
+    The host waits for the devices only where a row is logged, scores are computed or a checkpoint
+    is saved.
+    """
+    config, rate, clock = run.config, learning_rate(run.config), Clock()
+    state, frozen, step = run.start.state, run.start.frozen, run.start.step
+    total = phases[-1].end
+    stop = min(total, FLAGS.stop_after or total)
+    meta = run.origin | {"config": config, "classes": list(run.data.classes)}
+    pending, batches, leave = run.start.pending, None, False
+    atexit.register(lambda: batches and batches.close())  # shared memory, however the run ends
+    while step < stop and not leave:
+        phase = next(phase for phase in phases if step < phase.end)
+        if batches is None or step == phase.first:
+            if batches is not None:
+                batches.close()
+            batches = phase.batches(step, state, frozen, clock)
+        with clock.waiting(pending[-1:]):
+            batch = next(batches)
+        batch = hosts.place(batch, run.on_device, phase.batch_size)
+        program = phase.program(state, frozen, batch, clock)
+        profile.before(step + 1, state)
+        with jax.transfer_guard("disallow"):
+            state, metrics = program(state, frozen, batch)
+        profile.after(step + 1, state)
+        pending.append(metrics)
+        step += 1
+
+        log = step % config["log_every"] == 0 or step == phase.end
+        evaluate = step % config["evaluate_every"] == 0 or step == total
+        leave = notice.reached()
+        save = step % config["checkpoint_every"] == 0 or step == stop or leave
+        if log or evaluate or save:
+            pending = jax.tree.map(float, jax.device_get(pending))
+            check_finite(pending, step, writer, checkpoints, f"phase {phase.name!r}")
+        if log:
+            row = mean(pending) | {"phase": phase.name, "learning_rate": float(rate(step - 1))}
+            writer.write(step, row | clock.row())
+            pending = []
+        if evaluate and held_out:
+            with clock.paused():
+                row = {"eval": mean(phase.evaluate(state, frozen, held_out))}
+                split = HELD_OUT[config["data"]["kind"]]
+                check_finite([row["eval"]], step, writer, checkpoints, f"{split} scores")
+                writer.write(step, row, progress=False)
+        if save:
+            with clock.paused():
+                writer.sync()
+                checkpoints.save(step, state, {"pending": pending}, meta)
+    return step, leave
 
 
 def mean(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -340,7 +233,7 @@ def mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
 
 
-def refuse_nonfinite(rows, step: int, writer, checkpoints: Checkpoints, where: str) -> None:
+def check_finite(rows, step: int, writer, checkpoints: Checkpoints, where: str) -> None:
     """End the run at the first row that is not finite; `step` is that of the last row.
 
     The loss of a step is that of the parameters before it: a checkpoint of those is set aside.

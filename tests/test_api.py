@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from meerkat_jax.api import Asked, Meerkat
+from meerkat_jax.api import Meerkat, Request
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.inference.inputs import spell
 from meerkat_jax.mini.tokenizer import build_mini_tokenizer
@@ -180,7 +180,7 @@ def test_an_answer_shows_what_the_model_saw(clip):
     np.testing.assert_allclose(view.plan.sum(), 1.0, rtol=1e-3)
     tone_part, silence = view.logmel[: 2 * rate], view.logmel[3 * rate :]
     assert tone_part.max() > silence.max() + 40  # a tone of 2 s, then silence
-    quiet = next(model().stream([Asked(png(0), clip, [PROMPT])], views=False))[0]
+    quiet = next(model().stream([Request(png(0), clip, [PROMPT])], views=False))[0]
     assert quiet.view is None and quiet.text == answer.text
 
 

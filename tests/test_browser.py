@@ -118,20 +118,20 @@ def give(page, folder, number):
     page.locator("#sound .waveform-container, #sound audio").first.wait_for(state="attached")
 
 
-def ask(page, form):
-    page.get_by_label(form, exact=True).check()
+def ask(page, grammar):
+    page.get_by_label(grammar, exact=True).check()
     page.locator("#question textarea, #question input").fill(QUESTION)
     page.get_by_role("button", name="Ask", exact=True).click()
     page.locator(".meerkat .figures").wait_for()
 
 
-def answers(folder, forms):
+def answers(folder, grammars):
     """What the generate door answers about pair i, held to forms[i]."""
     found = []
-    for number, form in enumerate(forms):
+    for number, grammar in enumerate(grammars):
         command = [sys.executable, "-m", "meerkat_jax.generate", f"--checkpoint={made().workdir}"]
         command += [f"--image={folder / f'{number}.png'}", f"--audio={folder / f'{number}.wav'}"]
-        command += [f"--prompt={QUESTION}", f"--form={form}", "--json"]
+        command += [f"--prompt={QUESTION}", f"--grammar={grammar}", "--json"]
         environment = door_environment(made().cache)
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         found.append(json.loads(done.stdout))
@@ -161,8 +161,8 @@ def test_two_visitors_at_once_each_get_their_own_answer_drawn(visit, demo, media
     pages = [visit(demo[0]) for _ in range(2)]
     for number, page in enumerate(pages):
         give(page, media, number)
-    for page, form in zip(pages, ("places", "times"), strict=True):
-        page.get_by_label(form, exact=True).check()
+    for page, grammar in zip(pages, ("places", "times"), strict=True):
+        page.get_by_label(grammar, exact=True).check()
         page.locator("#question textarea, #question input").fill(QUESTION)
     for page in pages:
         page.get_by_role("button", name="Ask", exact=True).click()

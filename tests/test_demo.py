@@ -61,7 +61,7 @@ def test_an_answer_grows_and_its_boxes_are_drawn_at_the_end(desk, files):
     texts = [talk.turns[-1][1] for talk, _ in steps]
     assert len(texts) > 2 and all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False))
     assert [drawn is None for _, drawn in steps] == [True] * (len(steps) - 1) + [False]
-    expected = desk.engine.ask(*pair(files), QUESTION, form="boxes").answer()
+    expected = desk.engine.ask(*pair(files), QUESTION, grammar="boxes").answer()
     assert texts[-1] == expected.text and expected.boxes
     assert steps[-1][1].count('<rect class="answer"') == 2 * len(expected.boxes)  # and on the heat
 
@@ -69,7 +69,7 @@ def test_an_answer_grows_and_its_boxes_are_drawn_at_the_end(desk, files):
 def test_a_talk_goes_on_about_the_same_pair_and_begins_anew_with_another(desk, files):
     talk = last(desk.ask(Talk(), *pair(files), QUESTION))
     talk = last(desk.ask(talk, *pair(files), QUESTION, "segments"))
-    expected = desk.engine.ask(*pair(files), QUESTION, form="segments").answer().text
+    expected = desk.engine.ask(*pair(files), QUESTION, grammar="segments").answer().text
     assert talk.turns[1] == (QUESTION, expected) != talk.turns[0]
     other = last(desk.ask(talk, files[0][1], files[1][0], QUESTION))
     assert len(other.turns) == 1 and other.turns != talk.turns[:1]

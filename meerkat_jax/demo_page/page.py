@@ -38,7 +38,7 @@ TASKS = (
     ("Is it seen? True or false", "avfact2"),
     ("Describe both", "avc"),
 )
-FORMS = {"free": None, "places": "boxes", "times": "segments"}
+GRAMMARS = {"free": None, "places": "boxes", "times": "segments"}
 IDLE = '<p class="meerkat idle">What the answer points at is drawn here.</p>'
 
 
@@ -83,8 +83,11 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary", elem_id="ask")
                     anew = gr.Button("Begin anew", elem_id="anew")
-                form = gr.Radio(
-                    list(FORMS), value="free", label="Hold answers to well-formed", elem_id="form"
+                grammar = gr.Radio(
+                    list(GRAMMARS),
+                    value="free",
+                    label="Hold answers to well-formed",
+                    elem_id="grammar",
                 )
                 follow = gr.Checkbox(
                     False, label="Let the model read the questions and answers before",
@@ -93,7 +96,7 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
         drawn = gr.HTML(IDLE, elem_id="drawn")
         gr.Markdown(_small_print(limits, source), elem_classes="fine")
 
-        inputs, outputs = [state, picture, sound, form, follow], [state, chat, drawn]
+        inputs, outputs = [state, picture, sound, grammar, follow], [state, chat, drawn]
         answer = functools.partial(_answer, desk)
         asking = {"concurrency_limit": slots, "concurrency_id": "ask", "show_progress": "minimal"}
         asking |= {"api_visibility": "private"}
@@ -165,11 +168,11 @@ def _answer(
     talk: Talk,
     picture: str | None,
     sound: str | None,
-    form: str,
+    grammar: str,
     follow: bool,
 ) -> Iterator[tuple[Talk, list[dict], Any]]:
     try:
-        for now, drawn in desk.ask(talk, picture, sound, question, FORMS[form], follow):
+        for now, drawn in desk.ask(talk, picture, sound, question, GRAMMARS[grammar], follow):
             yield now, _messages(now), gr.skip() if drawn is None else drawn
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from None

@@ -41,7 +41,7 @@ class Desk:
         picture: str | None,
         sound: str | None,
         question: str,
-        form: str | None = None,
+        grammar: str | None = None,
         follow: bool = False,
     ) -> Iterator[tuple[Talk, str | None]]:
         """The talk as its newest answer grows, and with the last one the answer drawn (HTML).
@@ -56,7 +56,7 @@ class Desk:
         # As bytes, since a file may be swept meanwhile, and errors are not to name its folder.
         image, audio = (path and Path(path).read_bytes() for path in (picture, sound))
         turns = talk.turns if follow else ()
-        reply = self.engine.ask(image, audio, question, turns=turns, form=form)
+        reply = self.engine.ask(image, audio, question, turns=turns, grammar=grammar)
         alarm = threading.Timer(self.limits.answer_seconds, reply.cancel)
         alarm.start()
         try:

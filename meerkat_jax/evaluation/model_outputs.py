@@ -130,10 +130,10 @@ def _verdicts(scorer: Scorer, aligned, said: Sequence[Sequence[Answered]]) -> li
     ]
     for first in range(0, len(claims), CLAIMS):
         some = claims[first : first + CLAIMS]
-        owners = [b for b, *_ in some for _ in range(2)]
+        pair_ids = [b for b, *_ in some for _ in range(2)]
         questions = [question for _, _, question, _ in some for _ in range(2)]
         answers = [ids for *_, forks in some for ids in forks]
-        weighed = [*zip(answers, scorer.score(aligned, owners, questions, answers), strict=True)]
+        weighed = [*zip(answers, scorer.score(aligned, pair_ids, questions, answers), strict=True)]
         for (b, i, *_), true, false in zip(some, weighed[::2], weighed[1::2], strict=True):
             chances[b][i] = verdict_chance(true, false)
     return chances

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from meerkat_jax.inference import inputs
 from meerkat_jax.inference.answers import Answer
-from meerkat_jax.inference.inputs import Loaded
+from meerkat_jax.inference.inputs import ModelInputs
 from meerkat_jax.inference.sampling import Sampler
 
 
@@ -15,7 +15,7 @@ class Conversation:
     not shortened: an answer must not depend on turns that were silently forgotten.
     """
 
-    def __init__(self, sampler: Sampler, pair: Loaded):
+    def __init__(self, sampler: Sampler, pair: ModelInputs):
         """Use `Meerkat.converse`."""
         self.turns: list[tuple[str, str]] = []
         self._sampler, self._pair = sampler, pair
@@ -24,7 +24,7 @@ class Conversation:
         self._view = inputs.views(sampler.assembly, [pair], self._seen)[0]
 
     def ask(
-        self, prompt: str, temperature: float = 0.0, seed: int = 0, form: str | None = None
+        self, prompt: str, temperature: float = 0.0, seed: int = 0, grammar: str | None = None
     ) -> Answer:
         """The next answer, as `Meerkat.ask` gives the first; it becomes the last of the `turns`.
 
@@ -33,7 +33,7 @@ class Conversation:
         inputs.check_temperature(temperature)
         assembly = self._sampler.assembly
         ids = inputs.spell(assembly, prompt, self.turns)
-        found = self._sampler.answer(self._seen, [0], [ids], temperature, [seed], [form])[0]
+        found = self._sampler.answer(self._seen, [0], [ids], temperature, [seed], [grammar])[0]
         answer = inputs.read(assembly, ids, self._pair.notes, found, self._view)
         self.turns.append((prompt, answer.text))
         return answer

@@ -23,7 +23,7 @@ from typing import Protocol
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.inference import inputs
 from meerkat_jax.inference.answers import View
-from meerkat_jax.inference.inputs import Asked, AudioLike, ImageLike, Loaded
+from meerkat_jax.inference.inputs import AudioLike, ImageLike, ModelInputs, Request
 from meerkat_jax.inference.media_cache import MediaCache
 from meerkat_jax.inference.sampling import Sampler
 from meerkat_jax.inference.slots import Question, Slots
@@ -44,10 +44,10 @@ class Model(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Request:
+class _Queued:
     """A question in the queue."""
 
-    pair: Loaded
+    pair: ModelInputs
     question: Question
     reply: Reply
 
@@ -65,8 +65,8 @@ class Engine:
                 raise UserError(f"{name} is {value}; expected at least 1")
         self._assembly, self._waiting, self._pairs = model.sampler.assembly, waiting, pairs
         self._slots, self._media = Slots(model.sampler, slots), MediaCache()
-        self._queue: collections.deque[_Request] = collections.deque()
-        self._rows: list[_Request | None] = [None] * slots
+        self._queue: collections.deque[_Queued] = collections.deque()
+        self._rows: list[_Queued | None] = [None] * slots
         self._seen: collections.OrderedDict[bytes, tuple[Cache, View]] = collections.OrderedDict()
         self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -91,12 +91,12 @@ class Engine:
     def queued(self) -> int:
         """Questions that wait for a row."""
         with self._changed:
-            return sum(not asked.reply.over for asked in self._queue)
+            return sum(not queued.reply.over for queued in self._queue)
 
     @property
     def busy(self) -> int:
         """Rows in use."""
-        return sum(asked is not None for asked in self._rows)
+        return sum(queued is not None for queued in self._rows)
 
     def ask(
         self,
@@ -106,7 +106,7 @@ class Engine:
         turns: Sequence[tuple[str, str]] = (),
         temperature: float = 0.0,
         seed: int = 0,
-        form: str | None = None,
+        grammar: str | None = None,
         max_new: int | None = None,
     ) -> Reply:
         """Begin an answer, as `Meerkat.ask` gives it.
@@ -124,18 +124,18 @@ class Engine:
         inputs.check_temperature(temperature)
         if not 0 <= seed < SEEDS:
             raise UserError(f"seed is {seed}; expected 0 to {SEEDS - 1}")
-        marks = self._slots.begin(form, most)
+        grammar_state = self._slots.begin(grammar, most)
         self._refuse_more()
-        asked = Asked(image, audio, [prompt], turns=turns)
-        pair = inputs.load(self._assembly, asked, self._media)
+        request = Request(image, audio, [prompt], turns=turns)
+        pair = inputs.load(self._assembly, request, self._media)
         ids = pair.questions[0]
         read = functools.partial(inputs.read, self._assembly, ids, pair.notes)
         length = self._assembly.model.prefix_length + len(ids)
         reply = Reply(length, self._assembly.tokenizer.decode, read)
-        question = Question(ids, most, temperature, seed, marks)
+        question = Question(ids, most, temperature, seed, grammar_state)
         with self._changed:
             self._refuse_more()
-            self._queue.append(_Request(pair, question, reply))
+            self._queue.append(_Queued(pair, question, reply))
             self._changed.notify_all()
         return reply
 
@@ -166,11 +166,11 @@ class Engine:
                 self._fill()
                 self._step()
             except Exception as error:  # whatever the device says, to all that wait for it
-                for asked in self._drain():
-                    asked.reply.fail(error)
+                for queued in self._drain():
+                    queued.reply.fail(error)
                 self._slots.clear()
-        for asked in self._drain():
-            asked.reply.cancel()
+        for queued in self._drain():
+            queued.reply.cancel()
 
     def _wait(self) -> bool:
         """Until there is something to do; False when the engine is closed."""
@@ -182,8 +182,8 @@ class Engine:
 
     def _fill(self) -> None:
         """Free rows to the questions that wait longest."""
-        for row, asked in enumerate(self._rows):
-            if asked is not None and asked.reply.over:
+        for row, queued in enumerate(self._rows):
+            if queued is not None and queued.reply.over:
                 self._rows[row] = None
             while self._rows[row] is None and (new := self._next()) is not None:
                 if new.reply.over:
@@ -193,11 +193,11 @@ class Engine:
                 new.reply.see(view)
                 self._slots.seat(row, prefix, new.question)
 
-    def _next(self) -> _Request | None:
+    def _next(self) -> _Queued | None:
         with self._changed:
             return self._queue.popleft() if self._queue else None
 
-    def _look(self, pair: Loaded) -> tuple[Cache, View]:
+    def _look(self, pair: ModelInputs) -> tuple[Cache, View]:
         """The prefix and the view of a pair, kept for the next question about it."""
         key = hashlib.blake2b(pair.image.tobytes() + pair.audio.tobytes()).digest()
         if key not in self._seen:
@@ -217,14 +217,16 @@ class Engine:
         if not self.busy:
             return
         tokens, end = self._slots.step(), self._assembly.tokenizer.eos_id
-        for row, asked in enumerate(self._rows):
-            if asked is not None and asked.reply.write(int(tokens[row]), end, asked.question.most):
+        for row, queued in enumerate(self._rows):
+            if queued is not None and queued.reply.write(
+                int(tokens[row]), end, queued.question.most
+            ):
                 self._rows[row] = None
 
-    def _drain(self) -> list[_Request]:
+    def _drain(self) -> list[_Queued]:
         """All that is not answered, which is then forgotten."""
         with self._changed:
-            left = [asked for asked in (*self._rows, *self._queue) if asked is not None]
+            left = [queued for queued in (*self._rows, *self._queue) if queued is not None]
             self._queue.clear()
         self._rows = [None] * len(self._rows)
         return left

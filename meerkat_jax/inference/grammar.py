@@ -1,17 +1,17 @@
-"""Answers that can only be places or times: a finite automaton over tokens, run in the decode loop.
+"""Constrained decoding: a finite automaton over tokens that allows only well-formed answers.
 
-With the form "boxes" an answer is free text, then one place or several, `[label, x0, y0, x1, y1]`
-as `data.text.write_box` writes them, with x0 < x1 and y0 < y1 in 0..1; with "segments" times,
-`[label, start, end]`, start < end within the clip. Reading finds in it what was written, and mends
-nothing. inference/forms.py says what text that allows.
+With the grammar "boxes" an answer is free text, then one or more boxes `[label, x0, y0, x1, y1]` as
+`data.text.write_box` writes them, x0 < x1 and y0 < y1 in 0..1; with "segments" one or more
+`[label, start, end]`, start < end within the clip. Such an answer is parsed without repairs.
+inference/automaton.py defines the language byte by byte.
 
-How. A form is an automaton over bytes, lifted to tokens: a token leads from state to state as its
-bytes do one after another, so that a whole number, a single digit and a mark between numbers are
+How. A grammar is an automaton over bytes, lifted to tokens: a token's transition is that of its
+bytes one after another, so that a whole number, a single digit and a mark between numbers are
 all one step. Tokens that do the same in every state are one class; tables have a row per state and
 a column per class. What must be remembered of the numbers stands in a register each, as a whole
 number of its last decimals. A number's digits so far, say 0.4, leave it between 0.400 and 0.499: a
 token is allowed if what it leaves holds a number above the one that must be smaller, and up to the
-form's largest. The largest can follow any other, so that no answer runs into a dead end.
+grammar's largest. The largest can follow any other, so that no answer runs into a dead end.
 
 `need` says in how many tokens an answer can be closed from each state, whatever its registers hold;
 a token that would need more than the room that is left is not allowed, so none is cut off.
@@ -34,13 +34,13 @@ from tokenizers import decoders
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.text import BOX_DECIMALS, TIME_DECIMALS
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.inference.forms import (
+from meerkat_jax.inference.automaton import (
     ANY,
     NUMERIC,
     OVER,
     WHITE,
     Automaton,
-    Form,
+    ListFormat,
     coming,
     more,
     unit,
@@ -48,12 +48,12 @@ from meerkat_jax.inference.forms import (
 )
 from meerkat_jax.weights.bpe import SPACE, spelled_bytes
 
-FORMS = ("boxes", "segments")
+GRAMMARS = ("boxes", "segments")
 NEVER = 1 << 20  # tokens
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class Rules(NamedTuple):
+class TransitionTables(NamedTuple):
     """The tables, on the device; int32 unless said otherwise.
 
     classes[C], the class of a token; next[S, K], -1 for what is not allowed. Of the digits that a
@@ -78,7 +78,7 @@ class Rules(NamedTuple):
     tens: Any
 
 
-class Marks(NamedTuple):
+class GrammarState(NamedTuple):
     """How far each row has got: state int32[R], registers int32[R, Q]."""
 
     state: jax.Array
@@ -86,73 +86,77 @@ class Marks(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Grammar:
-    """The rules of all forms for one tokenizer and one length of clips; `starts` by form."""
+class Grammars:
+    """The tables of all grammars for one tokenizer and clip length; `starts` by grammar."""
 
-    rules: Rules
+    tables: TransitionTables
     starts: dict[str, int]
 
-    def begin(self, forms: Sequence[str | None], room: int) -> Marks:
-        """Marks (numpy) before an answer of at most `room` tokens in each of `forms`.
+    def begin(self, grammars: Sequence[str | None], room: int) -> GrammarState:
+        """Marks (numpy) before an answer of at most `room` tokens in each of `grammars`.
 
         Raises UserError for a form that is not there or does not fit.
         """
-        states = np.array([self._start(form, room) for form in forms], np.int32)
-        return Marks(states, np.zeros((len(forms), 4), np.int32))
+        states = np.array([self._start(grammar, room) for grammar in grammars], np.int32)
+        return GrammarState(states, np.zeros((len(grammars), 4), np.int32))
 
-    def _start(self, form: str | None, room: int) -> int:
-        if form is None:
+    def _start(self, grammar: str | None, room: int) -> int:
+        if grammar is None:
             return ANY
-        if form not in self.starts:
-            raise UserError(f"form {form!r} is unknown; expected one of {', '.join(FORMS)}")
-        need = int(self.rules.need[self.starts[form]])
+        if grammar not in self.starts:
+            raise UserError(f"form {grammar!r} is unknown; expected one of {', '.join(GRAMMARS)}")
+        need = int(self.tables.need[self.starts[grammar]])
         if need > room:
             raise UserError(
-                f"form {form!r} needs answers of {need} tokens, but this model's have {room} at "
+                f"form {grammar!r} needs answers of {need} tokens, but this model's have {room} at "
                 "most (config.data.max_answer_tokens); ask without a form"
             )
-        return self.starts[form]
+        return self.starts[grammar]
 
 
 # On the device -----------------------------------------------------------------------------------
 
 
-def allowed(rules: Rules, marks: Marks, left: jax.Array) -> jax.Array:
+def allowed(tables: TransitionTables, grammar_state: GrammarState, left: jax.Array) -> jax.Array:
     """bool[R, C]: the tokens that may come next, if `left` tokens can still be written."""
-    state = marks.state
-    value = _base(rules, marks)[:, None] * rules.scale[state] + rules.add[state]
-    below = rules.below[state]
-    least = jnp.where(below < 0, 0, _register(marks, below) + 1)[:, None]
-    unit, most = rules.unit[state], rules.top[state][:, None]
-    fits = _fits(value, unit, rules.more[state], least, most, rules.tens)
-    after = rules.next[state]
-    ends = rules.need[jnp.maximum(after, 0)] < left
-    return jnp.take((after >= 0) & ends & (fits | (unit == 0)), rules.classes, axis=1)
+    state = grammar_state.state
+    value = _base(tables, grammar_state)[:, None] * tables.scale[state] + tables.add[state]
+    below = tables.below[state]
+    least = jnp.where(below < 0, 0, _register(grammar_state, below) + 1)[:, None]
+    unit, most = tables.unit[state], tables.top[state][:, None]
+    fits = _fits(value, unit, tables.more[state], least, most, tables.tens)
+    after = tables.next[state]
+    ends = tables.need[jnp.maximum(after, 0)] < left
+    return jnp.take((after >= 0) & ends & (fits | (unit == 0)), tables.classes, axis=1)
 
 
-def constrain(rules: Rules, marks: Marks, logits: jax.Array, left: jax.Array) -> jax.Array:
+def constrain(
+    tables: TransitionTables, grammar_state: GrammarState, logits: jax.Array, left: jax.Array
+) -> jax.Array:
     """logits float[R, C], -inf for the tokens that are not allowed."""
-    return jnp.where(allowed(rules, marks, left), logits, -jnp.inf)
+    return jnp.where(allowed(tables, grammar_state, left), logits, -jnp.inf)
 
 
-def advance(rules: Rules, marks: Marks, tokens: jax.Array) -> Marks:
+def advance(
+    tables: TransitionTables, grammar_state: GrammarState, tokens: jax.Array
+) -> GrammarState:
     """The marks after tokens int32[R], each of which was allowed or comes after the end."""
-    state, kind = marks.state, rules.classes[tokens]
-    value = _base(rules, marks) * rules.scale[state, kind] + rules.add[state, kind]
-    places = jnp.arange(marks.values.shape[1]) == rules.number[state][:, None]
-    written = places & (rules.unit[state, kind] > 0)[:, None]
-    after = jnp.maximum(rules.next[state, kind], 0)
-    return Marks(after, jnp.where(written, value[:, None], marks.values))
+    state, kind = grammar_state.state, tables.classes[tokens]
+    value = _base(tables, grammar_state) * tables.scale[state, kind] + tables.add[state, kind]
+    places = jnp.arange(grammar_state.values.shape[1]) == tables.number[state][:, None]
+    written = places & (tables.unit[state, kind] > 0)[:, None]
+    after = jnp.maximum(tables.next[state, kind], 0)
+    return GrammarState(after, jnp.where(written, value[:, None], grammar_state.values))
 
 
-def _base(rules: Rules, marks: Marks) -> jax.Array:
+def _base(tables: TransitionTables, grammar_state: GrammarState) -> jax.Array:
     """int32[R]: what is written of the number that has begun, 0 if none has."""
-    state = marks.state
-    return jnp.where(rules.begun[state], _register(marks, rules.number[state]), 0)
+    state = grammar_state.state
+    return jnp.where(tables.begun[state], _register(grammar_state, tables.number[state]), 0)
 
 
-def _register(marks: Marks, which: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(marks.values, jnp.maximum(which, 0)[:, None], axis=1)[:, 0]
+def _register(grammar_state: GrammarState, which: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(grammar_state.values, jnp.maximum(which, 0)[:, None], axis=1)[:, 0]
 
 
 def _fits(value, unit, more, least, most, tens):
@@ -172,17 +176,20 @@ def _fits(value, unit, more, least, most, tens):
 # Tokens ------------------------------------------------------------------------------------------
 
 
-def compile_grammar(tokenizer: Tokenizer, seconds: float) -> Grammar:
-    """The rules of every form, for clips of `seconds`.
+def compile_grammars(tokenizer: Tokenizer, seconds: float) -> Grammars:
+    """The tables of every grammar, for clips of `seconds`.
 
-    Raises UserError when the tokenizer cannot write a form: it must have each digit and the point
+    Raises UserError when the tokenizer cannot write one: it must have each digit and the point
     as tokens by themselves.
     """
     longest = int(seconds * 10**TIME_DECIMALS + 1e-6)
     if longest < 1:
         raise UserError(f"clips of {seconds} s are too short to name a time within them")
-    forms = [Form(4, BOX_DECIMALS, 10**BOX_DECIMALS), Form(2, TIME_DECIMALS, longest)]
-    automaton, texts = Automaton(forms), token_texts(tokenizer)
+    grammars = [
+        ListFormat(4, BOX_DECIMALS, 10**BOX_DECIMALS),
+        ListFormat(2, TIME_DECIMALS, longest),
+    ]
+    automaton, texts = Automaton(grammars), token_texts(tokenizer)
     classes, tables = _lifted(automaton, texts, tokenizer.eos_id)
     # x0 must be below x1, y0 below y1, start below end: half of the numbers before
     tables |= {
@@ -193,16 +200,18 @@ def compile_grammar(tokenizer: Tokenizer, seconds: float) -> Grammar:
     }
     tables = {name: table[: automaton.size] for name, table in tables.items()}
     tens = 10 ** np.arange(tables["more"].max() + 1, dtype=np.int32)
-    rules = Rules(classes=classes, **tables, need=np.zeros(automaton.size, np.int32), tens=tens)
-    rules = rules._replace(need=_needs(automaton, rules, texts))
-    starts = dict(zip(FORMS, automaton.starts, strict=True))
-    for form, start in starts.items():
-        if rules.need[start] >= NEVER:
+    tables = TransitionTables(
+        classes=classes, **tables, need=np.zeros(automaton.size, np.int32), tens=tens
+    )
+    tables = tables._replace(need=_needs(automaton, tables, texts))
+    starts = dict(zip(GRAMMARS, automaton.starts, strict=True))
+    for grammar, start in starts.items():
+        if tables.need[start] >= NEVER:
             raise UserError(
-                f"form {form!r} cannot be written with this tokenizer; expected each digit, the "
+                f"form {grammar!r} cannot be written with this tokenizer; expected each digit, the "
                 "point, the comma, the space and the square brackets as tokens by themselves"
             )
-    return Grammar(rules, starts)
+    return Grammars(tables, starts)
 
 
 def token_texts(tokenizer: Tokenizer) -> list[bytes | None]:
@@ -280,26 +289,28 @@ def _columns(automaton: Automaton, texts: Sequence[bytes]) -> Iterator[np.ndarra
         yield found
 
 
-def _needs(automaton: Automaton, rules: Rules, texts: Sequence[bytes | None]) -> np.ndarray:
+def _needs(
+    automaton: Automaton, tables: TransitionTables, texts: Sequence[bytes | None]
+) -> np.ndarray:
     """int32[S]: in how many tokens an answer can be closed, whatever the registers hold.
 
     Between numbers by tokens that are always allowed: those without digits, and digits that leave
     the largest number possible. Within a number by single digits, the longest way.
     """
-    below, top = rules.below[:, None], rules.top[:, None]
+    below, top = tables.below[:, None], tables.top[:, None]
     least = np.where(below < 0, 0, top)
-    fits = _fits(rules.add, rules.unit, rules.more, least, top, rules.tens)
-    safe = (rules.next >= 0) & ((rules.unit == 0) | fits) & ~rules.begun[:, None]
+    fits = _fits(tables.add, tables.unit, tables.more, least, top, tables.tens)
+    safe = (tables.next >= 0) & ((tables.unit == 0) | fits) & ~tables.begun[:, None]
     single = {text for text in texts if text is not None and len(text) == 1}
     ways = automaton.next[: automaton.size, list(NUMERIC)]
     spelled = all(bytes([byte]) in single for byte in NUMERIC)
     need = np.full(automaton.size + 1, NEVER)
     need[[ANY, OVER]] = 0
     for _ in range(automaton.size):
-        after = np.where(safe, need[rules.next], NEVER).min(1)
+        after = np.where(safe, need[tables.next], NEVER).min(1)
         within = np.where(ways < automaton.size, need[ways], -1).max(1)
         within = within if spelled else np.full_like(within, NEVER)
-        new = np.minimum(np.where(rules.begun, within, after) + 1, NEVER)
+        new = np.minimum(np.where(tables.begun, within, after) + 1, NEVER)
         new[[ANY, OVER]] = 0
         if (new == need[:-1]).all():
             break

@@ -36,34 +36,34 @@ GREY = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Asked:
-    """A picture, a sound, and what is asked about the two.
+class Request:
+    """Prompts about a pair of an image and an audio clip.
 
-    One per prompt: `seeds` (default 0) and `forms`, what answers are held to (default None). Each
-    prompt comes after the `turns` of a conversation about the two.
+    One per prompt: `seeds` (default 0) and `grammars` that constrain answers (default None). Each
+    prompt follows the `turns` of a conversation about the pair.
     """
 
     image: ImageLike
     audio: AudioLike
     prompts: Sequence[str]
     seeds: Sequence[int] | None = None
-    forms: Sequence[str | None] | None = None
+    grammars: Sequence[str | None] | None = None
     turns: Turns = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Loaded:
+class ModelInputs:
     """Decoded: image uint8[H, W, 3], audio float32[samples], token ids of each prompt."""
 
     image: np.ndarray
     audio: np.ndarray
     questions: list[list[int]]
     seeds: Sequence[int]
-    forms: Sequence[str | None]
+    grammars: Sequence[str | None]
     notes: tuple[str, ...]
 
 
-def load(assembly: Assembly, asked: Asked, cache: MediaCache | None = None) -> Loaded:
+def load(assembly: Assembly, asked: Request, cache: MediaCache | None = None) -> ModelInputs:
     """Decode the media and spell the prompts; UserError for what cannot be read or is too long.
 
     Media that are given as bytes are looked for in `cache` first.
@@ -94,8 +94,8 @@ def load(assembly: Assembly, asked: Asked, cache: MediaCache | None = None) -> L
             notes.append("the sound is silent")
     questions = [spell(assembly, prompt, asked.turns) for prompt in asked.prompts]
     seeds = asked.seeds or [0] * len(questions)
-    forms = asked.forms or [None] * len(questions)
-    return Loaded(image, audio, questions, seeds, forms, tuple(notes))
+    grammars = asked.grammars or [None] * len(questions)
+    return ModelInputs(image, audio, questions, seeds, grammars, tuple(notes))
 
 
 def _decoded(
@@ -139,7 +139,9 @@ def spell(assembly: Assembly, prompt: str, turns: Turns = ()) -> list[int]:
     return ids
 
 
-def views(assembly: Assembly, pairs: Sequence[Loaded], aligned: dict[str, jax.Array]) -> list[View]:
+def views(
+    assembly: Assembly, pairs: Sequence[ModelInputs], aligned: dict[str, jax.Array]
+) -> list[View]:
     """The view of each pair, of what `Sampler.encode_and_align` made of them."""
     model = assembly.model
     mel, attention, plan = jax.device_get([aligned[key] for key in ("mel", "attention", "plan")])

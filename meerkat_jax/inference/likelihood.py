@@ -19,7 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.build import Assembly
-from meerkat_jax.inference.sampling import Sampler, banned, bucket, given, padded, prefilled, share
+from meerkat_jax.inference.sampling import (
+    Sampler,
+    broadcast_prefix,
+    bucket,
+    decoder_inputs,
+    padded,
+    prefill_prefix,
+    suppress_mask,
+)
 from meerkat_jax.meerkat import Meerkat
 from meerkat_jax.nn.layers import NEGATIVE
 
@@ -36,20 +44,20 @@ class Scorer:
     def __init__(self, sampler: Sampler):
         """Nothing is compiled before it is used."""
         self.assembly, self.params = sampler.assembly, sampler.params
-        self._banned = banned(self.assembly.tokenizer)
+        self._suppress = suppress_mask(self.assembly.tokenizer)
         self._largest = (0, 0, 0)
         self._score = jax.jit(functools.partial(_score, self.assembly), static_argnums=0)
 
     def score(
         self,
         aligned: dict[str, jax.Array],
-        owners: Sequence[int],
+        pair_ids: Sequence[int],
         questions: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
     ) -> list[np.ndarray]:
         """Natural logarithms of probabilities float32[n], one array for each of R answers.
 
-        The r-th is about pair `owners[r]` of `perceived`: of each token of `answers[r]` the
+        The r-th is about pair `pair_ids[r]` of `perceived`: of each token of `answers[r]` the
         probability after `questions[r]` and the tokens before it (ids, as `Prompt.question_ids` and
         `Prompt.answer_ids` give them; the latter with the end token). Their sum is the answer's
         log-likelihood.
@@ -66,14 +74,14 @@ class Scorer:
         found = self._score(
             most,
             self.params,
-            given(aligned),
+            decoder_inputs(aligned),
             {
-                "owners": padded(np.array(owners, np.int32), rows),
+                "pair_ids": padded(np.array(pair_ids, np.int32), rows),
                 "tokens": tokens.astype(np.int32),
                 "lengths": padded(np.array([*map(len, texts)], np.int32), rows),
                 "begins": padded(np.array([*map(len, questions)], np.int32), rows),
             },
-            self._banned,
+            self._suppress,
         )
         pairs = zip(np.asarray(found), answers, strict=False)
         return [values[: len(ids)] for values, ids in pairs]
@@ -84,7 +92,7 @@ def _up(count: int) -> int:
 
 
 def _score(
-    assembly: Assembly, most: int, params: dict, pairs: dict, rows: dict, banned: jax.Array
+    assembly: Assembly, most: int, params: dict, pairs: dict, rows: dict, suppress_mask: jax.Array
 ) -> jax.Array:
     """Log-probabilities float32[R, N] of the tokens from `begins` on, N = `most`.
 
@@ -97,15 +105,15 @@ def _score(
     def apply(*args, method):
         return model.apply({"params": params}, *args, method=method)
 
-    cache = pairs["cache"] if "cache" in pairs else prefilled(model, params, **pairs)
-    cache = share(cache, rows["owners"], length)
+    cache = pairs["cache"] if "cache" in pairs else prefill_prefix(model, params, **pairs)
+    cache = broadcast_prefix(cache, rows["pair_ids"], length)
     hidden = apply(tokens, rows["lengths"], cache, model.prefix_length, method=_hidden)
     places = jnp.minimum(rows["begins"][:, None] + jnp.arange(most), length - 1)
     before = jnp.take_along_axis(hidden, places[..., None] - 1, axis=1)
     wanted = jnp.take_along_axis(tokens, places, axis=1)
 
     def one(place):  # of all rows: logits of all places would be R x N x C
-        logits = jnp.where(banned, NEGATIVE, apply(place[0], method="logits"))
+        logits = jnp.where(suppress_mask, NEGATIVE, apply(place[0], method="logits"))
         return jnp.take_along_axis(jax.nn.log_softmax(logits), place[1][:, None], axis=1)[:, 0]
 
     return jax.lax.map(one, (before.swapaxes(0, 1), wanted.T)).T

@@ -27,11 +27,11 @@ import numpy as np
 from meerkat_jax.build import Assembly
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.inference.grammar import (
-    Grammar,
-    Marks,
-    Rules,
+    Grammars,
+    GrammarState,
+    TransitionTables,
     advance,
-    compile_grammar,
+    compile_grammars,
     constrain,
 )
 from meerkat_jax.meerkat import Meerkat
@@ -66,21 +66,21 @@ class Sampler:
     def __init__(self, assembly: Assembly, params: dict[str, Any], max_new: int = 64):
         """`max_new` is N, the most tokens of an answer."""
         self.assembly, self.params, self.max_new = assembly, params, max_new
-        self._banned = banned(assembly.tokenizer)
+        self._suppress = suppress_mask(assembly.tokenizer)
         self._sizes: dict[str, set[int]] = {"pairs": set(), "rows": set()}
         self._encode_and_align = jax.jit(functools.partial(_encode_and_align, assembly))
-        self._prefill = jax.jit(functools.partial(prefilled, assembly.model))
+        self._prefill = jax.jit(functools.partial(prefill_prefix, assembly.model))
         self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
 
     @functools.cached_property
-    def grammar(self) -> Grammar:
+    def grammars(self) -> Grammars:
         """The forms that answers can be held to, for this tokenizer and length of clips."""
-        return compile_grammar(self.assembly.tokenizer, self.assembly.shapes.seconds)
+        return compile_grammars(self.assembly.tokenizer, self.assembly.shapes.seconds)
 
     @functools.cached_property
-    def rules(self) -> Rules:
+    def tables(self) -> TransitionTables:
         """The grammar's tables, on the device."""
-        return jax.device_put(self.grammar.rules)
+        return jax.device_put(self.grammars.tables)
 
     def encode_and_align(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
         """Images uint8[B, H, W, 3] and audio float[B, samples] -> `Meerkat.encode_and_align`.
@@ -99,16 +99,16 @@ class Sampler:
     def answer(
         self,
         aligned: dict[str, jax.Array],
-        owners: Sequence[int],
+        pair_ids: Sequence[int],
         questions: Sequence[Sequence[int]],
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
-        forms: Sequence[str | None] | None = None,
+        grammars: Sequence[str | None] | None = None,
     ) -> list[Generated]:
-        """Answer R `questions` (token ids), the r-th about pair `owners[r]` of `perceived`.
+        """Answer R `questions` (token ids), the r-th about pair `pair_ids[r]` of `perceived`.
 
         `temperature` 0 is greedy; above it row r is drawn with `seeds[r]` (default: 0). Row r is
-        held to `forms[r]`, one of `grammar.FORMS` (None, the default: to nothing).
+        held to `grammars[r]`, one of `grammar.FORMS` (None, the default: to nothing).
 
         Raises UserError for a form that is unknown or too long for N tokens.
         """
@@ -121,28 +121,30 @@ class Sampler:
         for row, ids in enumerate(questions):
             tokens[row, : len(ids)] = ids
             lengths[row] = len(ids)
-        guide: tuple[()] | tuple[Rules, Marks] = ()
-        if forms is not None and any(form is not None for form in forms):
-            marks = self.grammar.begin([*forms, *[None] * (rows - len(forms))], self.max_new)
-            guide = (self.rules, marks)
+        guide: tuple[()] | tuple[TransitionTables, GrammarState] = ()
+        if grammars is not None and any(grammar is not None for grammar in grammars):
+            grammar_state = self.grammars.begin(
+                [*grammars, *[None] * (rows - len(grammars))], self.max_new
+            )
+            guide = (self.tables, grammar_state)
         seeds = np.zeros(rows, np.int32) if seeds is None else padded(np.array(seeds), rows)
         found = self._answer(
             temperature > 0,
             self.params,
-            given(aligned),
+            decoder_inputs(aligned),
             {
-                "owners": padded(np.array(owners, np.int32), rows),
+                "pair_ids": padded(np.array(pair_ids, np.int32), rows),
                 "tokens": tokens.astype(np.int32),
                 "lengths": lengths,
                 "idle": np.arange(rows) >= len(questions),
                 "seeds": seeds.astype(np.uint32),
             },
-            self._banned,
+            self._suppress,
             np.float32(max(temperature, 1e-6)),
             *guide,
         )
         texts, ends = jax.device_get(found)
-        said = [cut(ids, self.assembly.tokenizer.eos_id) for ids in texts[: len(questions)]]
+        said = [strip_eos(ids, self.assembly.tokenizer.eos_id) for ids in texts[: len(questions)]]
         return [Generated(ids, bool(e)) for ids, e in zip(said, ends, strict=False)]
 
     def trace(
@@ -166,13 +168,13 @@ class Sampler:
         encode_and_align = self._encode_and_align.trace(self.params, media)
         tokens = {name: at(encode_and_align.out_info[name]) for name in ("image", "audio")}
         asked = {
-            "owners": np.zeros(rows, np.int32),
+            "pair_ids": np.zeros(rows, np.int32),
             "tokens": np.zeros((rows, length), np.int32),
             "lengths": np.ones(rows, np.int32),
             "idle": np.zeros(rows, bool),
             "seeds": np.zeros(rows, np.uint32),
         }
-        asked, few = jax.tree.map(at, asked), jax.tree.map(at, (self._banned, np.zeros((), "f4")))
+        asked, few = jax.tree.map(at, asked), jax.tree.map(at, (self._suppress, np.zeros((), "f4")))
         answer = self._answer.trace(False, self.params, tokens, asked, *few)
         slots = self.assembly.model.prefix_length + length + self.max_new
         llama = self.assembly.model.llama
@@ -187,13 +189,13 @@ class Sampler:
         return size
 
 
-def cut(ids: np.ndarray, end: int) -> tuple[int, ...]:
+def strip_eos(ids: np.ndarray, end: int) -> tuple[int, ...]:
     """The ids before the first end token."""
     ends = np.flatnonzero(ids == end)
     return tuple(ids[: ends[0] if len(ends) else None].tolist())
 
 
-def banned(tokenizer: Tokenizer) -> np.ndarray:
+def suppress_mask(tokenizer: Tokenizer) -> np.ndarray:
     """bool[C], True for what is no part of an answer: markers and the padding of the vocabulary."""
     table = np.arange(tokenizer.padded_vocab_size) >= tokenizer.vocab_size
     for name, token in tokenizer.specials.items():
@@ -201,7 +203,7 @@ def banned(tokenizer: Tokenizer) -> np.ndarray:
     return table
 
 
-def given(aligned: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def decoder_inputs(aligned: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """What answers start from: the pairs' prefixes if they are there, else their tokens."""
     names = ("cache",) if "cache" in aligned else ("image", "audio")
     return {name: aligned[name] for name in names}
@@ -226,10 +228,10 @@ def _answer(
     params: dict,
     pairs: dict[str, jax.Array],
     rows: dict[str, jax.Array],
-    banned: jax.Array,
+    suppress_mask: jax.Array,
     temperature: jax.Array,
-    rules: Rules | None = None,
-    marks: Marks | None = None,
+    tables: TransitionTables | None = None,
+    grammar_state: GrammarState | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens int32[R, N], filled up with the end token, and bool[R]: whether the row ended."""
     model, length = assembly.model, rows["tokens"].shape[1]
@@ -237,20 +239,20 @@ def _answer(
     def extended(*tokens_to_last):
         return model.apply({"params": params}, *tokens_to_last, method=extend)
 
-    cache = pairs["cache"] if "cache" in pairs else prefilled(model, params, **pairs)
-    cache = share(cache, rows["owners"], length + max_new)
-    pick = functools.partial(choose, draws, banned, temperature, rows["seeds"])
+    cache = pairs["cache"] if "cache" in pairs else prefill_prefix(model, params, **pairs)
+    cache = broadcast_prefix(cache, rows["pair_ids"], length + max_new)
+    pick = functools.partial(choose, draws, suppress_mask, temperature, rows["seeds"])
     end = assembly.tokenizer.eos_id
     prefix = model.prefix_length
-    return go_on(extended, pick, cache, prefix, rows, max_new, end, rules, marks)
+    return decode_loop(extended, pick, cache, prefix, rows, max_new, end, tables, grammar_state)
 
 
-def choose(draws: bool, banned, temperature, seeds, logits: jax.Array, turn) -> jax.Array:
+def choose(draws: bool, suppress_mask, temperature, seeds, logits: jax.Array, turn) -> jax.Array:
     """The next token int32[R] of logits float[R, C]: the likeliest, or one that is drawn.
 
     temperature float[] or float[R], above 0; turn int[] or int[R], tokens before this one.
     """
-    logits = jnp.where(banned, NEGATIVE, logits)
+    logits = jnp.where(suppress_mask, NEGATIVE, logits)
     if not draws:
         return logits.argmax(-1).astype(jnp.int32)
 
@@ -261,7 +263,7 @@ def choose(draws: bool, banned, temperature, seeds, logits: jax.Array, turn) -> 
     return jax.vmap(draw)(seeds, turns, logits / heat).astype(jnp.int32)
 
 
-def go_on(
+def decode_loop(
     extend: Callable,
     choose: Callable,
     cache: Cache,
@@ -269,8 +271,8 @@ def go_on(
     rows: dict,
     max_new: int,
     end: int,
-    rules: Rules | None = None,
-    marks: Marks | None = None,
+    tables: TransitionTables | None = None,
+    grammar_state: GrammarState | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Questions behind the `prefix` slots that `cache` holds, then one token per row and turn.
 
@@ -291,35 +293,35 @@ def go_on(
     )
 
     def turn(state):
-        i, logits, ended, texts, cache, marks = state
-        if rules is not None:
-            logits = constrain(rules, marks, logits, max_new - i)
+        i, logits, ended, texts, cache, grammar_state = state
+        if tables is not None:
+            logits = constrain(tables, grammar_state, logits, max_new - i)
         token = jnp.where(ended, end, choose(logits, i))
-        if rules is not None:
-            marks = advance(rules, marks, token)
+        if tables is not None:
+            grammar_state = advance(tables, grammar_state, token)
         texts = jax.lax.dynamic_update_slice_in_dim(texts, token[:, None], i, axis=1)
         position = (prefix + rows["lengths"] + i)[:, None]
         valid, last = jnp.ones((count, 1), bool), jnp.zeros(count, jnp.int32)
         logits, cache = extend(token[:, None], position, valid, cache, prefix + length + i, last)
-        return i + 1, logits, ended | (token == end), texts, cache, marks
+        return i + 1, logits, ended | (token == end), texts, cache, grammar_state
 
     texts = jnp.full((count, max_new), end, jnp.int32)
-    state = (jnp.int32(0), logits, rows["idle"], texts, cache, marks)
+    state = (jnp.int32(0), logits, rows["idle"], texts, cache, grammar_state)
     state = jax.lax.while_loop(lambda s: (s[0] < max_new) & ~s[2].all(), turn, state)
     return state[3], state[2]
 
 
-def prefilled(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
+def prefill_prefix(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
     """The cache of the prefixes of B pairs (tokens as `Meerkat.encode_and_align` gives them)."""
     return model.apply({"params": params}, image, audio, method=_prefill)
 
 
 def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
     """The cache of the prefixes, without room for more."""
-    return fill(model.llama, model.embed_prefix(image, audio))
+    return prefill(model.llama, model.embed_prefix(image, audio))
 
 
-def fill(llama: Llama, row: jax.Array) -> Cache:
+def prefill(llama: Llama, row: jax.Array) -> Cache:
     """The cache of float[B, P, D], without room for more."""
     # The barrier keeps the compiler from computing attention to an empty cache while it compiles.
     empty = jax.lax.optimization_barrier(init_cache(llama, *row.shape[:2]))
@@ -338,12 +340,12 @@ def extend_text(llama: Llama, tokens, positions, valid, cache, slot, last):
     return llama.logits(hidden), out["cache"]
 
 
-def share(cache: Cache, owners: jax.Array, more: int) -> Cache:
+def broadcast_prefix(cache: Cache, pair_ids: jax.Array, more: int) -> Cache:
     """Row r gets the prefix of pair owners[r], and `more` empty slots behind it."""
     axes = {"k": (1, 3), "v": (1, 3), "valid": (0, 1)}
 
     def grown(array: jax.Array, row: int, slot: int) -> jax.Array:
-        array = jnp.take(array, owners, axis=row)
+        array = jnp.take(array, pair_ids, axis=row)
         widths = [(0, more if axis == slot else 0) for axis in range(array.ndim)]
         return jnp.pad(array, widths)
 

@@ -25,14 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.inference.grammar import Marks, Rules, advance, constrain
+from meerkat_jax.inference.grammar import GrammarState, TransitionTables, advance, constrain
 from meerkat_jax.inference.sampling import (
     Sampler,
-    banned,
+    broadcast_prefix,
     choose,
     extend,
     question_room,
-    share,
+    suppress_mask,
 )
 from meerkat_jax.meerkat import Meerkat
 from meerkat_jax.models.llama import Cache, init_cache
@@ -40,7 +40,7 @@ from meerkat_jax.models.llama import Cache, init_cache
 COLD = 1e-6  # the temperature of a row that is not drawn, so that nothing is divided by 0
 
 
-class Seat(NamedTuple):
+class Slot(NamedTuple):
     """What a row needs to know, one entry per row.
 
     logits float32[S, C] of the next token; position int32[S], where that stands; turn int32[S],
@@ -54,7 +54,7 @@ class Seat(NamedTuple):
     most: Any
     temperature: Any
     seed: Any
-    marks: Marks
+    grammar_state: GrammarState
     busy: Any
 
 
@@ -65,7 +65,7 @@ class Question(NamedTuple):
     most: int
     temperature: float
     seed: int
-    marks: Marks
+    grammar_state: GrammarState
 
 
 class Slots:
@@ -76,28 +76,28 @@ class Slots:
         self.sampler, self.rows = sampler, rows
         assembly, model = sampler.assembly, sampler.assembly.model
         self._usual = question_room(assembly.shapes.pack_length - assembly.shapes.max_target_tokens)
-        self._banned = banned(assembly.tokenizer)
+        self._suppress = suppress_mask(assembly.tokenizer)
         self._model, self._end = model, assembly.tokenizer.eos_id
         self.clear()
 
     @functools.cached_property
-    def rules(self) -> Rules | None:
+    def tables(self) -> TransitionTables | None:
         """The tables of all forms; None where the tokenizer can write none."""
         try:
-            return self.sampler.rules
+            return self.sampler.tables
         except UserError:  # a question that wants a form is told why (`begin`)
             return None
 
-    def begin(self, form: str | None, most: int) -> Marks:
+    def begin(self, grammar: str | None, most: int) -> GrammarState:
         """Marks of one row before an answer of at most `most` tokens; UserError as of `Grammar`."""
-        if form is None and self.rules is None:
-            return Marks(np.zeros(1, np.int32), np.zeros((1, 4), np.int32))
-        return self.sampler.grammar.begin([form], most)
+        if grammar is None and self.tables is None:
+            return GrammarState(np.zeros(1, np.int32), np.zeros((1, 4), np.int32))
+        return self.sampler.grammars.begin([grammar], most)
 
     def clear(self) -> None:
         """Forget all rows."""
         self._cache: Cache | None = None
-        self._seats: Seat | None = None
+        self._seats: Slot | None = None
         self._size, self._clock = self._usual, 0
 
     def rest(self) -> None:
@@ -113,14 +113,14 @@ class Slots:
         tokens[0, : len(question.ids)] = question.ids
         length = np.full(1, len(question.ids), np.int32)
         logits, asked = _read(self._model, self.sampler.params, prefix, tokens, length)
-        new = Seat(
+        new = Slot(
             logits=logits,
             position=length + self._model.prefix_length,
             turn=np.zeros(1, np.int32),
             most=np.full(1, question.most, np.int32),
             temperature=np.full(1, question.temperature, np.float32),
             seed=np.full(1, question.seed, np.uint32),
-            marks=question.marks,
+            grammar_state=question.grammar_state,
             busy=np.ones(1, bool),
         )
         self._make_room(room, new)
@@ -137,13 +137,13 @@ class Slots:
             self._cache,
             self._seats,
             np.int32(self._clock),
-            self._banned,
-            self.rules,
+            self._suppress,
+            self.tables,
         )
         self._clock = (self._clock + 1) % self.sampler.max_new
         return np.asarray(tokens)
 
-    def _make_room(self, room: int, new: Seat) -> None:
+    def _make_room(self, room: int, new: Slot) -> None:
         """Rows for questions of `room` tokens, and seats of the kind of `new`, kept or empty."""
         if self._cache is None:
             self._size = max(room, self._usual)
@@ -166,7 +166,7 @@ def _read(model: Meerkat, params: dict, prefix: Cache, tokens, length) -> tuple[
         tokens,
         start + places,
         places < length[:, None],
-        share(prefix, jnp.zeros(1, jnp.int32), tokens.shape[1]),
+        broadcast_prefix(prefix, jnp.zeros(1, jnp.int32), tokens.shape[1]),
         start,
         length - 1,
         method=extend,
@@ -176,7 +176,7 @@ def _read(model: Meerkat, params: dict, prefix: Cache, tokens, length) -> tuple[
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
-def _place(cache: Cache, seats: Seat, spans: Sequence, new: Seat, row) -> tuple[Cache, Seat]:
+def _place(cache: Cache, seats: Slot, spans: Sequence, new: Slot, row) -> tuple[Cache, Slot]:
     """Write the spans, parts of a cache from a slot on each, and a seat over those of `row`."""
     nothing = jnp.zeros((1, cache["valid"].shape[1]), bool)
     cache = cache | {"valid": jax.lax.dynamic_update_slice(cache["valid"], nothing, (row, 0))}
@@ -195,26 +195,26 @@ def _step(
     end: int,
     params: dict,
     cache: Cache,
-    seats: Seat,
+    seats: Slot,
     clock: jax.Array,
-    banned: jax.Array,
-    rules: Rules | None,
-) -> tuple[Cache, Seat, jax.Array]:
+    suppress_mask: jax.Array,
+    tables: TransitionTables | None,
+) -> tuple[Cache, Slot, jax.Array]:
     """The next token int32[S] of each row, written to slot `clock` of the ring."""
-    logits, marks = seats.logits, seats.marks
-    if rules is not None:
-        logits = constrain(rules, marks, logits, (seats.most - seats.turn)[:, None])
-    likeliest = choose(False, banned, None, seats.seed, logits, seats.turn)
+    logits, grammar_state = seats.logits, seats.grammar_state
+    if tables is not None:
+        logits = constrain(tables, grammar_state, logits, (seats.most - seats.turn)[:, None])
+    likeliest = choose(False, suppress_mask, None, seats.seed, logits, seats.turn)
     drawn = seats.busy & (seats.temperature > 0)
     heat = jnp.maximum(seats.temperature, COLD)
     token = jax.lax.cond(
         drawn.any(),
-        lambda: choose(True, banned, heat, seats.seed, logits, seats.turn),
+        lambda: choose(True, suppress_mask, heat, seats.seed, logits, seats.turn),
         lambda: likeliest,
     )
     token = jnp.where(seats.busy, jnp.where(drawn, token, likeliest), end)
-    if rules is not None:
-        marks = advance(rules, marks, token)
+    if tables is not None:
+        grammar_state = advance(tables, grammar_state, token)
     logits, cache = model.apply(
         {"params": params},
         token[:, None],
@@ -228,7 +228,11 @@ def _step(
     turn = seats.turn + 1
     busy = seats.busy & (token != end) & (turn < seats.most)
     moved = seats._replace(
-        logits=logits, position=seats.position + 1, turn=turn, marks=marks, busy=busy
+        logits=logits,
+        position=seats.position + 1,
+        turn=turn,
+        grammar_state=grammar_state,
+        busy=busy,
     )
     return cache, moved, token
 

@@ -19,7 +19,14 @@ from meerkat_jax.core.trees import unflatten
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.inference.decoder_weights import prepare_decoder
-from meerkat_jax.inference.sampling import Generated, banned, choose, cut, extend_text, go_on
+from meerkat_jax.inference.sampling import (
+    Generated,
+    choose,
+    decode_loop,
+    extend_text,
+    strip_eos,
+    suppress_mask,
+)
 from meerkat_jax.models.llama import Llama, init_cache
 from meerkat_jax.weights.convert import build
 from meerkat_jax.weights.store import Store
@@ -40,7 +47,7 @@ class Speaker:
         """`max_new` is the most tokens of an answer; the rest is as of `Meerkat.load`."""
         model, params = prepare_decoder(model, params, quantise, unstack_layers)
         self.tokenizer, self.max_new = tokenizer, max_new
-        self._params, self._banned = params, banned(tokenizer)
+        self._params, self._suppress = params, suppress_mask(tokenizer)
         self._answer = jax.jit(functools.partial(_answer, model, tokenizer.eos_id, max_new))
 
     @classmethod
@@ -79,12 +86,14 @@ class Speaker:
         for row, ids in enumerate(texts):
             tokens[row, : len(ids)] = ids
         lengths = np.array([len(ids) for ids in texts], np.int32)
-        found, ended = jax.device_get(self._answer(self._params, tokens, lengths, self._banned))
+        found, ended = jax.device_get(self._answer(self._params, tokens, lengths, self._suppress))
         end = self.tokenizer.eos_id
-        return [Generated(cut(ids, end), bool(e)) for ids, e in zip(found, ended, strict=True)]
+        return [
+            Generated(strip_eos(ids, end), bool(e)) for ids, e in zip(found, ended, strict=True)
+        ]
 
 
-def _answer(model: Llama, end: int, max_new: int, params, tokens, lengths, banned):
+def _answer(model: Llama, end: int, max_new: int, params, tokens, lengths, suppress_mask):
     """int32[R, T] -> new tokens int32[R, max_new] and bool[R], as of `sampling.go_on`."""
 
     def extend(tokens, positions, valid, cache, slot, last):
@@ -95,5 +104,5 @@ def _answer(model: Llama, end: int, max_new: int, params, tokens, lengths, banne
     count, length = tokens.shape
     rows = {"tokens": tokens, "lengths": lengths, "idle": jnp.zeros(count, bool)}
     cache = init_cache(model, count, length + max_new)
-    pick = functools.partial(choose, False, banned, 1.0, None)
-    return go_on(extend, pick, cache, 0, rows, max_new, end)
+    pick = functools.partial(choose, False, suppress_mask, 1.0, None)
+    return decode_loop(extend, pick, cache, 0, rows, max_new, end)

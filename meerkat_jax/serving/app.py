@@ -140,7 +140,7 @@ class _Server:
         try:
             reply = self.engine.ask(
                 wanted.image, wanted.audio, wanted.prompt, wanted.turns, wanted.temperature, seed,
-                wanted.form, min(most, self.engine.max_new),
+                wanted.grammar, min(most, self.engine.max_new),
             )  # fmt: skip
         except Busy as busy:
             raise Refused(429, str(busy), code="queue_full") from None

@@ -2,7 +2,7 @@
 
 Fields are those of OpenAI's reference, and those that vLLM adds. One that this server does not have
 may be there with its documented default, or empty ("n": 1, "tools": []), as that changes nothing;
-the default of `temperature` alone is ours, 0. Of our own there is `meerkat_form`, "boxes" or
+the default of `temperature` alone is ours, 0. Of our own there is `meerkat_grammar`, "boxes" or
 "segments".
 
 A conversation is about one picture and one sound, which stand in its first user message as data,
@@ -141,7 +141,7 @@ class Chat(_Strict):
     seed: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    meerkat_form: Literal["boxes", "segments"] | None = None
+    meerkat_grammar: Literal["boxes", "segments"] | None = None
     # Told for others; an answer does not depend on them.
     user: str | None = None
     safety_identifier: str | None = None
@@ -208,7 +208,7 @@ class Wanted:
     turns: list[tuple[str, str]]
     temperature: float
     seed: int | None
-    form: str | None
+    grammar: str | None
     most: int | None
     stream: bool
     usage: bool
@@ -245,7 +245,7 @@ def read_chat(body: bytes, model: str) -> Wanted:
         turns=list(zip(before[::2], before[1::2], strict=True)),
         temperature=chat.temperature,
         seed=chat.seed,
-        form=chat.meerkat_form,
+        grammar=chat.meerkat_grammar,
         most=min(limits, default=None),
         stream=chat.stream,
         usage=usage,

@@ -69,7 +69,7 @@ def check_names(phases: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
         naming = [term for term in sorted(NAMING) if phase["weights"].get(term)]
         if naming and not classes:
             raise UserError(
-                f"config.phases, {phase['name']!r}: {naming[0]} learns class names, and no example of "
-                'the data has labels; give "image_labels" and "audio_labels" '
+                f"config.phases, {phase['name']!r}: {naming[0]} learns class names, and no "
+                'example of the data has labels; give "image_labels" and "audio_labels" '
                 "(docs/own_data.md), or leave that phase out"
             )

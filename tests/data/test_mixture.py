@@ -156,7 +156,7 @@ def test_batches_are_as_long_as_their_texts_and_nothing_is_lost(mixed, prompt, t
     )
     needed = split.lengths(prompt, tmp_path).needed({}, 2)
     shapes = dataclasses.replace(
-        shapes, lengths=tuple(sorted({int(np.quantile(needed, q)) for q in (0.6, 0.85)}))
+        shapes, pack_lengths=tuple(sorted({int(np.quantile(needed, q)) for q in (0.6, 0.85)}))
     )
     encode = Encode(shapes, prompt, (), {}, needs_image=False, needs_audio=False)
     strata = split.strata()
@@ -190,7 +190,7 @@ def test_questions_without_room_are_refused_by_name_and_not_scored(mixed, prompt
     )
     data = DataSet(mixed, (), prompt.tokenizer, tmp_path)
     with pytest.raises(UserError, match=r"questions of split 'train/avc'.*first in valor-train-.*"
-                                        r"data.answer is 8"):  # fmt: skip
+                                        r"data.max_answer_tokens is 8"):  # fmt: skip
         data.needed(Split(mixed, "train/avc"), prompt, shapes, {})
     wide = dataclasses.replace(shapes, length=900, room=900, answer=900)
     assert data.needed(Split(mixed, "train/avc"), prompt, wide, {}) is None  # all of one length
@@ -261,10 +261,11 @@ def test_a_run_streams_all_sources(root, train, tmp_path):
         "def get_config():\n"
         f"    config = load_config({str(ROOT / 'tests' / 'tiny.py')!r}).to_dict()\n"
         f"    config['data'] |= dict(kind='avfit', root={str(root)!r}, sources={chosen!r},\n"
-        "        boxes=16, names=16, runs=1, length=260, lengths=[96], room=200, answer=200,"
+        "        max_boxes=16, max_labels=16, num_packs=1, pack_length=260, pack_lengths=[96],"
+        "        max_target_tokens=200, max_answer_tokens=200,"
         " task_weights={})\n"
         "    phase = config['phases'][-1]\n"
-        "    phase.pop('kept', None)\n"
+        "    phase.pop('cache_features', None)\n"
         "    config['phases'] = [phase | dict(split='train', steps=4, task_weights={}"
         f", sources={dict.fromkeys(chosen, 2.0)!r}, weights={{'answer': 1.0}})]\n"
         "    return ml_collections.ConfigDict(config)\n"
@@ -273,6 +274,6 @@ def test_a_run_streams_all_sources(root, train, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = read_metrics(tmp_path / "run")
     assert rows[-1]["step"] == 4 and any(key.startswith("eval") for row in rows for key in row)
-    assert re.search(r"runs of (96|260) tokens: compiled", done.stdout)
+    assert re.search(r"packs of (96|260) tokens: compiled", done.stdout)
     meta = json.loads((tmp_path / "run" / "config.json").read_text())
     assert meta["data"]["sources"] == chosen

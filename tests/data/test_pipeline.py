@@ -257,7 +257,10 @@ def test_a_folder_that_is_no_data_set(tmp_path):
             lambda e: {"questions": (Question("avc", "Say.", "dog " * 30),)},
             "the answer .* has .* tokens",
         ),
-        (lambda e: {"questions": (Question("avc", "Say. " * 90, "dog"),)}, "raise length or room"),
+        (
+            lambda e: {"questions": (Question("avc", "Say. " * 90, "dog"),)},
+            "raise data.pack_length or data.max_target_tokens",
+        ),
     ],
     ids=["boxes", "picture", "sound", "answer", "length"],
 )

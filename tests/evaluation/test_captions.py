@@ -24,8 +24,9 @@ NAMES = ["dog", "owl", "sea lion", "lion", "bee", "saw"]
         ("", set(), set()),
     ],
 )
-def test_read_caption(text, seen, heard):
-    assert read_caption(text, NAMES) == Named(frozenset(seen), frozenset(heard))
+def test_read_caption(text, image_labels, audio_labels):
+    expected = Named(frozenset(image_labels), frozenset(audio_labels))
+    assert read_caption(text, NAMES) == expected
 
 
 @given(st.sets(st.sampled_from(NAMES), max_size=3), st.sets(st.sampled_from(NAMES)))

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from meerkat_jax.api import Asked
+from meerkat_jax.api import Request
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.inference.engine import Busy, Engine
 from meerkat_jax.inference.inputs import load
@@ -24,7 +24,11 @@ SLOTS = 3  # in all tests, so that they share compiled programs
 # (pair, prompt, turns, temperature, seed, form)
 QUESTIONS = [
     *((pair, prompt, (), t, pair, None) for pair in range(3) for prompt in SHORT for t in (0, 1.5)),
-    *((pair, LONG, (), 0, 0, form) for pair in range(3) for form in ("boxes", "segments", None)),
+    *(
+        (pair, LONG, (), 0, 0, grammar)
+        for pair in range(3)
+        for grammar in ("boxes", "segments", None)
+    ),
     *((pair, LONG, (), 1.5, 7, "boxes") for pair in range(3)),
     (0, SHORT[0], TURNS, 0, 0, None),
 ]
@@ -47,8 +51,8 @@ def expected():
                 groups.setdefault((pair, turns), []).append(i)
         asked = []
         for (pair, turns), members in groups.items():
-            _, prompts, _, _, seeds, forms = zip(*(QUESTIONS[i] for i in members), strict=True)
-            asked.append(Asked(*PAIRS[pair], prompts, seeds, forms, turns))
+            _, prompts, _, _, seeds, grammars = zip(*(QUESTIONS[i] for i in members), strict=True)
+            asked.append(Request(*PAIRS[pair], prompts, seeds, grammars, turns))
         for members, answers in zip(groups.values(), model().stream(asked, heat), strict=True):
             found |= zip(members, answers, strict=True)
     return [found[i] for i in range(len(QUESTIONS))]
@@ -61,8 +65,8 @@ def engine():
 
 
 def begin(engine, number, **how):
-    pair, prompt, turns, heat, seed, form = QUESTIONS[number]
-    return engine.ask(*PAIRS[pair], prompt, turns, heat, seed, form, **how)
+    pair, prompt, turns, heat, seed, grammar = QUESTIONS[number]
+    return engine.ask(*PAIRS[pair], prompt, turns, heat, seed, grammar, **how)
 
 
 def test_the_questions_differ(expected):
@@ -109,7 +113,7 @@ def test_each_answer_is_that_of_the_question_alone_whatever_runs_beside_it(engin
 def test_pairs_are_one_row_each_whatever_the_sampler_was_used_for_before(expected):
     """A sampler that had two pairs at a time pads one up to two."""
     sampler = Sampler(model().assembly, model().params, model().sampler.max_new)
-    loaded = [load(sampler.assembly, Asked(*PAIRS[0], SHORT[:1]))] * 2
+    loaded = [load(sampler.assembly, Request(*PAIRS[0], SHORT[:1]))] * 2
     sampler.encode_and_align(
         np.stack([x.image for x in loaded]), np.stack([x.audio for x in loaded])
     )
@@ -141,8 +145,8 @@ def test_an_answer_can_be_kept_short(engine, expected):
         ({"image": None, "audio": None}, "neither a picture nor a sound"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"seed": -1}, "seed is -1"),
-        ({"form": "circles"}, "form 'circles' is unknown; expected one of boxes, segments"),
-        ({"form": "boxes", "max_new": 2}, "form 'boxes' needs answers of"),
+        ({"grammar": "circles"}, "form 'circles' is unknown; expected one of boxes, segments"),
+        ({"grammar": "boxes", "max_new": 2}, "form 'boxes' needs answers of"),
         ({"max_new": 0}, "max_new is 0; expected 1 to"),
         ({"max_new": 10**6}, "max_new is 1000000; expected 1 to"),
         ({"turns": [("Is it?", "yes")] * 400}, "the conversation has .* tokens .* begin a new one"),

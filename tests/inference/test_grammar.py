@@ -13,21 +13,21 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meerkat_jax.api import Asked
+from meerkat_jax.api import Request
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.text import parse_boxes, parse_segments, write_box, write_segment
 from meerkat_jax.data.tokenizer import SPECIALS, Tokenizer
 from meerkat_jax.generate import answer_manifest
-from meerkat_jax.inference.forms import Form
+from meerkat_jax.inference.automaton import ListFormat
 from meerkat_jax.inference.grammar import (
-    FORMS,
+    GRAMMARS,
     advance,
     allowed,
-    compile_grammar,
+    compile_grammars,
 )
-from meerkat_jax.inference.sampling import banned, choose, cut, go_on
+from meerkat_jax.inference.sampling import choose, decode_loop, strip_eos, suppress_mask
 from meerkat_jax.mini import compose
 from meerkat_jax.mini.questions import ask
 from meerkat_jax.mini.templates import PHRASES
@@ -91,14 +91,17 @@ def tokenizer_of(tmp_path_factory, asked):
 
 
 @pytest.fixture(scope="module")
-def grammar_of(tokenizer_of):
-    return functools.cache(lambda kind: compile_grammar(tokenizer_of(kind), SECONDS))
+def compiled_for(tokenizer_of):
+    return functools.cache(lambda kind: compile_grammars(tokenizer_of(kind), SECONDS))
 
 
-def well_formed(text: str, form: str | None, seconds: float = SECONDS) -> bool:
+def well_formed(text: str, grammar: str | None, seconds: float = SECONDS) -> bool:
     """Whether a text holds items of one form only, in order and in range, none of them mended."""
     boxes, times = parse_boxes(text), parse_segments(text, seconds)
-    assert (len(boxes.items) > 0, len(times.items) > 0) == (form == "boxes", form == "segments")
+    assert (len(boxes.items) > 0, len(times.items) > 0) == (
+        grammar == "boxes",
+        grammar == "segments",
+    )
     assert boxes.mended == times.mended == 0
     for box in boxes.items:
         assert 0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1
@@ -116,38 +119,41 @@ def well_formed(text: str, form: str | None, seconds: float = SECONDS) -> bool:
     ("kind", "more"), [("mini", 0), ("mini", 50), ("llama2", 0), ("smollm2", 50)]
 )
 def test_whatever_the_logits_are_answers_are_well_formed_and_whole(
-    kind, more, tokenizer_of, grammar_of
+    kind, more, tokenizer_of, compiled_for
 ):
     """The real loop; instead of a model random logits, half of the rows drawn to two items.
 
     There is room for just one item, or for `more` tokens.
     """
-    tokenizer, grammar, rows = tokenizer_of(kind), grammar_of(kind), 32
-    need = max(int(grammar.rules.need[start]) for start in grammar.starts.values())
-    wanted, found = [FORMS[row % 2] for row in range(rows)], {form: [] for form in FORMS}
-    texts, ended = random_answers(tokenizer, grammar, wanted, need + more)
+    tokenizer, compiled, rows = tokenizer_of(kind), compiled_for(kind), 32
+    need = max(int(compiled.tables.need[start]) for start in compiled.starts.values())
+    wanted, found = (
+        [GRAMMARS[row % 2] for row in range(rows)],
+        {grammar: [] for grammar in GRAMMARS},
+    )
+    texts, ended = random_answers(tokenizer, compiled, wanted, need + more)
     assert ended.all()
-    for form, ids in zip(wanted, texts, strict=True):
-        text = tokenizer.decode(cut(ids, tokenizer.eos_id)).strip()
-        assert well_formed(text, form), text
-        found[form].append(text)
-    for form in FORMS:  # neither always alike nor only what is forced
-        assert len(set(found[form])) > rows // 4
+    for grammar, ids in zip(wanted, texts, strict=True):
+        text = tokenizer.decode(strip_eos(ids, tokenizer.eos_id)).strip()
+        assert well_formed(text, grammar), text
+        found[grammar].append(text)
+    for grammar in GRAMMARS:  # neither always alike nor only what is forced
+        assert len(set(found[grammar])) > rows // 4
         if more:
-            assert any(text.count("[") > 1 for text in found[form])
-            assert any(not text.startswith("[") for text in found[form])
+            assert any(text.count("[") > 1 for text in found[grammar])
+            assert any(not text.startswith("[") for text in found[grammar])
 
 
-def random_answers(tokenizer, grammar, wanted, room):
+def random_answers(tokenizer, compiled, wanted, room):
     """`go_on` with logits drawn anew for each row and turn; half of the rows mostly follow a text.
 
     What they would then say is out of order, and off the grid of the mini tokenizer's numbers.
     """
-    rows, table = len(wanted), banned(tokenizer)
+    rows, table = len(wanted), suppress_mask(tokenizer)
     said = {"boxes": "[a, 0.501, 0.250, 0.502, 0.100] [b, ", "segments": "[a, 9.9, 2.0] [b, 0.1, "}
     plan = np.full((room, rows), tokenizer.eos_id)
-    for row, form in enumerate(wanted[: rows // 2]):
-        ids = tokenizer.encode(said[form])[:room]
+    for row, grammar in enumerate(wanted[: rows // 2]):
+        ids = tokenizer.encode(said[grammar])[:room]
         plan[: len(ids), row] = ids
 
     rng = np.random.default_rng(0)
@@ -155,7 +161,7 @@ def random_answers(tokenizer, grammar, wanted, room):
     logits[np.arange(room)[:, None], np.arange(rows), plan] += 6
 
     @jax.jit
-    def answers(rules, marks, logits):
+    def answers(tables, grammar_state, logits):
         def extend(tokens, positions, valid, cache, slot, last):
             return logits[slot], cache  # the slot is the turn
 
@@ -165,33 +171,38 @@ def random_answers(tokenizer, grammar, wanted, room):
             "idle": jnp.zeros(rows, bool),
         }
         pick = functools.partial(choose, False, table, 1.0, None)
-        return go_on(extend, pick, {}, 0, state, room, tokenizer.eos_id, rules, marks)
+        return decode_loop(
+            extend, pick, {}, 0, state, room, tokenizer.eos_id, tables, grammar_state
+        )
 
-    return jax.device_get(answers(grammar.rules, grammar.begin(wanted, room), logits))
+    return jax.device_get(answers(compiled.tables, compiled.begin(wanted, room), logits))
 
 
 # What may be said --------------------------------------------------------------------------------
 
 
-def refused(tokenizer, grammar, answers) -> list[str]:
+def refused(tokenizer, compiled, answers) -> list[str]:
     """Of answers (form, text) those that do not pass, up to the refused token."""
     prompt = make_prompt(tokenizer)
-    forms, answers = [form for form, _ in answers], [prompt.answer_ids(t) for _, t in answers]
+    grammars, answers = (
+        [grammar for grammar, _ in answers],
+        [prompt.answer_ids(t) for _, t in answers],
+    )
     length, room = max(map(len, answers)), 400
     tokens = np.full((length, len(answers)), tokenizer.eos_id, np.int32)
     for row, ids in enumerate(answers):
         tokens[: len(ids), row] = ids
 
     @jax.jit
-    def passes(rules, marks, tokens):
-        def turn(marks, step):
+    def passes(tables, grammar_state, tokens):
+        def turn(grammar_state, step):
             left, token = step
-            may = allowed(rules, marks, left)[jnp.arange(len(token)), token]
-            return advance(rules, marks, token), may
+            may = allowed(tables, grammar_state, left)[jnp.arange(len(token)), token]
+            return advance(tables, grammar_state, token), may
 
-        return jax.lax.scan(turn, marks, (room - jnp.arange(length), tokens))[1]
+        return jax.lax.scan(turn, grammar_state, (room - jnp.arange(length), tokens))[1]
 
-    may = np.array(passes(grammar.rules, grammar.begin(forms, room), tokens))
+    may = np.array(passes(compiled.tables, compiled.begin(grammars, room), tokens))
     stops = [may[: len(ids), row].argmin() for row, ids in enumerate(answers)]
     return [
         tokenizer.decode(ids[: stop + 1])
@@ -203,7 +214,7 @@ def refused(tokenizer, grammar, answers) -> list[str]:
 @pytest.fixture(scope="module")
 def recorded(asked):
     """The recorded answers of mini scenes by form."""
-    found = {form: [] for form in FORMS}
+    found = {grammar: [] for grammar in GRAMMARS}
     for question in asked[1]:
         if question.task in ("arig", "igatl"):
             found["boxes" if question.task == "arig" else "segments"].append(question.response)
@@ -213,12 +224,12 @@ def recorded(asked):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_recorded_answers_and_any_that_can_be_written_pass(
-    kind, tokenizer_of, grammar_of, recorded
+    kind, tokenizer_of, compiled_for, recorded
 ):
-    tokenizer, grammar, rng = tokenizer_of(kind), grammar_of(kind), np.random.default_rng(0)
+    tokenizer, compiled, rng = tokenizer_of(kind), compiled_for(kind), np.random.default_rng(0)
     labels = ("dog", "Boeing 747", "Male speech, man speaking", "T-34", "mp3 player", "caf\u00e9")
     labels += ("dog (small)", "child's toy", "St. Bernard", "18-wheeler", "R&B", "\u72ac")
-    texts = {form: list(found) for form, found in recorded.items()}
+    texts = {grammar: list(found) for grammar, found in recorded.items()}
     for label in labels:
         x0, y0 = rng.integers(0, 1000, 2)
         x1, y1 = rng.integers(x0 + 1, 1001), rng.integers(y0 + 1, 1001)
@@ -228,8 +239,8 @@ def test_recorded_answers_and_any_that_can_be_written_pass(
         texts["segments"].append(f"At: {write_segment(Segment(label, start / 10, end / 10))}")
     texts["boxes"] += [write_box(Box("a", 0, 0, 1, 1)), write_box(Box("a", 0.999, 0.5, 1, 0.501))]
     texts["segments"] += [write_segment(Segment("a", 0, 10)), write_segment(Segment("a", 9.9, 10))]
-    answers = [(form, text) for form, written in texts.items() for text in written]
-    assert refused(tokenizer, grammar, answers) == []
+    answers = [(grammar, text) for grammar, written in texts.items() for text in written]
+    assert refused(tokenizer, compiled, answers) == []
 
 
 NO_PLACES = (
@@ -249,33 +260,35 @@ NO_TIMES = (
 
 
 @pytest.mark.parametrize("kind", ["mini", "smollm2"])
-def test_what_is_no_place_or_no_time_is_refused(kind, tokenizer_of, grammar_of):
+def test_what_is_no_place_or_no_time_is_refused(kind, tokenizer_of, compiled_for):
     wrong = [("boxes", text) for text in NO_PLACES] + [("segments", text) for text in NO_TIMES]
     right = [("segments", text) for text in TIMES]
-    found = refused(tokenizer_of(kind), grammar_of(kind), right + wrong)
+    found = refused(tokenizer_of(kind), compiled_for(kind), right + wrong)
     assert len(found) == len(wrong) and not set(found) & set(TIMES)
 
 
 @pytest.mark.parametrize(("seconds", "start"), [(10.0, 0), (12.55, 98), (123.4, 99)])
 def test_every_later_end_and_no_other_can_be_written_digit_by_digit(seconds, start, tokenizer_of):
     tokenizer = tokenizer_of("smollm2")
-    grammar, rows, top = compile_grammar(tokenizer, seconds), 1300, int(seconds * 10 + 1e-6)
+    compiled, rows, top = compile_grammars(tokenizer, seconds), 1300, int(seconds * 10 + 1e-6)
     digits = np.array([tokenizer.encode_part(c)[0] for c in "0123456789."])
-    rules = jax.device_put(grammar.rules)
-    may_come = jax.jit(lambda marks: allowed(rules, marks, 99))
-    go = jax.jit(lambda marks, tokens: advance(rules, marks, tokens))
-    marks = grammar.begin(["segments"] * rows, 99)
+    tables = jax.device_put(compiled.tables)
+    may_come = jax.jit(lambda grammar_state: allowed(tables, grammar_state, 99))
+    go = jax.jit(lambda grammar_state, tokens: advance(tables, grammar_state, tokens))
+    grammar_state = compiled.begin(["segments"] * rows, 99)
     for token in tokenizer.encode_part(f"[a, {start // 10}.{start % 10}, "):
-        marks = go(marks, np.full(rows, token))
+        grammar_state = go(grammar_state, np.full(rows, token))
     texts, ended = [""], set()
     for _ in range(6):
-        may = np.array(may_come(marks))[: len(texts), digits]
+        may = np.array(may_come(grammar_state))[: len(texts), digits]
         pairs = np.argwhere(may)
         ended |= {text for text, any_ in zip(texts, may.any(1), strict=True) if not any_}
         texts = [texts[row] + "0123456789."[digit] for row, digit in pairs]
         source = np.resize(pairs[:, 0], rows) if len(pairs) else np.zeros(rows, int)
         tokens = digits[np.resize(pairs[:, 1], rows)] if len(pairs) else np.full(rows, digits[0])
-        marks = go(jax.tree.map(lambda leaf, take=source: np.array(leaf)[take], marks), tokens)
+        grammar_state = go(
+            jax.tree.map(lambda leaf, take=source: np.array(leaf)[take], grammar_state), tokens
+        )
     assert ended == {f"{n // 10}.{n % 10}" for n in range(start + 1, top + 1)}
 
 
@@ -304,13 +317,13 @@ LABELS = st.lists(
 def test_a_label_that_may_be_written_reads_back_as_it_is(label):
     """For both forms; and plain words are never refused."""
     box, time = Box(label, 0.1, 0.2, 0.3, 0.4), Segment(label, 0.1, 0.2)
-    for form, item, write, tail in (
-        (Form(4, 3, 1000), box, write_box, ", 0.100, 0.200, 0.300, 0.400]"),
-        (Form(2, 1, 100), time, write_segment, ", 0.1, 0.2]"),
+    for grammar, item, write, tail in (
+        (ListFormat(4, 3, 1000), box, write_box, ", 0.100, 0.200, 0.300, 0.400]"),
+        (ListFormat(2, 1, 100), time, write_segment, ", 0.1, 0.2]"),
     ):
         state = ("text",)
         for byte in f"I hear it: [{label}{tail}".encode():
-            state = None if state is None else form.step(state, byte)
+            state = None if state is None else grammar.step(state, byte)
         accepted = state == ("closed",)
         if accepted:
             assert write(item) == f"[{label}{tail}"
@@ -322,13 +335,13 @@ def test_a_label_that_may_be_written_reads_back_as_it_is(label):
 # The model ---------------------------------------------------------------------------------------
 
 
-def test_rows_of_different_forms_stand_in_one_batch(tokenizer_of, grammar_of):
+def test_rows_of_different_forms_stand_in_one_batch(tokenizer_of, compiled_for):
     """Those without a form say, bit for bit, what they say in a batch without any.
 
     Instead of a model a table: what comes next depends on the row and on the last token.
     """
-    tokenizer, grammar, rows, room = tokenizer_of("mini"), grammar_of("mini"), 6, 24
-    rng, table = np.random.default_rng(0), banned(tokenizer)
+    tokenizer, compiled, rows, room = tokenizer_of("mini"), compiled_for("mini"), 6, 24
+    rng, table = np.random.default_rng(0), suppress_mask(tokenizer)
     follows = rng.standard_normal((len(table), len(table)), np.float32)
     given = {
         "tokens": rng.integers(20, 300, (rows, 3)).astype(np.int32),
@@ -337,21 +350,25 @@ def test_rows_of_different_forms_stand_in_one_batch(tokenizer_of, grammar_of):
     }
 
     @jax.jit
-    def answers(rules, marks, follows, given):
+    def answers(tables, grammar_state, follows, given):
         def extend(tokens, positions, valid, cache, slot, last):
             return follows[tokens[jnp.arange(rows), last]], cache
 
         pick = functools.partial(choose, False, table, 1.0, None)
-        return go_on(extend, pick, {}, 0, given, room, tokenizer.eos_id, rules, marks)
+        return decode_loop(
+            extend, pick, {}, 0, given, room, tokenizer.eos_id, tables, grammar_state
+        )
 
-    forms = ["boxes", None, "segments", None, "boxes", "boxes"]
+    grammars = ["boxes", None, "segments", None, "boxes", "boxes"]
     free, _ = jax.device_get(answers(None, None, follows, given))
-    held, ended = jax.device_get(answers(grammar.rules, grammar.begin(forms, room), follows, given))
+    held, ended = jax.device_get(
+        answers(compiled.tables, compiled.begin(grammars, room), follows, given)
+    )
     assert ended[[0, 2, 4]].all() and not (free[1] == free[3]).all()
     assert (held[[1, 3, 5]] == free[[1, 3, 5]]).all()
-    said = [tokenizer.decode(cut(ids, tokenizer.eos_id)).strip() for ids in held]
+    said = [tokenizer.decode(strip_eos(ids, tokenizer.eos_id)).strip() for ids in held]
     for row in (0, 2, 4):
-        assert well_formed(said[row], forms[row])
+        assert well_formed(said[row], grammars[row])
     assert said[0] != said[4]
 
 
@@ -360,35 +377,35 @@ def test_the_ways_to_ask_for_a_form(tmp_path):
     loaded, media = model(), (picture(0), (tone(300), 16000))
     free = loaded.ask(*media, PROMPT)
     programs = loaded.sampler._answer._cache_size()
-    box = loaded.ask(*media, PROMPT, form="boxes")
+    box = loaded.ask(*media, PROMPT, grammar="boxes")
     assert box.boxes and not box.segments and not box.mended and not box.notes
     assert loaded.ask(*media, PROMPT).text == free.text
     assert loaded.sampler._answer._cache_size() == programs + 1
-    (also,) = loaded.ask_batch([(*media, PROMPT)], form="boxes")
-    three = Asked(*media, [PROMPT] * 3, forms=["segments", None, "boxes"])
+    (also,) = loaded.ask_batch([(*media, PROMPT)], grammar="boxes")
+    three = Request(*media, [PROMPT] * 3, grammars=["segments", None, "boxes"])
     ((first, second, third),) = loaded.stream([three])
     assert also.text == third.text == box.text and second.text == free.text
     assert first.segments and not first.boxes
     picture(0).save(tmp_path / "a.png")
     manifest, out = tmp_path / "ask.jsonl", tmp_path / "out.jsonl"
     manifest.write_text(json.dumps({"image": "a.png", "prompt": PROMPT}) + "\n")
-    answer_manifest(lambda: loaded, manifest, out, say=lambda line: None, form="segments")
+    answer_manifest(lambda: loaded, manifest, out, say=lambda line: None, grammar="segments")
     assert json.loads(out.read_text())["segments"]
     with pytest.raises(UserError, match="form 'circles' is unknown; expected one of boxes, segm"):
-        loaded.ask(*media, PROMPT, form="circles")
+        loaded.ask(*media, PROMPT, grammar="circles")
 
 
-def test_forms_that_cannot_be_had_are_refused(tokenizer_of, grammar_of):
-    grammar = grammar_of("mini")
+def test_forms_that_cannot_be_had_are_refused(tokenizer_of, compiled_for):
+    compiled = compiled_for("mini")
     with pytest.raises(UserError, match="needs answers of 7 tokens, but this model's have 6"):
-        grammar.begin(["boxes"], 6)
+        compiled.begin(["boxes"], 6)
     with pytest.raises(UserError, match="form 'circles' is unknown; expected one of boxes, segm"):
-        grammar.begin([None, "circles"], 6)
+        compiled.begin([None, "circles"], 6)
     with pytest.raises(UserError, match="too short"):
-        compile_grammar(tokenizer_of("mini"), 0.05)
+        compile_grammars(tokenizer_of("mini"), 0.05)
     letters = {piece: i for i, piece in enumerate([*SPECIALS, *"abc[],.012345678"])}
     raw = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[]))
     raw.decoder = tokenizers.decoders.ByteLevel()
     raw.add_special_tokens(list(SPECIALS))
     with pytest.raises(UserError, match="each digit"):
-        compile_grammar(Tokenizer(raw), SECONDS)
+        compile_grammars(Tokenizer(raw), SECONDS)

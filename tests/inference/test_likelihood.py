@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from meerkat_jax.inference.likelihood import Scorer
-from meerkat_jax.inference.sampling import banned
+from meerkat_jax.inference.sampling import suppress_mask
 from tests.inference.made import fast_compilation, model, picture, tone
 
 ASKED = ("What makes this sound?", "Count the things that you see.", "Describe the clip.")
@@ -43,7 +43,7 @@ def scorer():
 
 
 def test_they_are_the_probabilities_of_each_token_after_those_before_it(aligned, texts, scorer):
-    assembly, table = model().assembly, banned(model().assembly.tokenizer)
+    assembly, table = model().assembly, suppress_mask(model().assembly.tokenizer)
 
     @jax.jit
     def forward(image, audio, tokens):
@@ -52,13 +52,13 @@ def test_they_are_the_probabilities_of_each_token_after_those_before_it(aligned,
 
     longest = max(len(q) + len(a) for q, a in zip(*texts, strict=True))
     scored = scorer.score(aligned, OWNERS, *texts)
-    for owner, question, answer, found in zip(OWNERS, *texts, scored, strict=True):
+    for pair_id, question, answer, found in zip(OWNERS, *texts, scored, strict=True):
         assert found.shape == (len(answer),)
         for place, token in enumerate(answer):
             known = [*question, *answer[:place]]  # the plain pass never sees what comes later
             tokens = np.full((1, 1, longest), assembly.tokenizer.pad_id, np.int32)
             tokens[0, 0, : len(known)] = known
-            media = aligned["pixels"][owner, None], aligned["samples"][owner, None]
+            media = aligned["pixels"][pair_id, None], aligned["samples"][pair_id, None]
             logits = np.array(forward(*media, tokens)[0, 0, len(known) - 1], np.float64)
             logits[table] = -np.inf
             expected = logits[token] - np.logaddexp.reduce(logits)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from meerkat_jax.data.tokenizer import MARKERS, Tokenizer
-from meerkat_jax.inference.sampling import Sampler, banned, bucket
+from meerkat_jax.inference.sampling import Sampler, bucket, suppress_mask
 from tests.inference.made import fast_compilation, made, model, picture, tone
 
 N = 6
@@ -56,12 +56,12 @@ def next_logits(sampler, aligned, questions):
         pixels, mel = assembly.inputs({"image": image, "audio": audio})
         return assembly.model.apply({"params": sampler.params}, pixels, mel, tokens)["logits"]
 
-    def logits(owner: int, ids: list[int]) -> np.ndarray:
+    def logits(pair_id: int, ids: list[int]) -> np.ndarray:
         tokens = np.full((1, 1, length), assembly.tokenizer.pad_id, np.int32)
         tokens[0, 0, : len(ids)] = ids
-        media = aligned["pixels"][owner, None], aligned["samples"][owner, None]
+        media = aligned["pixels"][pair_id, None], aligned["samples"][pair_id, None]
         found = np.array(forward(*media, tokens)[0, 0, len(ids) - 1], np.float64)
-        found[banned(assembly.tokenizer)] = -np.inf
+        found[suppress_mask(assembly.tokenizer)] = -np.inf
         return found
 
     return logits
@@ -70,8 +70,8 @@ def next_logits(sampler, aligned, questions):
 @pytest.fixture(scope="module")
 def greedy(sampler, aligned, questions):
     """All questions about both pairs: rows 0 to 4 about the first."""
-    owners = [owner for owner in (0, 1) for _ in questions]
-    return sampler.answer(aligned, owners, questions * 2)
+    pair_ids = [pair_id for pair_id in (0, 1) for _ in questions]
+    return sampler.answer(aligned, pair_ids, questions * 2)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,10 @@ def test_cached_generation_equals_the_full_forward_pass_token_by_token(
 ):
     end = sampler.assembly.tokenizer.eos_id
     for row, found in enumerate(greedy):
-        owner, which = divmod(row, len(questions))
+        pair_id, which = divmod(row, len(questions))
         question, answer = list(questions[which]), []
         while len(answer) < N and end not in answer:
-            answer.append(int(next_logits(owner, question + answer).argmax()))
+            answer.append(int(next_logits(pair_id, question + answer).argmax()))
         assert found.ended == (end in answer)
         assert list(found.ids) == [i for i in answer if i != end]
 
@@ -111,9 +111,9 @@ def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(
     """Other neighbours, another order, other buckets of rows and of question lengths."""
 
     def ask(rows):
-        owners, which = zip(*(divmod(row, len(questions)) for row in rows), strict=True)
+        pair_ids, which = zip(*(divmod(row, len(questions)) for row in rows), strict=True)
         seeds = [100 + row for row in rows]
-        return sampler.answer(aligned, owners, [questions[q] for q in which], temperature, seeds)
+        return sampler.answer(aligned, pair_ids, [questions[q] for q in which], temperature, seeds)
 
     everything = ask(range(10))
     assert ask(rows) == [everything[row] for row in rows]
@@ -134,8 +134,8 @@ def test_an_answer_ends_at_the_end_token(sampler, aligned, questions, greedy):
     tokenizer.eos_id = greedy[row].ids[place]
     assembly = dataclasses.replace(sampler.assembly, tokenizer=tokenizer)
     ending = Sampler(assembly, sampler.params, N)
-    owners = [owner for owner in (0, 1) for _ in questions]
-    for before, after in zip(greedy, ending.answer(aligned, owners, questions * 2), strict=True):
+    pair_ids = [pair_id for pair_id in (0, 1) for _ in questions]
+    for before, after in zip(greedy, ending.answer(aligned, pair_ids, questions * 2), strict=True):
         ended = tokenizer.eos_id in before.ids
         cut = before.ids.index(tokenizer.eos_id) if ended else N
         assert (after.ids, after.ended) == (before.ids[:cut], ended)
@@ -151,9 +151,9 @@ def test_what_is_drawn_follows_the_seed(sampler, aligned, questions):
 
 
 def test_nearly_no_temperature_is_greedy(sampler, aligned, questions, greedy):
-    owners = [owner for owner in (0, 1) for _ in questions]
-    seeds = range(len(owners))
-    assert sampler.answer(aligned, owners, questions * 2, 1e-4, seeds) == greedy
+    pair_ids = [pair_id for pair_id in (0, 1) for _ in questions]
+    seeds = range(len(pair_ids))
+    assert sampler.answer(aligned, pair_ids, questions * 2, 1e-4, seeds) == greedy
 
 
 def test_draws_follow_the_softmax_and_never_give_a_marker(aligned, questions, next_logits):
@@ -175,7 +175,7 @@ def test_draws_follow_the_softmax_and_never_give_a_marker(aligned, questions, ne
 
 def test_what_is_no_part_of_an_answer():
     tokenizer = made().data.tokenizer
-    table = banned(tokenizer)
+    table = suppress_mask(tokenizer)
     assert table.shape == (tokenizer.padded_vocab_size,)
     assert table[[tokenizer.pad_id, tokenizer.bos_id]].all() and not table[tokenizer.eos_id]
     assert all(table[list(tokenizer.special_ids(marker))].all() for marker in MARKERS)

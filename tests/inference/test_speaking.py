@@ -68,7 +68,7 @@ def test_rows_of_any_length_say_what_the_reference_says(tiny):
     prompt = make_prompt(speaker.tokenizer)
     texts = [prompt.text_ids(text) for text in ("Where is the dog?", "The", "The dog barks left.")]
     assert len({len(ids) for ids in texts}) == 3
-    never = [i for i in np.flatnonzero(speaker._banned).tolist() if i < model.config.vocab_size]
+    never = [i for i in np.flatnonzero(speaker._suppress).tolist() if i < model.config.vocab_size]
     said = speaker.answer(texts)
     for ids, one in zip(texts, said, strict=True):
         assert list(one.ids) == reference(model, ids, speaker.tokenizer.eos_id, never)

@@ -103,7 +103,7 @@ def test_a_stream_is_the_answer_in_pieces_with_its_usage(chat):
 
 
 def test_a_form_holds_the_answer_to_boxes(chat, alone):
-    found = chat(user(WHERE, 1), extra_body={"meerkat_form": "boxes"})
+    found = chat(user(WHERE, 1), extra_body={"meerkat_grammar": "boxes"})
     assert found.meerkat["boxes"] and found.choices[0].finish_reason == "stop"
     expected = alone(1, WHERE, (), 0.0, 0, "boxes").to_json()
     assert found.meerkat["boxes"] == expected["boxes"]
@@ -227,8 +227,8 @@ def parts(*content):
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "give one of them"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
-        ({"meerkat_form": "circles"}, "meerkat_form", "'boxes' or 'segments'"),
-        ({"meerkat_form": "boxes", "max_tokens": 2}, "messages", "needs answers of"),
+        ({"meerkat_grammar": "circles"}, "meerkat_grammar", "'boxes' or 'segments'"),
+        ({"meerkat_grammar": "boxes", "max_tokens": 2}, "messages", "needs answers of"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": [{"role": "system", "content": "Be brief."}]}, "messages.0.role", "its own"),
         ({"messages": [user(PROMPT, 0), user(PROMPT)]}, "messages.1.role", "take turns"),

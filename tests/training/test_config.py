@@ -143,7 +143,7 @@ def test_what_flags_cannot_reach_is_set_as_a_whole(key, told):
     spec = f"--config={ROOT}/experiments/avfit.py:mini"
     with pytest.raises(UserError, match=told):
         configs.check_overrides([spec, f"--config.{key}=2"])
-    for reached in ("phases[0].still[0]", "data.task_weights.igatl", "phases[0].steps", "seed"):
+    for reached in ("phases[0].freeze[0]", "data.task_weights.igatl", "phases[0].steps", "seed"):
         configs.check_overrides([spec, f"--config.{reached}=2"])
 
 

@@ -43,7 +43,7 @@ def encode(parts):
 def cached(parts, encode, tmp_path_factory):
     """The cache of the first examples of `compositions`, as another process gets it."""
     assembly, data, _ = parts
-    folder = tmp_path_factory.mktemp("senses") / "new"
+    folder = tmp_path_factory.mktemp("features") / "new"
     records = open_split(data.folder, "compositions")[:COUNT]
     found = feature_cache.cache_features(folder, records, assembly.shapes, encode, 4)
     found.lookup(records[0].id)
@@ -60,7 +60,7 @@ def test_a_complete_cache_is_reused(parts, cached):
 
 
 def test_the_shared_cache_is_keyed_by_all_that_tokens_depend_on(tmp_path):
-    here, shared = tmp_path / "run" / "senses", tmp_path / "cache"
+    here, shared = tmp_path / "run" / "features", tmp_path / "cache"
     facts, still = {"base": "abc", "data": "mini-1"}, {"llama": {"lora_a": np.zeros(1)}}
     folder = feature_cache.cache_folder(here, shared, facts, still)
     assert folder.parent == shared
@@ -153,7 +153,7 @@ def test_a_disk_without_room_is_named(parts, tmp_path):
 
     many = Many(open_split(data.folder, "compositions")[:4])
     with pytest.raises(UserError, match=r"image_tokens\.npy: 10{12} scenes need .* MiB are free"):
-        feature_cache.cache_features(tmp_path / "senses", many, assembly.shapes, encode, 4)
+        feature_cache.cache_features(tmp_path / "features", many, assembly.shapes, encode, 4)
 
 
 @pytest.mark.parametrize(

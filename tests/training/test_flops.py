@@ -73,7 +73,7 @@ def test_two_layers(trainable, lower, upper):
 
 
 def test_a_frozen_layer_under_lora_costs_four_a_weight():
-    model, x = Two(LoraConfig(rank=RANK, dropout=0.0, loss_mask=())), jnp.zeros((B, IN))
+    model, x = Two(LoraConfig(rank=RANK, dropout=0.0, targets=())), jnp.zeros((B, IN))
     found = counted(*gradient(model, shapes(model, x), ["lora_[ab]$", "^lower/bias"], x))
     adapters = RANK * (IN + OUT)
     assert found == B * (2 * IN * IN + 4 * IN * OUT + 6 * adapters)

@@ -1,4 +1,4 @@
-"""The optimizer's two groups and the schedules of the phases."""
+"""The optimizer and the schedules of the phases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ADAMW = {"optimizer": "adamw", "decay": "linear", "b2": 0.98, "weight_decay": 0.
 
 PHASES = [
     {"steps": 10, "warmup": 2, "learning_rate": 1.0},
-    {"steps": 20, "warmup": 4, "learning_rate": 0.5, "slow_rate": 0.05},
+    {"steps": 20, "warmup": 4, "learning_rate": 0.5},
 ]
 
 
@@ -38,35 +38,11 @@ def test_a_cosine_starts_and_ends_more_slowly_than_a_straight_line():
 
 def test_an_unknown_decay_is_an_error():
     with pytest.raises(UserError, match="config.decay 'step'.*linear"):
-        make_optimizer(ADAMW | {"decay": "step", "phases": PHASES, "slow": []})
+        make_optimizer(ADAMW | {"decay": "step", "phases": PHASES})
 
 
-def test_a_phase_without_a_slow_rate_trains_all_alike():
-    rest, slow = learning_rate(LINEAR), learning_rate(LINEAR, "slow_rate")
-    assert float(slow(2)) == float(rest(2)) == 1.0
-    assert float(slow(14)) == pytest.approx(float(rest(14)) / 10)
-
-
-def test_slow_paths_move_by_their_own_rate():
-    config = ADAMW | {"phases": PHASES[1:], "slow": ["tower/"]}
-    optimizer = make_optimizer(config)
-    params = {"tower": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
-    state = optimizer.init(params)
-    for _ in range(5):
-        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
-    np.testing.assert_allclose(
-        updates["tower"]["kernel"], updates["head"]["kernel"] / 10, rtol=1e-5
-    )
-
-
-def test_a_slow_pattern_that_matches_nothing_is_an_error():
-    config = ADAMW | {"phases": PHASES, "slow": ["towr"]}
-    with pytest.raises(UserError, match="towr"):
-        make_optimizer(config).init({"tower": {"kernel": jnp.ones((2, 2))}})
-
-
-def muon_step(params, grads, slow=("tower/",)):
-    config = ADAMW | {"optimizer": "muon", "phases": PHASES[1:], "slow": list(slow)}
+def muon_step(params, grads):
+    config = ADAMW | {"optimizer": "muon", "phases": PHASES[1:]}
     optimizer = make_optimizer(config)
     state = optimizer.init(params)
     for _ in range(5):  # out of the warm-up
@@ -84,7 +60,7 @@ def test_muon_steps_along_all_directions_of_a_kernel_alike():
     for layer in np.asarray(updates):
         singular = np.linalg.svd(layer, compute_uv=False)
         assert singular.max() < 2 * singular.min()
-        np.testing.assert_allclose(np.sqrt(np.mean(layer**2)), MUON_RMS * 0.05, rtol=0.2)
+        np.testing.assert_allclose(np.sqrt(np.mean(layer**2)), MUON_RMS * 0.5, rtol=0.2)
 
 
 def test_muon_leaves_all_but_kernels_to_adamw():
@@ -94,10 +70,10 @@ def test_muon_leaves_all_but_kernels_to_adamw():
     }
     grads = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape), params)
     updates = muon_step(params, grads)
-    for leaf, rate in ((updates["tower"]["bias"], 0.05), (updates["head"]["embedding"], 0.5)):
-        np.testing.assert_allclose(leaf, -rate, rtol=0.05)  # Adam's step, the same for all numbers
+    for leaf in (updates["tower"]["bias"], updates["head"]["embedding"]):
+        np.testing.assert_allclose(leaf, -0.5, rtol=0.05)  # Adam's step, the same for all numbers
 
 
 def test_an_unknown_optimizer_is_named():
     with pytest.raises(UserError, match="sgd"):
-        make_optimizer(ADAMW | {"optimizer": "sgd", "phases": PHASES, "slow": []})
+        make_optimizer(ADAMW | {"optimizer": "sgd", "phases": PHASES})

@@ -121,7 +121,8 @@ def test_forkme_trains_on_own_data(whole, door, tmp_path):
         "train", f"--workdir={tmp_path}/run", f"--config={config}",
         f"--config.base={whole.folder}", "--stop_after=2", "--config.batch=1",
         "--config.data.workers=0", "--config.data.pack_length=400",
-        "--config.data.max_target_tokens=400", "--config.data.max_answer_tokens=200", "--config.evaluate_every=1",
+        "--config.data.max_target_tokens=400", "--config.data.max_answer_tokens=200",
+        "--config.evaluate_every=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = read_metrics(tmp_path / "run")

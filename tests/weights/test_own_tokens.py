@@ -13,7 +13,7 @@ import transformers
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import ROLES_FILE, Tokenizer
-from meerkat_jax.inference.sampling import banned
+from meerkat_jax.inference.sampling import suppress_mask
 from meerkat_jax.weights.convert import convert
 from meerkat_jax.weights.export import write_tokenizer
 from meerkat_jax.weights.pretrained import check_ids, pretrained_tokenizer
@@ -61,7 +61,7 @@ def test_the_padding_of_a_base_is_its_own(kind, rows, tmp_path):
     assert (tokenizer.pad_id, tokenizer.pretrained) == (count, count + rows)
     assert any("padding is the base's own <pad>" in line for line in lines)
     assert any("no rows for <pad>" in line for line in lines) is (rows == 0)
-    assert count not in tokenizer.encode("<pad> <image>") and banned(tokenizer)[count]
+    assert count not in tokenizer.encode("<pad> <image>") and suppress_mask(tokenizer)[count]
 
 
 @KINDS

@@ -17,7 +17,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.tokenizer import ROLES_FILE, Roles, Tokenizer
-from meerkat_jax.inference.sampling import banned
+from meerkat_jax.inference.sampling import suppress_mask
 from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.weights.bpe import merges, spelled_bytes
 from meerkat_jax.weights.pretrained import ADDED, pretrained_tokenizer
@@ -240,7 +240,7 @@ def test_roles(kind, ours):
     assert (tokenizer.roles.begin, tokenizer.roles.end) == (BEGINS[kind], ENDS[kind])
     assert tokenizer.style == kind
     assert tokenizer.system == ("You are a small test, made by nobody" if kind == "chatml" else "")
-    table = banned(tokenizer)
+    table = suppress_mask(tokenizer)
     assert table.shape == (tokenizer.padded_vocab_size,)
     assert not table[[tokenizer.eos_id, *tokenizer.encode("a [dog, 0.5] 🦙")]].any()
     assert all(table[i] for name, i in tokenizer.specials.items() if name != ENDS[kind])

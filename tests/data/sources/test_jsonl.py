@@ -116,7 +116,7 @@ BAD = [
     (LEAST | {"id": " "}, "id: expected a text that is not blank", "' '"),
     (LEAST | {"pixels": True}, "expected key 'size'", "has image"),
     (LEAST | {"size": [1, 1]}, "expected key 'pixels'", "has image"),
-    (LEAST | {"image_labels": ["[dog]"]}, "seen: expected a label", "seen[0] is '[dog]'"),
+    (LEAST | {"image_labels": ["[dog]"]}, "image_labels: expected a label", "image_labels[0] is"),
     (arig(boxes=[]), "questions.boxes: expected at least one box", "questions[0].boxes is []"),
     (arig(boxes=[DOG] * 17), "questions.boxes: expected a list of at most 16 boxes", ""),
     (arig(boxes=[DOG[:4]]), "questions.boxes: expected [label, x0, y0, x1, y1]", "boxes[0] is"),

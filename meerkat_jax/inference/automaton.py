@@ -1,6 +1,6 @@
-"""How places and times are written, byte by byte: the automata that inference/grammar.py lifts.
+"""The syntax of boxes and segments, byte by byte, which inference/grammar.py lifts to tokens.
 
-An answer in a form is free text without digits and brackets, then one item or several with white
+A constrained answer is free text without digits and brackets, then one item or several with white
 space between them. An item is `[label, number, ...]` as `data.text` writes it. The automaton knows
 how far an item has got, not the numbers in it, which are compared elsewhere.
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-ANY, OVER = 0, 1  # the states of an answer without a form, and of one that has ended
+ANY, OVER = 0, 1  # the states of an unconstrained answer, and of one that has ended
 WHITE, DIGITS, NUMERIC = b" \t\n\r", b"0123456789", b".0123456789"
 _LETTER = re.compile(rb"[A-Za-z_]")
 # First bytes of characters among which Unicode has white space, which reading strips.
@@ -32,7 +32,7 @@ State = tuple
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class ListFormat:
     """An item's numbers: how many, their decimals, and the largest in units of the last decimal."""
 
     count: int
@@ -111,29 +111,29 @@ def _label(last: str, numbered: bool, byte: int) -> State | None:
     return "label", "dot" if bound else "mark", numbered
 
 
-def unit(form: Form, state: State) -> int:
+def unit(kind: ListFormat, state: State) -> int:
     """Within and right after a number, 10 to the power of the decimals to come; 0 elsewhere."""
     if state[0] in ("whole", "zero"):
-        return 10**form.decimals
+        return 10**kind.decimals
     if state[0] == "part":
-        return 10 ** (form.decimals - state[2])
+        return 10 ** (kind.decimals - state[2])
     return int(state[0] == "done")
 
 
-def more(form: Form, state: State) -> int:
+def more(kind: ListFormat, state: State) -> int:
     """How many digits can still come before the decimals of the number that has begun."""
-    return form.digits - state[2] if state[0] == "whole" else 0
+    return kind.digits - state[2] if state[0] == "whole" else 0
 
 
-def written(form: Form, state: State) -> int:
+def written(kind: ListFormat, state: State) -> int:
     """The number that the state is within or right after, -1 for none."""
-    return state[1] if unit(form, state) else -1
+    return state[1] if unit(kind, state) else -1
 
 
-def coming(form: Form, state: State) -> int:
+def coming(kind: ListFormat, state: State) -> int:
     """The number that is being written, or else the next one."""
     if state[0] in ("done", "next"):
-        return (state[1] + 1) % form.count
+        return (state[1] + 1) % kind.count
     return state[1] if state[0] in ("gap", "whole", "zero", "part") else 0
 
 
@@ -143,36 +143,36 @@ class Automaton:
     next int[S + 1, 256], where S stands for no way on; `starts` the forms' first states.
     """
 
-    def __init__(self, forms: Sequence[Form]):
-        self._states: list[tuple[Form | None, State]] = [(None, ("any",)), (None, ("over",))]
+    def __init__(self, kinds: Sequence[ListFormat]):
+        self._states: list[tuple[ListFormat | None, State]] = [(None, ("any",)), (None, ("over",))]
         self.starts = []
         ways = [[ANY] * 256, [-1] * 256]
-        for form in forms:
+        for kind in kinds:
             self.starts.append(len(self._states))
-            ways += self._explored(form)
+            ways += self._explored(kind)
         self.size = len(self._states)
         table = np.array([*ways, [-1] * 256])
         self.next = np.where(table < 0, self.size, table)
 
-    def _explored(self, form: Form) -> list[list[int]]:
+    def _explored(self, kind: ListFormat) -> list[list[int]]:
         """Number all states of a form; the rows of their table."""
         first, rows = len(self._states), []
         found, known = [("text",)], {("text",): first}
         for state in found:  # grows meanwhile
             row = []
             for byte in range(256):
-                after = form.step(state, byte)
+                after = kind.step(state, byte)
                 if after is not None and after not in known:
                     known[after] = first + len(found)
                     found.append(after)
                 row.append(-1 if after is None else known[after])
             rows.append(row)
-        self._states += [(form, state) for state in found]
+        self._states += [(kind, state) for state in found]
         return rows
 
-    def each(self, of: Callable[[Form, State], int]) -> np.ndarray:
+    def each(self, of: Callable[[ListFormat, State], int]) -> np.ndarray:
         """int32[S + 1]: `of` the states of forms, 0 elsewhere."""
-        found = [0 if form is None else of(form, state) for form, state in self._states]
+        found = [0 if kind is None else of(kind, state) for kind, state in self._states]
         return np.array([*found, 0], np.int32)
 
     def alike(self) -> bytes:
