@@ -36,7 +36,7 @@ from benchmarks import large, lora, measure, towers
 from benchmarks.pairs import LLAMA, Setting, language_model, waited
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.trees import unflatten
-from meerkat_jax.inference.decoder_weights import stored
+from meerkat_jax.inference.decoder_weights import prepare_decoder
 from meerkat_jax.inference.sampling import choose, extend_text, fill, go_on, share
 from meerkat_jax.models.llama import Llama
 
@@ -126,11 +126,11 @@ def case(
     quantise: str,
     new: int,
     repeats: int,
-    apart: bool,
+    unstack_layers: bool,
 ) -> dict[str, Any]:
     """The report of one case; ValueError when float32 answers differ."""
     size = setting.size
-    model, params = stored(*whole, quantise, apart)
+    model, params = prepare_decoder(*whole, quantise, unstack_layers)
     given = asked(SIZES[size], size, pairs, rows)
     sides = {
         n: (our_side(model, params, given, n), their_side(theirs, given, n, setting))
@@ -191,9 +191,9 @@ def run(
     say: Callable[[str], Any] = print,
     device: str = "cpu",
     dtype: str = "float32",
-    apart: bool = False,
+    unstack_layers: bool = False,
 ) -> dict[str, Any]:
-    """Measure the cases `only` (none: all), with our layers stacked or `apart`.
+    """Measure the cases `only` (none: all), with our layers stacked or `unstack_layers`.
 
     UserError for an unknown one, for a device that is not there and a dtype that it does not take.
     """
@@ -208,7 +208,7 @@ def run(
         "setting": measure.setting(*towers.machine(device, threads)),
         "size": size,
         "dtype": dtype,
-        "apart": apart,
+        "unstack_layers": unstack_layers,
         "repeats": repeats,
         "prompt": {"prefix": PLACES[size], "question": QUESTION[size]},
         "cases": {},
@@ -216,7 +216,7 @@ def run(
     for name in only or CASES:
         say(f"{name} ...")
         before = read_rate(setting)
-        found = case(setting, whole, theirs, *CASES[name], new, repeats, apart)
+        found = case(setting, whole, theirs, *CASES[name], new, repeats, unstack_layers)
         found["read_bytes_per_second"] = max(before, read_rate(setting))
         found["bandwidth"] = bandwidth(found)
         report["cases"][name] = found
@@ -257,7 +257,7 @@ def main(_: list[str]) -> None:
     try:
         report = run(given.only, given.size, given.repeats, given.threads, given.new,
                      lambda line: print(line, flush=True), given.device, given.dtype,
-                     given.apart)  # fmt: skip
+                     given.unstack_layers)  # fmt: skip
     except UserError as error:
         print("error:", error, file=sys.stderr)
         sys.exit(2)
@@ -272,7 +272,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum("device", "cpu", ["cpu", "gpu"], "Where both sides run.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "What they compute in.")
     flags.DEFINE_enum("size", "real", [*SIZES], "SmolLM2-135M's, Llama-2-7B's, or tiny for tests.")
-    flags.DEFINE_bool("apart", False, "Layers of ours by themselves.")
+    flags.DEFINE_bool("unstack_layers", False, "Layers of ours by themselves.")
     flags.DEFINE_integer("repeats", 5, "Pairs of calls that are timed.", lower_bound=1)
     flags.DEFINE_integer("threads", 2, "Cores of either side on a CPU.", lower_bound=1)
     flags.DEFINE_integer("new", 64, "Tokens of an answer.", lower_bound=2)

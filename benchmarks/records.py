@@ -69,5 +69,13 @@ def write_split(folder: Path, records: int, seconds: float, side: int, rate: int
 def encoder(seconds: float, side: int, rate: int = RATE) -> Encode:
     """What the train door does with a record: pictures of `side` pixels, sounds at `rate` Hz."""
     tokenizer = build_mini_tokenizer([text for pair in QUESTIONS for text in pair], ["dog"])
-    shapes = Shapes(side, rate, seconds, runs=2, length=192, room=160, answer=144)
+    shapes = Shapes(
+        side,
+        rate,
+        seconds,
+        num_packs=2,
+        pack_length=192,
+        max_target_tokens=160,
+        max_answer_tokens=144,
+    )
     return Encode(shapes, make_prompt(tokenizer, "llama2"), ("dog",), {})

@@ -48,7 +48,17 @@ from meerkat_jax.data.prompt import pack
 from meerkat_jax.data.split import Split
 
 SECONDS, STORED, SIDE = 10.0, 512, 224  # of a sound; pixels of a picture on disk and in a batch
-KEYS = ("image", "audio", "tokens", "targets", "owners", "boxes", "matched", "seen", "heard")
+KEYS = (
+    "image",
+    "audio",
+    "tokens",
+    "loss_mask",
+    "segment_ids",
+    "boxes",
+    "matched",
+    "image_labels",
+    "audio_labels",
+)
 
 
 class Plain(torch.utils.data.Dataset):
@@ -78,15 +88,21 @@ class Plain(torch.utils.data.Dataset):
         wave = np.pad(wave[:samples], (0, max(0, samples - len(wave))))
         drawn = self.encode.draw(example, rng)
         pairs = [(question.instruction, question.response) for question in drawn]
-        packed = pack(self.encode.prompt, pairs, shapes.runs, shapes.length, shapes.room)
+        packed = pack(
+            self.encode.prompt,
+            pairs,
+            shapes.num_packs,
+            shapes.pack_length,
+            shapes.max_target_tokens,
+        )
         return {
             "image": np.array(picture.resize(side, Image.Resampling.BICUBIC)),
             "audio": wave,
             **packed._asdict(),
             "boxes": self.encode.pad_boxes(example),
             "matched": np.bool_(example.matched),
-            "seen": self.encode.pad_names(example.seen),
-            "heard": self.encode.pad_names(example.heard),
+            "image_labels": self.encode.pad_names(example.image_labels),
+            "audio_labels": self.encode.pad_names(example.audio_labels),
         }
 
 

@@ -62,7 +62,7 @@ def parts(config: Mapping[str, Any], made: Plan) -> dict[str, Part]:
     """The pieces by name, with the gradients that the last phase asks of each."""
     leaves = flatten(merge(made.state["trainable"], made.frozen))
     moving = flatten(made.state["trainable"])
-    moving = set(moving) - selected(config["phases"][-1].get("still", ()), moving)
+    moving = set(moving) - selected(config["phases"][-1].get("freeze", ()), moving)
     model, batch = made.assembly.model, made.batch
 
     def below(names: Sequence[str]) -> bool:
@@ -86,12 +86,12 @@ def parts(config: Mapping[str, Any], made: Plan) -> dict[str, Part]:
 
     media = jax.eval_shape(made.assembly.inputs, batch)
     whole = unflatten(leaves)
-    senses = jax.eval_shape(made.assembly.sense, whole, batch)
-    meet = functools.partial(model.apply, method="meet")
-    met = jax.eval_shape(meet, {"params": whole}, *senses)
-    joined = senses if model.aligns else (met["image"], met["audio"])
-    text = (batch["tokens"], batch["owners"], batch["targets"])
-    room = made.assembly.shapes.room
+    senses = jax.eval_shape(made.assembly.encode, whole, batch)
+    align = functools.partial(model.apply, method="align")
+    met = jax.eval_shape(align, {"params": whole}, *senses)
+    joined = senses if model.uses_conv_align else (met["image"], met["audio"])
+    text = (batch["tokens"], batch["segment_ids"], batch["loss_mask"])
+    room = made.assembly.shapes.max_target_tokens
     found = {
         "image tower": part(TOWERS[:1], _seen, (), media[:1], False),
         "audio tower": part(TOWERS[1:], _heard, (), media[1:], False),
@@ -123,11 +123,11 @@ def _avopt(model: Any, image: jax.Array, audio: jax.Array) -> jax.Array:
     return model.avopt(image, audio)["distance"]
 
 
-def _answers(model: Any, room: int, image, audio, tokens, owners, targets) -> jax.Array:
+def _answers(model: Any, room: int, image, audio, tokens, segment_ids, loss_mask) -> jax.Array:
     """The language model's part of the loss, behind connected tokens."""
-    places, wanted = losses.answer_places(targets, room)
+    places, wanted = losses.answer_positions(loss_mask, room)
     prefix = model.embed_prefix(image, audio)
-    logits = model._say(prefix, tokens, owners, places, False)["logits"]
+    logits = model._decode_text(prefix, tokens, segment_ids, places, False)["logits"]
     answers = jnp.take_along_axis(tokens, places + 1, axis=-1)
     return losses.answer_loss(logits, answers, wanted)[0]
 

@@ -57,13 +57,13 @@ def paper() -> dict:
                 "music_avqa": 1.0,
                 "valor": 1.0,
             },
-            "boxes": 16,  # of what sounds in one image; the most that the sources have
-            "names": 16,
-            "runs": 2,  # packs of questions behind one shared prefix of a pair
-            "length": 192,  # tokens of a pack
-            "room": 160,  # of these for answers
-            "answer": 144,  # tokens of one answer: three boxes in digits
-            "lengths": (64, 96, 128),  # for batches of short texts: most are
+            "max_boxes": 16,  # of what sounds in one image; the most that the sources have
+            "max_labels": 16,
+            "num_packs": 2,  # packs of questions behind one shared prefix of a pair
+            "pack_length": 192,  # tokens of a pack
+            "max_target_tokens": 160,  # of these for answers
+            "max_answer_tokens": 144,  # tokens of one answer: three boxes in digits
+            "pack_lengths": (64, 96, 128),  # for batches of short texts: most are
             "sample_rate": 48000,
             "seconds": 10.0,
             "workers": 8,
@@ -96,7 +96,6 @@ def paper() -> dict:
         },
         # the last: rows of the tokens that frame image and audio, which the base does not have
         "trainable": ["_connector/", "^avopt/", "^avace/", "lora_[ab]$", "^llama/added"],
-        "slow": [],
         "batch": 32,
         "accumulate": 1,  # AVOpT and AVACE weigh by the whole batch
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -104,7 +103,7 @@ def paper() -> dict:
         "loss_pieces": 8,  # logits of so many parts of the answers, one in memory at a time
         "phases": [
             {
-                "name": "answers",
+                "name": "instruction_tuning",
                 "split": "train",
                 "steps": 10000,
                 "learning_rate": 2e-4,  # usual for LoRA of this rank; the release trained without

@@ -44,9 +44,11 @@ def from_scratch(config: dict) -> None:
     """The phases of a model whose towers start from nothing, on data other than the mini's."""
     del config["data"]["mini"]
     # Room for what a built folder may hold: 16 boxes of a pair, and texts of any form.
-    config["data"] |= {"boxes": 16, "names": 16, "task_weights": {}}
+    config["data"] |= {"max_boxes": 16, "max_labels": 16, "task_weights": {}}
     if config["base"] is None:
-        config["data"] |= {"length": 192, "room": 160, "answer": 144}
+        config["data"] |= {"pack_length": 192, "max_target_tokens": 160, "max_answer_tokens": 144}
     for phase in config["phases"]:
         phase["split"] = "train"  # a built folder has no "crowded" and no "matched"
-        phase.pop("kept", None)  # which is a number of scenes: others would never be asked about
+        phase.pop(
+            "cache_features", None
+        )  # which is a number of scenes: others would never be asked about

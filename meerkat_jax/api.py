@@ -31,7 +31,7 @@ from meerkat_jax.from_config import build_model
 from meerkat_jax.inference import inputs
 from meerkat_jax.inference.answers import Answer, View
 from meerkat_jax.inference.conversation import Conversation
-from meerkat_jax.inference.decoder_weights import stored
+from meerkat_jax.inference.decoder_weights import prepare_decoder
 from meerkat_jax.inference.inputs import Asked, AudioLike, ImageLike, Loaded
 from meerkat_jax.inference.sampling import Generated, Sampler
 from meerkat_jax.parallel.devices import refuse_x64
@@ -51,22 +51,26 @@ class Meerkat:
         params: dict[str, Any],
         config: Mapping[str, Any],
         quantise: str = "none",
-        apart: bool = False,
+        unstack_layers: bool = False,
     ):
         """Use `load` unless you have the parameters at hand."""
-        llama, own = stored(assembly.model.llama, params["llama"], quantise, apart)
+        llama, own = prepare_decoder(
+            assembly.model.llama, params["llama"], quantise, unstack_layers
+        )
         self.assembly = dataclasses.replace(assembly, model=assembly.model.clone(llama=llama))
         self.params, self.config = {**params, "llama": own}, config
-        self.sampler = Sampler(self.assembly, self.params, assembly.shapes.answer)
+        self.sampler = Sampler(self.assembly, self.params, assembly.shapes.max_answer_tokens)
         self.meta: dict[str, Any] = {}  # what the checkpoint says of itself
 
     @classmethod
-    def load(cls, path: str | os.PathLike, quantise: str = "none", apart: bool = False) -> Meerkat:
+    def load(
+        cls, path: str | os.PathLike, quantise: str = "none", unstack_layers: bool = False
+    ) -> Meerkat:
         """The newest checkpoint of a training's work directory.
 
-        With `quantise` "int8" or "nf4" the decoder's kernels are kept in a quarter or an eighth of
-        float32's memory; answers may differ. With `apart` its layers lie apart, which is for
-        large models on a GPU: there a further token takes less time, compiling more.
+        With `quantise` "int8" or "nf4" the decoder's kernels take a quarter or an eighth of
+        float32's memory; answers may differ. `unstack_layers` is for large models on a GPU: tokens
+        are generated faster, compilation is slower.
 
         Raises UserError when the folder is not there, is not a work directory, or cannot be read,
         for another `quantise`, and where JAX computes in 64 bits.
@@ -81,7 +85,7 @@ class Meerkat:
                 f"python -m meerkat_jax.generate --checkpoint={path} --prompt=TEXT"
             )
         run = read_run(path, build_model)
-        model = cls(run.assembly, run.params(), run.config, quantise, apart)
+        model = cls(run.assembly, run.params(), run.config, quantise, unstack_layers)
         model.meta = run.meta
         return model
 
@@ -156,9 +160,9 @@ class Meerkat:
         """
         inputs.check_temperature(temperature)
         for pairs in self._ahead(asked, batch):
-            perceived = self._perceive(pairs)
-            found = iter(self._answer(pairs, perceived, temperature))
-            seen = inputs.views(self.assembly, pairs, perceived) if views else [None] * len(pairs)
+            aligned = self._encode_and_align(pairs)
+            found = iter(self._answer(pairs, aligned, temperature))
+            seen = inputs.views(self.assembly, pairs, aligned) if views else [None] * len(pairs)
             for pair, view in zip(pairs, seen, strict=True):
                 yield [
                     inputs.read(self.assembly, ids, pair.notes, next(found), view)
@@ -168,7 +172,7 @@ class Meerkat:
     def look(self, asked: Iterable[Asked], batch: int = 16) -> Iterator[View]:
         """What the model sees and hears of each pair, without answering."""
         for pairs in self._ahead(asked, batch):
-            yield from inputs.views(self.assembly, pairs, self._perceive(pairs))
+            yield from inputs.views(self.assembly, pairs, self._encode_and_align(pairs))
 
     def _ahead(self, asked: Iterable[Asked], batch: int) -> Iterator[list[Loaded]]:
         """Decoded batches; while one is worked on, the next is decoded."""
@@ -183,12 +187,12 @@ class Meerkat:
     def _load(self, chunk: list[Asked]) -> list[Loaded]:
         return [inputs.load(self.assembly, asked) for asked in chunk]
 
-    def _perceive(self, pairs: list[Loaded]) -> dict[str, jax.Array]:
+    def _encode_and_align(self, pairs: list[Loaded]) -> dict[str, jax.Array]:
         images, sounds = [pair.image for pair in pairs], [pair.audio for pair in pairs]
-        return self.sampler.perceive(np.stack(images), np.stack(sounds))
+        return self.sampler.encode_and_align(np.stack(images), np.stack(sounds))
 
     def _answer(
-        self, pairs: list[Loaded], perceived: dict[str, jax.Array], temperature: float
+        self, pairs: list[Loaded], aligned: dict[str, jax.Array], temperature: float
     ) -> list[Generated]:
         """The pairs' questions in their order.
 
@@ -205,7 +209,7 @@ class Meerkat:
         parts = -(-len(rows) // ROWS)  # of equal size, so that one compiled program serves them all
         for some in _chunks(order, -(-len(rows) // max(parts, 1))):
             owners, questions, *others = zip(*(rows[row] for row in some), strict=True)
-            answers = self.sampler.answer(perceived, owners, questions, temperature, *others)
+            answers = self.sampler.answer(aligned, owners, questions, temperature, *others)
             found |= zip(some, answers, strict=True)
         return [found[row] for row in range(len(rows))]
 
@@ -213,7 +217,9 @@ class Meerkat:
 def define_storage_flags() -> None:
     """The flags that say how the language model is kept, as of `Meerkat.load`."""
     flags.DEFINE_enum("quantise", "none", KINDS, "Bits of the language model's weights.")
-    flags.DEFINE_bool("apart", False, "Layers by themselves: faster on a GPU, slow to compile.")
+    flags.DEFINE_bool(
+        "unstack_layers", False, "Layers by themselves: faster on a GPU, slow to compile."
+    )
 
 
 def cache_programs(folder: Path) -> None:

@@ -46,7 +46,7 @@ class Assembly:
     placement: Placement | None = None
     start: Callable | None = None
 
-    def laid(self, placement: Placement | None) -> Assembly:
+    def with_sharding(self, placement: Placement | None) -> Assembly:
         """The same model, its arrays where `placement` (parallel/placement.py) wants them.
 
         For parameters that are there; `init` is for the model without.
@@ -54,13 +54,13 @@ class Assembly:
         llama = self.model.llama.clone(placement=placement)
         return dataclasses.replace(self, model=self.model.clone(llama=llama), placement=placement)
 
-    def used(self, params: dict) -> dict:
+    def gather_for_use(self, params: dict) -> dict:
         """Parameters as the model takes them; the decoder collects its layers one by one."""
         if self.placement is None:
             return params
         layers = params["llama"]["layers"]
         rest = {name: leaf for name, leaf in params["llama"].items() if name != "layers"}
-        whole = self.placement.whole(params | {"llama": rest})
+        whole = self.placement.gather_params(params | {"llama": rest})
         return whole | {"llama": whole["llama"] | {"layers": layers}}
 
     def inputs(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -74,10 +74,10 @@ class Assembly:
             audio = jnp.zeros((len(audio), samples), audio.dtype)
         return normalise_pixels(batch["image"]), self.logmel(audio)
 
-    def sense(self, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def encode(self, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """What the towers make of a batch: image and audio tokens as of `Meerkat.sense`."""
-        tokens = self.model.apply({"params": params}, *self.inputs(batch), method="sense")
-        return jax.tree.map(self.placement.rows, tokens) if self.placement else tokens
+        tokens = self.model.apply({"params": params}, *self.inputs(batch), method="encode")
+        return jax.tree.map(self.placement.constrain_batch, tokens) if self.placement else tokens
 
     def init(self, key: jax.Array, classes: Sequence[str] = ()) -> dict:
         """Fresh parameters, a plain nested dict.
@@ -140,13 +140,13 @@ def assemble(
         image_size=parts["image"]["image_size"],
         sample_rate=data["sample_rate"],
         seconds=data["seconds"],
-        runs=data["runs"],
-        length=data["length"],
-        room=data["room"],
-        answer=data["answer"],
-        boxes=data.get("boxes", 4),
-        names=data.get("names", 4),
-        lengths=tuple(data.get("lengths", ())),
+        num_packs=data["num_packs"],
+        pack_length=data["pack_length"],
+        max_target_tokens=data["max_target_tokens"],
+        max_answer_tokens=data["max_answer_tokens"],
+        max_boxes=data.get("max_boxes", 4),
+        max_labels=data.get("max_labels", 4),
+        pack_lengths=tuple(data.get("pack_lengths", ())),
     )
     logmel = construct(LogMel, {"sample_rate": data["sample_rate"], **parts["mel"]}, "model.mel")
     return Assembly(model, tokenizer, prompt, logmel, shapes, start=start)

@@ -94,7 +94,7 @@ def main(_: list[str]) -> None:
     limits = Limits(
         given.megabytes, given.megapixels, given.seconds, given.answer_seconds, given.keep_minutes
     )
-    model = Meerkat.load(given.checkpoint, given.quantise, given.apart)
+    model = Meerkat.load(given.checkpoint, given.quantise, given.unstack_layers)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

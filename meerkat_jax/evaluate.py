@@ -70,7 +70,7 @@ def evaluate(
     host_timeout: int = 300,
     diagnosed: int = 200,
     quantise: str = "none",
-    apart: bool = False,
+    unstack_layers: bool = False,
 ) -> dict[str, Any]:
     """Score the run in `workdir`; returns what benchmark.json holds (in process 0, else nothing).
 
@@ -79,14 +79,14 @@ def evaluate(
     most examples of each, `batch` the examples answered at a time, `cache` where the data set is
     kept. With `forms` answers about places and times are held to well-formed ones. Answers that are
     there already are taken, unless `overwrite`. The first `diagnosed` examples of each benchmark
-    are looked at more closely (evaluation/diagnostics.py). `quantise` and `apart` are the model's
-    storage, as of `Meerkat.load`.
+    are looked at more closely (evaluation/diagnostics.py). `quantise` and `unstack_layers` are
+    those of `Meerkat.load`.
 
     Raises UserError for a work directory without a checkpoint, for a benchmark that is not there,
     that was trained on or that cannot be scored here, and for answers of another model.
     """
     out = Path(out or workdir)
-    model = Meerkat.load(workdir, quantise, apart)
+    model = Meerkat.load(workdir, quantise, unstack_layers)
     data, root = model.config["data"], Path(root).expanduser() if root else None
     trained = discover.trained_on(
         data, cache or default_cache(), model.meta.get("data"), root, open_folder
@@ -143,7 +143,7 @@ def evaluate(
         _metrics(Path(workdir)),
         examples,
         model.config,
-        notes(model, workdir, chosen, limit, forms, quantise, apart, missing, unseen),
+        notes(model, workdir, chosen, limit, forms, quantise, unstack_layers, missing, unseen),
         names,
         diagnostics,
         write_pages(out, worst, totals, names),
@@ -325,7 +325,7 @@ def notes(
     limit: int | None,
     forms: bool,
     quantise: str,
-    apart: bool,
+    unstack_layers: bool,
     missing: str | None,
     unseen: str | None = None,
 ) -> list[str]:
@@ -347,7 +347,7 @@ def notes(
             else ""
         )
         + (f" --quantise={quantise}" if quantise != "none" else "")
-        + (" --apart" if apart else "")
+        + (" --unstack_layers" if unstack_layers else "")
         + (f" --limit={limit}: only the first examples of each benchmark" if limit else ""),
         f"Made on {datetime.datetime.now():%Y-%m-%d} with {platform.platform()}, {os.cpu_count()} "
         f"CPU cores, {jax.process_count()} process(es), device {device.device_kind}, "
@@ -422,7 +422,7 @@ def main(_: list[str]) -> None:
         host_timeout=given.host_timeout,
         diagnosed=given.diagnosed,
         quantise=given.quantise,
-        apart=given.apart,
+        unstack_layers=given.unstack_layers,
     )
 
 

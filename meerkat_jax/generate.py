@@ -259,7 +259,7 @@ def main(_: list[str]) -> None:
     if (Path(given.checkpoint) / STORE).is_file():
         _say_published(given)
         return
-    load = functools.partial(Meerkat.load, given.checkpoint, given.quantise, given.apart)
+    load = functools.partial(Meerkat.load, given.checkpoint, given.quantise, given.unstack_layers)
     if given.manifest is not None:
         _refuse_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
         if given.out is None:
@@ -308,7 +308,7 @@ def _say_published(given: flags.FlagValues) -> None:
         raise UserError("published weights are asked by one --prompt; see generate --help")
     if given.temperature:
         raise UserError("--temperature has no meaning with weights as published; leave it out")
-    storage = {"quantise": given.quantise, "apart": given.apart}
+    storage = {"quantise": given.quantise, "unstack_layers": given.unstack_layers}
     text = Speaker.load(given.checkpoint, **storage).ask(given.prompt)[0]
     print(json.dumps({"text": text}, ensure_ascii=False) if given.json else text)
 

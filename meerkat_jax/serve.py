@@ -63,7 +63,7 @@ def main(_: list[str]) -> None:
     find_devices()
     cache_programs(Path(given.data_dir).expanduser() if given.data_dir else default_cache())
     with _bound(given.host, given.port) as place:
-        model = Meerkat.load(given.checkpoint, given.quantise, given.apart)
+        model = Meerkat.load(given.checkpoint, given.quantise, given.unstack_layers)
         name = given.name or Path(given.checkpoint).resolve().name
         limits = Limits(
             given.max_body, given.max_pixels, given.max_sound, given.max_seconds, given.max_bodies

@@ -117,7 +117,7 @@ def main(_: list[str]) -> None:
 
     # Model, optimizer ---------------------------------------------------------------------------
     model = build_model(config, data.tokenizer)
-    laid_model = model.laid(placement.placement(mesh, config))
+    sharded_model = model.with_sharding(placement.placement(mesh, config))
     optimizer = make_optimizer(config)
 
     def initialise(key: jax.Array) -> tuple[dict, dict]:
@@ -143,14 +143,14 @@ def main(_: list[str]) -> None:
         state, frozen = initialise(key)
         return state, base.rest(frozen)
 
-    laid = (places[0], base.rest(places[1]))
+    shardings = (places[0], base.rest(places[1]))
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
     origin = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256} | base.origin
     meta = origin | {"config": config, "classes": list(data.classes)}
     hosts.meet("data and weights", origin | {"config": config}, FLAGS.host_timeout)
     step, pending = 0, []  # steps done, and metrics of those that no row has yet
     if checkpoints.latest() is None:
-        state, frozen = jax.jit(begin, out_shardings=laid)(key)
+        state, frozen = jax.jit(begin, out_shardings=shardings)(key)
         trained, laid_out = state["trainable"], places[0]["trainable"]
         trained = base.fill(trained, shapes[0]["trainable"], laid_out, "float32")
         adapter, allowed = config.get("adapter"), config.get("adapter_base")
@@ -158,7 +158,7 @@ def main(_: list[str]) -> None:
         trained = base.adapt(trained, laid_out, llama, adapter, allowed, frozen, say)
         state["trainable"] = trained
     else:
-        frozen = jax.jit(lambda key: begin(key)[1], out_shardings=laid[1])(key)
+        frozen = jax.jit(lambda key: begin(key)[1], out_shardings=shardings[1])(key)
         abstract = jax.tree.map(placement.placed, shapes[0], places[0])
         state, seen, meta_then = checkpoints.restore(abstract, expect=origin)
         step, pending = meta_then["step"], seen["pending"]
@@ -174,7 +174,7 @@ def main(_: list[str]) -> None:
     for phase, split in zip(phases, splits, strict=True):
         split.open()  # a wrong name is found now, not after an hour
         feature_cache.check_kept(phase, shapes[0]["trainable"])
-        asks = losses.needs(phase["weights"])["ask"]
+        asks = losses.needs(phase["weights"])["needs_text"]
         found = data.needed(split, model.prompt, model.shapes, odds(phase)) if asks else None
         needed.append(found)
     strata = [split.strata() for split in splits]  # so that batches have their share of pairs
@@ -188,7 +188,7 @@ def main(_: list[str]) -> None:
     soft_targets = jax.tree.map(jnp.asarray, soft_targets)
 
     def make(phase: dict, accumulate: int):
-        return phase_step(config, phase, laid_model, optimizer, names, soft_targets, accumulate)
+        return phase_step(config, phase, sharded_model, optimizer, names, soft_targets, accumulate)
 
     outputs = (places[0], None)
     runs = [
@@ -209,20 +209,22 @@ def main(_: list[str]) -> None:
             return None
         both = trees.merge(state["trainable"], frozen)
 
-        def sense(batch: dict) -> tuple[jax.Array, jax.Array]:
+        def encode(batch: dict) -> tuple[jax.Array, jax.Array]:
             batch = {key: hosts.put(value, on_device) for key, value in batch.items()}
-            return jax.tree.map(hosts.whole, sensed(both, batch))
+            return jax.tree.map(hosts.whole, encoded_on_device(both, batch))
 
         records = splits[phases.index(phase)].open()[: phase["kept"]]
         here, shared = workdir / "senses" / str(phases.index(phase)), cache / "senses"
         facts = origin | {"config": [config[key] for key in ("model", "data", "seed")]}
         facts |= {"records": [phase["split"], phase["kept"]]}
         folder = feature_cache.folder_of(here, shared, facts, shapes[0]["trainable"])
-        kept = feature_cache.keep(folder, records, model.shapes, sense, size(phase))
+        kept = feature_cache.keep(folder, records, model.shapes, encode, size(phase))
         hosts.meet(f"senses of {phase['name']}", {}, FLAGS.host_timeout)
         return kept
 
-    sensed = jax.jit(lambda params, batch: laid_model.sense(laid_model.used(params), batch))
+    encoded_on_device = jax.jit(
+        lambda params, batch: sharded_model.encode(sharded_model.gather_for_use(params), batch)
+    )
     on_device = placement.batch_sharding(mesh)
     scored_split = HELD_OUT[config["data"]["kind"]]  # of which a few fixed batches are scored
     held_out = []
@@ -247,7 +249,7 @@ def main(_: list[str]) -> None:
             if batches is not None:
                 batches.close()
             done = (step - ends[number] + phase["steps"]) * size(phase)
-            with clock.apart():
+            with clock.paused():
                 kept = keep(phase)
             workers = affordable(phase.get("workers", config["data"]["workers"]), say)
             batches = train_batches(
@@ -261,18 +263,18 @@ def main(_: list[str]) -> None:
         batch = hosts.place(batch, on_device, size(phase))
         length = batch["tokens"].shape[-1]
         if length not in compiled:
-            with clock.apart():
+            with clock.paused():
                 begun = time.monotonic()
                 what = f"phase {phase['name']!r}"
-                what += f", runs of {length} tokens" if model.shapes.lengths else ""
+                what += f", runs of {length} tokens" if model.shapes.pack_lengths else ""
                 say(f"{what}: compiling, a minute at most; the result is cached")
                 traced = runs[number].trace(state, frozen, batch)
                 compiled[length] = traced.lower().compile(), flops.step_flops(traced)
                 took = f"{time.monotonic() - begun:.1f} s"
                 say(f"{what}: compiled in {took}, {compiled[length][1]:.3g} FLOPs a step")
         program, work = compiled[length]
-        text = model.shapes.runs * length
-        tokens = model.model.prefix_length * needs["look"] + text * needs["ask"]
+        text = model.shapes.num_packs * length
+        tokens = model.model.prefix_length * needs["needs_image"] + text * needs["needs_text"]
         clock.count(size(phase), tokens, work)
         profile.before(step + 1, state)
         state, found = program(state, frozen, batch)
@@ -292,14 +294,14 @@ def main(_: list[str]) -> None:
             writer.write(step, row | clock.row())
             pending = []
         if evaluate and held_out:
-            with clock.apart():
+            with clock.paused():
                 examples = (hosts.place(one, on_device, config["batch"]) for one in held_out)
                 found = [scores[number](state, frozen, one) for one in examples]
                 row = {"eval": mean(jax.tree.map(float, jax.device_get(found)))}
                 refuse_nonfinite([row["eval"]], step, writer, checkpoints, f"{scored_split} scores")
                 writer.write(step, row, progress=False)
         if save:
-            with clock.apart():
+            with clock.paused():
                 writer.sync()
                 seen = {"pending": pending}
                 checkpoints.save(step, state, seen, meta)

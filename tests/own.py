@@ -46,8 +46,8 @@ def _said(one: Example) -> dict:
     """What a person would write of a scene: what is seen and heard, and some questions."""
     boxes = [[b.label, b.x0, b.y0, b.x1, b.y1] for b in one.boxes]
     return {
-        "seen": list(one.seen),
-        "heard": list(one.heard),
+        "image_labels": list(one.image_labels),
+        "audio_labels": list(one.audio_labels),
         "boxes": boxes,
         "questions": [row for q in one.questions if (row := _asked(q))],
     }

@@ -217,8 +217,8 @@ def test_only_the_first_seconds_of_a_long_sound_are_heard():
 def test_a_prompt_longer_than_any_in_training_and_a_cut_answer_are_noted(clip):
     notes = model().ask(png(0), clip, "Is it a " + "very " * 60 + "big dog?").notes
     data = tiny.get_config().data
-    assert any(f"tokens, more than any in training ({data.length})" in note for note in notes)
-    assert any(f"cut off after {data.answer} tokens" in note for note in notes)
+    assert any(f"tokens, more than any in training ({data.pack_length})" in note for note in notes)
+    assert any(f"cut off after {data.max_answer_tokens} tokens" in note for note in notes)
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(clip):

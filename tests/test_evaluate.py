@@ -207,7 +207,7 @@ def test_a_file_that_holds_no_answers_is_named(tmp_path, loaded):
 
 
 def answered(task: str, number: int, right: bool) -> Answered:
-    truth = {"kind": task, "answer": True, "seen": ["dog"], "heard": ["dog"]}
+    truth = {"kind": task, "answer": True, "image_labels": ["dog"], "audio_labels": ["dog"]}
     text = "I see a dog. I hear a dog: True." if right else "I see a bee. I hear a owl: False."
     if task in ("arig", "igatl"):
         text = ""

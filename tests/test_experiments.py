@@ -94,9 +94,12 @@ def test_what_is_none_can_be_given_on_the_command_line(spec, monkeypatch):
     ("data", "words"),
     [
         ({"task_weights": {"igatll": 4.0}}, "'igatll' names no task; did you mean 'igatl'"),
-        ({"lengths": [64, 32]}, r"data.lengths is \[64, 32\]; expected rising whole numbers below"),
-        ({"lengths": [192]}, "below data.length=192"),
-        ({"lengths": [60]}, "loss_pieces is 8, which does not divide 60"),
+        (
+            {"pack_lengths": [64, 32]},
+            r"data.pack_lengths is \[64, 32\]; expected rising whole numbers below",
+        ),
+        ({"pack_lengths": [192]}, "below data.pack_length=192"),
+        ({"pack_lengths": [60]}, "loss_pieces is 8, which does not divide 60"),
     ],
 )
 def test_numbers_of_texts_that_cannot_be_meant(data, words):

@@ -60,7 +60,7 @@ def test_each_model_reads_own_data_alone(mine, model):
     assert "mini" not in data and config["name"] == f"{model}-mine"
     for phase in config["phases"]:
         split = Split(mine, phase["split"])
-        assert len(split.open()) == 20 and "kept" not in phase  # all that there is
+        assert len(split.open()) == 20 and "cache_features" not in phase  # all that there is
         assert {record.id.split("-")[0] for record in split.open()} == {"jsonl"}
 
 
@@ -71,7 +71,16 @@ def test_batches_of_the_mini_hold_own_examples_and_every_name(mine, tmp_path):
     assert all(len(data.tokenizer.encode(name)) == 1 for name in data.classes)
     check_names(config["phases"], data.classes)
     section, image_size = config["data"], config["model"]["image"]["image_size"]
-    names = ("sample_rate", "seconds", "runs", "length", "room", "answer", "boxes", "names")
+    names = (
+        "sample_rate",
+        "seconds",
+        "num_packs",
+        "pack_length",
+        "max_target_tokens",
+        "max_answer_tokens",
+        "max_boxes",
+        "max_labels",
+    )
     shapes = Shapes(image_size=image_size, **{name: section[name] for name in names})
     prompt = make_prompt(data.tokenizer, config["prompt"])
     encode = Encode(shapes, prompt, data.classes, section["task_weights"])
@@ -85,8 +94,8 @@ def test_batches_of_the_mini_hold_own_examples_and_every_name(mine, tmp_path):
             record = records[int(order[4 * number + row])]
             met.add(record.id)
             assert np.array_equal(batch["image"][row], load_image(record.image, image_size))
-            seen = batch["seen"][row]
-            assert {data.classes[i] for i in seen if i >= 0} == set(record.seen)
+            seen = batch["image_labels"][row]
+            assert {data.classes[i] for i in seen if i >= 0} == set(record.image_labels)
             assert batch["targets"][row].sum() > 0
     batches.close()
     assert len(met) == 12 and all(ident.startswith("jsonl-train-scene") for ident in met)
@@ -121,12 +130,14 @@ def test_names_are_those_of_boxes_and_segments_where_none_are_told(tmp_path):
     for record in open_split(tmp_path / "out", "train"):
         spots = {s.label for q in record.questions for s in (*q.boxes, *q.segments)}
         spots |= {box.label for box in record.boxes}
-        assert set(record.seen) == set(record.heard) == spots
+        assert set(record.image_labels) == set(record.audio_labels) == spots
 
 
 def test_data_without_names_is_refused_where_names_are_to_be_learned():
     config = forkme("avfit/mine,mini")
-    with pytest.raises(UserError, match="'sees': image_names learns the names.*\"seen\""):
+    with pytest.raises(
+        UserError, match="'image_naming': image_names learns class names.*\"image_labels\""
+    ):
         check_names(config["phases"], ())
     check_names(forkme("avfit/mine,7b")["phases"], ())
     tokenizer = build_mini_tokenizer(["I see a cat."], (), templates.PHRASES)

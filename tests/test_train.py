@@ -28,7 +28,9 @@ from tests import tiny
 from tests.conftest import TINY
 from tests.tolerances import tolerance
 
-STEPS = 8  # of the tiny config: 1 of phase "speaks", 2 of "sees", 5 of "answers"
+STEPS = (
+    8  # of the tiny config: 1 of phase "lm_warmup", 2 of "image_naming", 5 of "instruction_tuning"
+)
 CONTRAST = {"temperature": 0.1, "threshold": 0.9, "sharpness": {"image": 10.0, "audio": 10.0}}
 BOX = {"inside_weight": 0.5, "outside_weight": 0.5, "kl_weight": 1.0}
 FAST = {"xla_backend_optimization_level": 0}  # compile in a third of the time
@@ -61,7 +63,9 @@ def test_metrics_hold_every_term_and_rate(finished):
     rows = read_metrics(finished)
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 6, 8]  # each second, and a phase's last
-    assert [row["phase"] for row in steps] == ["speaks"] + ["sees"] * 2 + ["answers"] * 3
+    assert [row["phase"] for row in steps] == ["lm_warmup"] + ["image_naming"] * 2 + [
+        "instruction_tuning"
+    ] * 3
     phases = {phase["name"]: phase for phase in tiny.get_config().to_dict()["phases"]}
     for row in steps:
         terms = {f"loss/{term}" for term in phases[row["phase"]]["weights"]}
@@ -159,7 +163,7 @@ def test_missing_flags(door):
         ('config.data.mini.tran = 8', ["data.mini.tran", "data.mini.train"]),
         ('config.data.kind = "maxi"', ["maxi", "mini"]),
         ('config.phases[0]["weights"] = {"avot": 1.0}', ["avot", "avopt"]),
-        ('config.phases[1]["warmup"] = 2', ["'sees'", "warmup 2 of 2 steps"]),
+        ('config.phases[1]["warmup"] = 2', ["'image_naming'", "warmup 2 of 2 steps"]),
         ('config.trainable = ("lora_a$",)', ["lora_a$"]),
         ('del config.log_every', ["log_every"]),
     ],
@@ -202,11 +206,11 @@ def test_overwrite_starts_anew(finished, train, tmp_path):
 
 @pytest.mark.slow
 def test_nonfinite_loss_ends_the_run_and_keeps_the_last_good_checkpoint(train, tmp_path):
-    """Of phase "sees" the first step has rate 0, the second breaks all; the next one shows it."""
+    """The first step of "image_naming" has rate 0, the second diverges; the next one shows it."""
     run = tmp_path / "run"
     flags = ["--config.phases[1].learning_rate=1e30", "--config.phases[1].steps=3"]
     said = refusal(train(run, *flags, "--config.checkpoint_every=1"))
-    assert re.search(r"step 4 \(phase 'sees'\): loss/image_names is (nan|inf)", said), said
+    assert re.search(r"step 4 \(phase 'image_naming'\): loss/image_names is (nan|inf)", said), said
     assert re.search(r"had loss [\d.e+]+ and grad_norm [\d.e+]+; if these had risen", said), said
     assert "step 2, is kept" in said
     assert read_metrics(run)[-1]["step"] == 4

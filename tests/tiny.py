@@ -30,7 +30,13 @@ def get_config(arg: str = "mini") -> ml_collections.ConfigDict:
 
 def shrunk(config: dict) -> dict:
     """A config of `experiments/` with a small model and few steps."""
-    config["data"] |= {"runs": 2, "length": 72, "room": 56, "lengths": (), "workers": 0}
+    config["data"] |= {
+        "num_packs": 2,
+        "pack_length": 72,
+        "max_target_tokens": 56,
+        "pack_lengths": (),
+        "workers": 0,
+    }
     model = config["model"]
     model["image"] |= {"image_size": 64, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     model["image"] |= {"mlp_dim": 32, "projection_dim": 16}
@@ -41,8 +47,8 @@ def shrunk(config: dict) -> dict:
     if config["base"] is None:
         model["llama"] |= {"width": 16, "depth": 1, "heads": 2, "kv_heads": 1, "mlp_dim": 32}
     else:  # sizes are those of the store; words are spelled in more tokens
-        config["data"] |= {"length": 400, "room": 380, "answer": 300}
-    steps = {"speaks": 1, "sees": 2, "answers": 5}
+        config["data"] |= {"pack_length": 400, "max_target_tokens": 380, "max_answer_tokens": 300}
+    steps = {"lm_warmup": 1, "image_naming": 2, "instruction_tuning": 5}
     config["phases"] = [phase for phase in config["phases"] if phase["name"] in steps]
     for phase in config["phases"]:
         phase |= {"steps": steps[phase["name"]], "learning_rate": 1e-2, "batch": 4}

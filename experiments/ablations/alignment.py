@@ -20,7 +20,13 @@ import ml_collections
 from meerkat_jax.core.config import choose, load_config, settable
 
 OFF = {"full": (), "no_avopt": ("avopt",), "no_avace": ("avace",), "neither": ("avopt", "avace")}
-STEPS = {"speaks": 150, "sees": 800, "hears": 500, "binds": 300, "answers": 600}
+STEPS = {
+    "lm_warmup": 150,
+    "image_naming": 800,
+    "audio_naming": 500,
+    "alignment": 300,
+    "instruction_tuning": 600,
+}
 KEPT = 2400  # scenes of `answers`
 AVFIT = Path(__file__).parents[1] / "avfit.py"
 
@@ -32,7 +38,7 @@ def get_config(arg: str = "full") -> ml_collections.ConfigDict:
     config["name"] = f"alignment-{arg}"
     for phase in config["phases"]:
         phase["steps"] = STEPS[phase["name"]]
-        if "kept" in phase:
-            phase["kept"] = KEPT
+        if "cache_features" in phase:
+            phase["cache_features"] = KEPT
         phase["weights"] |= {term: 0.0 for term in OFF[arg] if term in phase["weights"]}
     return settable(config)

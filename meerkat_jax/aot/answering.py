@@ -25,7 +25,7 @@ def fly_answers(made: Plan, chip: Chip, quick: bool = False) -> dict[str, Any]:
     """
     begun = time.monotonic()
     params = merge(made.state["trainable"], made.frozen)
-    sampler = Sampler(made.assembly, params, made.assembly.shapes.answer)
+    sampler = Sampler(made.assembly, params, made.assembly.shapes.max_answer_tokens)
     held = {name: leaf for name, leaf in made.batch.items() if name in ("image", "audio")}
     traced, cache = sampler.trace(held)
     weights, kept = program.bytes_of(params), program.bytes_of(cache)

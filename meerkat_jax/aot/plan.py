@@ -77,7 +77,7 @@ def plan(
     soft_targets = losses.number_soft_targets(
         token_values(tokenizer), **config.get("number_soft_targets", {})
     )
-    laid = model.laid(placement.placement(mesh, config))
+    laid = model.with_sharding(placement.placement(mesh, config))
     names = name_ids(tokenizer, classes)
     step = phase_step(
         config, phase_config, laid, optimizer, names, soft_targets, config["accumulate"]
@@ -92,17 +92,17 @@ def plan(
 def inputs_of(assembly: Assembly, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch, as `training/step.py` lists them."""
     shapes = assembly.shapes
-    text = (batch, shapes.runs, shapes.length)
+    text = (batch, shapes.num_packs, shapes.pack_length)
     side, samples = shapes.image_size, round(shapes.seconds * shapes.sample_rate)
     described = {
         "image": ((batch, side, side, 3), np.uint8),
         "audio": ((batch, samples), np.float32),
         "tokens": (text, np.int32),
-        "owners": (text, np.int32),
-        "targets": (text, np.float32),
-        "boxes": ((batch, shapes.boxes, 4), np.float32),
+        "segment_ids": (text, np.int32),
+        "loss_mask": (text, np.float32),
+        "boxes": ((batch, shapes.max_boxes, 4), np.float32),
         "matched": ((batch,), bool),
-        "seen": ((batch, shapes.names), np.int32),
-        "heard": ((batch, shapes.names), np.int32),
+        "image_labels": ((batch, shapes.max_labels), np.int32),
+        "audio_labels": ((batch, shapes.max_labels), np.int32),
     }
     return {key: jax.ShapeDtypeStruct(*two) for key, two in described.items()}

@@ -41,8 +41,8 @@ class DataSet:
         without `texts/`, as the mini data set, nothing is known beforehand.
         """
         if not split.has_texts():
-            if shapes.lengths:
-                raise UserError(f"data.lengths: {self.folder} keeps no texts apart to measure")
+            if shapes.pack_lengths:
+                raise UserError(f"data.pack_lengths: {self.folder} keeps no texts apart to measure")
             return None
         lengths = split.lengths(prompt, self.cache)
         fits = lengths.fits(weights, shapes)
@@ -53,10 +53,11 @@ class DataSet:
             raise UserError(
                 f"{int((~fits).sum())} of {len(fits)} questions of split {split.name!r} have no "
                 f"room in a batch, the first in {split.open()[record].id}: its answer has {said} "
-                f"tokens, with its question {said + int(lengths.question[question])}; data.answer "
-                f"is {shapes.answer}, data.room {shapes.room}, data.length {shapes.length}"
+                f"tokens, with its question {said + int(lengths.question[question])}; "
+                f"data.max_answer_tokens is {shapes.max_answer_tokens}, data.max_target_tokens "
+                f"{shapes.max_target_tokens}, data.pack_length {shapes.pack_length}"
             )
-        return lengths.needed(weights, shapes.runs) if shapes.lengths else None
+        return lengths.needed(weights, shapes.num_packs) if shapes.pack_lengths else None
 
     def fitting(
         self,

@@ -68,8 +68,8 @@ class Example:
     image: bytes
     audio: bytes
     questions: tuple[Question, ...]
-    seen: tuple[str, ...] = ()
-    heard: tuple[str, ...] = ()
+    image_labels: tuple[str, ...] = ()
+    audio_labels: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     matched: bool = True
 
@@ -92,7 +92,7 @@ def from_bytes(record: bytes) -> Example:
         fields = msgpack.unpackb(record)
         fields["questions"] = tuple(_question(q) for q in fields["questions"])
         fields["boxes"] = tuple(Box(**b) for b in fields["boxes"])
-        for key in ("seen", "heard"):
+        for key in ("image_labels", "audio_labels"):
             fields[key] = tuple(fields[key])
         return Example(**fields)
     except (ValueError, TypeError, KeyError, msgpack.exceptions.ExtraData) as error:

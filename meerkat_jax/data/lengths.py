@@ -63,7 +63,9 @@ class Lengths(NamedTuple):
     def fits(self, weights: Mapping[str, float], shapes: Shapes) -> np.ndarray:
         """bool[m], which questions a batch has room for; those that are never drawn all do."""
         said, size = self.answer, self.question + self.answer
-        good = (said <= min(shapes.answer, shapes.room)) & (size <= shapes.length)
+        good = (said <= min(shapes.max_answer_tokens, shapes.max_target_tokens)) & (
+            size <= shapes.pack_length
+        )
         return good | ~self.asked(weights)
 
 

@@ -46,19 +46,19 @@ class Rows:
         return self.records[number * self.batch + self.rows[row]]
 
 
-class Kept(Protocol):
-    """What the towers made of scenes (`training/feature_cache.py`)."""
+class Features(Protocol):
+    """Cached tower tokens (`training/feature_cache.py`)."""
 
-    def of(self, scene: str) -> dict[str, np.ndarray]:
-        """Tower tokens of the scene with this id."""
+    def lookup(self, example_id: str) -> dict[str, np.ndarray]:
+        """The tower tokens of an example: image_tokens and audio_tokens."""
 
 
 class Encode(grain.transforms.RandomMap):
     """Example -> arrays. As many of the pair's questions as fit, drawn by task weight.
 
-    Without `look` the pictures, without `listen` the sounds, without `ask` the questions are left
-    out, most of the work where nothing needs them: image is uint8[0, 0, 3], audio float32[0], and
-    all tokens are padding. With `kept` what the towers made of a scene stands for both media.
+    Without `needs_image`, `needs_audio` or `needs_text` that modality is not decoded: image is
+    uint8[0, 0, 3], audio float32[0], and all tokens are padding. With `features` the cached tower
+    tokens replace image and audio.
     """
 
     def __init__(
@@ -67,42 +67,45 @@ class Encode(grain.transforms.RandomMap):
         prompt: Prompt,
         classes: tuple[str, ...],
         weights: dict,
-        look: bool = True,
-        listen: bool = True,
-        ask: bool = True,
-        kept: Kept | None = None,
+        needs_image: bool = True,
+        needs_audio: bool = True,
+        needs_text: bool = True,
+        features: Features | None = None,
     ):
-        self.shapes, self.prompt, self.weights, self.kept = shapes, prompt, weights, kept
-        self.look, self.listen, self.ask = look, listen, ask
+        self.shapes, self.prompt, self.weights, self.features = shapes, prompt, weights, features
+        self.needs_image, self.needs_audio = needs_image, needs_audio
+        self.needs_text = needs_text
         self.index = {name: i for i, name in enumerate(classes)}
 
     def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """See the contract in the module docstring of `training/step.py` for shapes."""
-        return self.fit(example, rng, self.shapes.length)
+        return self.fit(example, rng, self.shapes.pack_length)
 
     def fit(self, example: Example, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
         """The same with runs of `length` tokens."""
         shapes = self.shapes
-        drawn = self.draw(example, rng) if self.ask else []
+        drawn = self.draw(example, rng) if self.needs_text else []
         pairs = [(question.instruction, question.response) for question in drawn]
         for _, response in pairs:
             longest = len(self.prompt.answer_ids(response))
-            if longest > shapes.answer:
+            if longest > shapes.max_answer_tokens:
                 raise UserError(
-                    f"{example.id}: the answer {response!r} has {longest} tokens, data.answer is"
-                    f" {shapes.answer}; raise it"
+                    f"{example.id}: the answer {response!r} has {longest} tokens, "
+                    f"data.max_answer_tokens is {shapes.max_answer_tokens}; raise it"
                 )
-        packed = pack(self.prompt, pairs, shapes.runs, length, min(shapes.room, length))
-        if self.kept is not None:
-            media = self.kept.of(example.id)
+        packed = pack(
+            self.prompt, pairs, shapes.num_packs, length, min(shapes.max_target_tokens, length)
+        )
+        if self.features is not None:
+            media = self.features.lookup(example.id)
         else:
-            media = encode_media(example, shapes, self.look, self.listen)
+            media = encode_media(example, shapes, self.needs_image, self.needs_audio)
         return media | {
             **packed._asdict(),
             "boxes": self.pad_boxes(example),
             "matched": np.bool_(example.matched),
-            "seen": self.pad_names(example.seen),
-            "heard": self.pad_names(example.heard),
+            "image_labels": self.pad_names(example.image_labels),
+            "audio_labels": self.pad_names(example.audio_labels),
         }
 
     def draw(self, example: Example, rng: np.random.Generator) -> list[Question]:
@@ -122,12 +125,14 @@ class Encode(grain.transforms.RandomMap):
     def pad_boxes(self, example: Example) -> np.ndarray:
         """float32[N, 4]; a box of zero area is padding."""
         boxes = [(b.x0, b.y0, b.x1, b.y1) for b in example.boxes]
-        return _pad(boxes, (self.shapes.boxes, 4), 0.0, f"{example.id}: boxes").astype(np.float32)
+        return _pad(boxes, (self.shapes.max_boxes, 4), 0.0, f"{example.id}: boxes").astype(
+            np.float32
+        )
 
     def pad_names(self, names: tuple[str, ...]) -> np.ndarray:
         """int32[M]; class indices, -1 padding. Names that are not classes are left out."""
         known = [self.index[name] for name in names if name in self.index]
-        return _pad(known, (self.shapes.names,), -1, "names").astype(np.int32)
+        return _pad(known, (self.shapes.max_labels,), -1, "names").astype(np.int32)
 
 
 def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.ndarray:
@@ -139,16 +144,16 @@ def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.nda
 
 
 def encode_media(
-    example: Example, shapes: Shapes, look: bool = True, listen: bool = True
+    example: Example, shapes: Shapes, needs_image: bool = True, needs_audio: bool = True
 ) -> dict[str, np.ndarray]:
     """Picture and sound as arrays, empty ones for what is not asked for.
 
     image uint8[H, W, 3] squashed to the tower's size, or [0, 0, 3]; audio float32[samples], or [0].
     """
     image, audio = np.zeros((0, 0, 3), np.uint8), np.zeros(0, np.float32)
-    if look:
+    if needs_image:
         image = load_image(example.image, shapes.image_size, name=example.id)
-    if listen:
+    if needs_audio:
         audio, _ = load_audio(example.audio, shapes.sample_rate, shapes.seconds, name=example.id)
     return {"image": image, "audio": audio}
 
@@ -163,7 +168,7 @@ class Fetch(grain.transforms.RandomMap):
         self, place: int | tuple[int, int], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """Read the record, encode it in runs of that length, or of the longest."""
-        whole = self.encode.shapes.length
+        whole = self.encode.shapes.pack_length
         number, length = place if isinstance(place, tuple) else (place, whole)
         return self.encode.fit(self.records[number], rng, length)
 
@@ -190,7 +195,7 @@ def train_batches(
     """
     order = numbers(split, seed, scenes)
     if strata is not None:
-        lengths = (*encode.shapes.lengths, encode.shapes.length)
+        lengths = (*encode.shapes.pack_lengths, encode.shapes.pack_length)
         if needed is None:
             needed, lengths = np.zeros(len(strata), int), lengths[-1:]
         balanced = BalancedBatches(order, strata, needed, lengths, batch, seed)

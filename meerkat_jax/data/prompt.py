@@ -197,45 +197,51 @@ def _prefix(tokenizer: Tokenizer, pieces: Sequence[Piece], system: str) -> tuple
 
 
 class Packed(NamedTuple):
-    """Questions with their answers, one after another in R runs of T tokens."""
+    """Questions with their answers, one after another in R packs of T tokens."""
 
     tokens: np.ndarray  # int32[R, T]
-    targets: np.ndarray  # float32[R, T], 1 on tokens of answers and their end tokens
-    owners: np.ndarray  # int32[R, T], which pair the token is of; -1 on padding
+    loss_mask: np.ndarray  # float32[R, T], 1 on tokens of answers and their end tokens
+    segment_ids: np.ndarray  # int32[R, T], which pair the token is of; -1 on padding
 
 
 def pack(
-    prompt: Prompt, qa_pairs: Sequence[tuple[str, str]], runs: int, length: int, room: int
+    prompt: Prompt,
+    qa_pairs: Sequence[tuple[str, str]],
+    num_packs: int,
+    pack_length: int,
+    max_target_tokens: int,
 ) -> Packed:
-    """As many of the pairs as fit, each in the first run with room for it (module's example).
+    """As many of the pairs as fit, each in the first pack with room for it (module's example).
 
     Args:
         prompt: the layout; its prefix is not part of the result.
         qa_pairs: pairs (instruction, response), the first ones first.
-        runs: R.
-        length: T.
-        room: the most answer tokens of a run.
+        num_packs: R.
+        pack_length: T.
+        max_target_tokens: the most answer tokens of a pack.
 
     Raises:
-        UserError: a pair does not even fit an empty run.
+        UserError: a pair does not even fit an empty pack.
     """
-    tokens = np.full((runs, length), prompt.tokenizer.pad_id, np.int32)
-    targets, owners = np.zeros((runs, length), np.float32), np.full((runs, length), -1, np.int32)
-    used, answered = [0] * runs, [0] * runs
+    tokens = np.full((num_packs, pack_length), prompt.tokenizer.pad_id, np.int32)
+    loss_mask = np.zeros((num_packs, pack_length), np.float32)
+    segment_ids = np.full((num_packs, pack_length), -1, np.int32)
+    used, answered = [0] * num_packs, [0] * num_packs
     for number, (instruction, response) in enumerate(qa_pairs):
         question, answer = prompt.question_ids(instruction), prompt.answer_ids(response)
         size, said = len(question) + len(answer), len(answer)
-        if size > length or said > room:
+        if size > pack_length or said > max_target_tokens:
             raise UserError(
                 f"question {number} ({instruction!r} -> {response!r}) needs {size} tokens, {said} "
-                f"of them for the answer; a run has {length} and {room}: raise length or room"
+                f"of them for the answer; a pack has {pack_length} and {max_target_tokens}: raise "
+                "data.pack_length or data.max_target_tokens"
             )
-        fits = (r for r in range(runs) if used[r] + size <= length and answered[r] + said <= room)
-        run = next(fits, None)
-        if run is None:
-            continue
-        start, end = used[run], used[run] + size
-        tokens[run, start:end], owners[run, start:end] = question + answer, number
-        targets[run, end - said : end] = 1.0
-        used[run], answered[run] = end, answered[run] + said
-    return Packed(tokens, targets, owners)
+        for row in range(num_packs):
+            if used[row] + size > pack_length or answered[row] + said > max_target_tokens:
+                continue
+            start, end = used[row], used[row] + size
+            tokens[row, start:end], segment_ids[row, start:end] = question + answer, number
+            loss_mask[row, end - said : end] = 1.0
+            used[row], answered[row] = end, answered[row] + said
+            break
+    return Packed(tokens, loss_mask, segment_ids)

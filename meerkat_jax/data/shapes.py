@@ -7,19 +7,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """Static shapes of a batch: `runs` of `length` tokens, `room` of them for answers.
+    """Static shapes of a batch.
 
-    `answer` is the most tokens of one answer; `lengths` are shorter ones than `length`, rising, for
-    batches whose texts fit (data/order.py).
+    The questions of a pair lie in `num_packs` packs of `pack_length` tokens, of which at most
+    `max_target_tokens` are answers; one answer has at most `max_answer_tokens`. `pack_lengths` are
+    shorter lengths, rising, for batches whose texts fit (data/order.py). An example has at most
+    `max_boxes` boxes, and `max_labels` image labels and audio labels.
     """
 
     image_size: int
     sample_rate: int
     seconds: float
-    runs: int
-    length: int
-    room: int
-    answer: int
-    boxes: int = 4
-    names: int = 4
-    lengths: tuple[int, ...] = ()
+    num_packs: int
+    pack_length: int
+    max_target_tokens: int
+    max_answer_tokens: int
+    max_boxes: int = 4
+    max_labels: int = 4
+    pack_lengths: tuple[int, ...] = ()

@@ -83,8 +83,8 @@ class Statistics:
         self.holding: Counter[str] = Counter()  # records that have a question of "task/kind"
         self.verdicts: Counter[tuple[str, bool]] = Counter()  # ("task/kind", answer)
         self.claims: Counter[tuple[str, str, bool]] = Counter()  # (task, class, answer)
-        self.seen: Counter[str] = Counter()
-        self.heard: Counter[str] = Counter()
+        self.image_labels: Counter[str] = Counter()
+        self.audio_labels: Counter[str] = Counter()
         self.boxes = 0
         self.boxes_each: Counter[int] = Counter()  # distinct boxes of a record
         self.areas: Counter[int] = Counter()  # per cent of the picture, rounded down
@@ -104,8 +104,8 @@ class Statistics:
         self.records += 1
         self.matched[example.matched] += 1
         self.sources[example.source] += 1
-        self.seen.update(set(example.seen))
-        self.heard.update(set(example.heard))
+        self.image_labels.update(set(example.image_labels))
+        self.audio_labels.update(set(example.audio_labels))
         for question in example.questions:
             self._add_question(example, question)
         self.holding.update({kind_of(question) for question in example.questions})
@@ -127,7 +127,7 @@ class Statistics:
             self.verdicts[kind, said] += 1
             if question.task in CLAIMS:
                 # A claim is about what is in its box; without a box, about what is heard.
-                names = {box.label for box in asked_boxes(question)} or set(example.heard)
+                names = {box.label for box in asked_boxes(question)} or set(example.audio_labels)
                 self.claims.update((question.task, name, said) for name in names)
         if question.segments:
             self.segments[len(question.segments)] += 1

@@ -42,8 +42,8 @@ def features() -> tfds.features.FeaturesDict:
                 "label": of.Sequence(of.Text()),
                 "times": of.Tensor(shape=(None, 2), dtype=np.float32, doc="start, end"),
             },
-            "seen": of.Sequence(of.Text()),
-            "heard": of.Sequence(of.Text()),
+            "image_labels": of.Sequence(of.Text()),
+            "audio_labels": of.Sequence(of.Text()),
             "boxes": of.FeaturesDict(_boxes(), doc="of what is both seen and heard"),
             "matched": of.Scalar(np.bool_, doc="whether picture and sound go together"),
         }
@@ -80,8 +80,8 @@ def to_record(example: Example) -> dict[str, Any]:
             "label": [segment.label for _, segment in segments],
             "times": _rows([_times(segment) for _, segment in segments], 2),
         },
-        "seen": list(example.seen),
-        "heard": list(example.heard),
+        "image_labels": list(example.image_labels),
+        "audio_labels": list(example.audio_labels),
         "boxes": _table(example.boxes),
         "matched": example.matched,
     }

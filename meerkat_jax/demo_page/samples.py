@@ -24,9 +24,13 @@ from meerkat_jax.mini.thing import MediaSet
 
 SEED = 20_000  # of scenes that no data set of a usual seed holds
 KINDS: tuple[tuple[str, str, Callable[[Example], bool]], ...] = (
-    ("two things, one sounds", "arig", lambda e: (len(e.seen), len(e.heard)) == (2, 1)),
-    ("two sounds, one seen", "igatl", lambda e: len(e.heard) == 2 and len(e.boxes) == 1),
-    ("heard, not seen", "avfact2", lambda e: not e.matched and len(e.heard) == 1),
+    (
+        "two things, one sounds",
+        "arig",
+        lambda e: (len(e.image_labels), len(e.audio_labels)) == (2, 1),
+    ),
+    ("two sounds, one seen", "igatl", lambda e: len(e.audio_labels) == 2 and len(e.boxes) == 1),
+    ("heard, not seen", "avfact2", lambda e: not e.matched and len(e.audio_labels) == 1),
 )
 
 

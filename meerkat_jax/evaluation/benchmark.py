@@ -115,7 +115,9 @@ def class_names(records: Sequence[Answered]) -> frozenset[str]:
     """Every class name that the truths mention, normalised: the vocabulary to look for in texts."""
     names: set[str] = set()
     for truth in (record.question.truth for record in records):
-        names |= {normalise(n) for key in ("seen", "heard") for n in truth.get(key) or ()}
+        names |= {
+            normalise(n) for key in ("image_labels", "audio_labels") for n in truth.get(key) or ()
+        }
         names |= {normalise(e[0]) for key in ("objects", "sounds") for e in truth.get(key) or ()}
     return frozenset(names)
 

@@ -15,7 +15,7 @@ from meerkat_jax.evaluation.answer_parsing import find_terms, normalise
 
 _SEEING = "see sees seen seeing show shows shown picture image photo photograph scene visible view"
 _HEARING = "hear hears heard hearing sound sounds sounding audible audio recording clip listen"
-_MARKERS = {w: "seen" for w in _SEEING.split()} | {w: "heard" for w in _HEARING.split()}
+_MARKERS = {w: "image" for w in _SEEING.split()} | {w: "audio" for w in _HEARING.split()}
 _CLAUSE = re.compile(r"[.;:!?\n]+|\b(?:while|whereas|whilst|but)\b")
 
 
@@ -23,8 +23,8 @@ _CLAUSE = re.compile(r"[.;:!?\n]+|\b(?:while|whereas|whilst|but)\b")
 class Named:
     """The class names that a caption says are seen and heard, normalised."""
 
-    seen: frozenset[str]
-    heard: frozenset[str]
+    image_labels: frozenset[str]
+    audio_labels: frozenset[str]
 
 
 def read_caption(text: str, names: Iterable[str]) -> Named:
@@ -34,8 +34,8 @@ def read_caption(text: str, names: Iterable[str]) -> Named:
     taken as seen.
     """
     terms = set(map(normalise, names))
-    found: dict[str, set[str]] = {"seen": set(), "heard": set()}
-    modality = "seen"
+    found: dict[str, set[str]] = {"image": set(), "audio": set()}
+    modality = "image"
     for clause in _CLAUSE.split(normalise(text)):
         hits = find_terms(clause, terms | set(_MARKERS))
         markers = [(at, _MARKERS[t]) for at, t in hits if t in _MARKERS and t not in terms]
@@ -45,7 +45,7 @@ def read_caption(text: str, names: Iterable[str]) -> Named:
             modality = _modality(at, markers, leads, modality)
             found[modality].add(name)
         modality = markers[-1][1] if markers else modality
-    return Named(frozenset(found["seen"]), frozenset(found["heard"]))
+    return Named(frozenset(found["image"]), frozenset(found["audio"]))
 
 
 def caption_samples(predicted: Sequence[Named], true: Sequence[Named]) -> dict[str, list[bool]]:
@@ -53,8 +53,8 @@ def caption_samples(predicted: Sequence[Named], true: Sequence[Named]) -> dict[s
     pairs = list(zip(predicted, true, strict=True))
     return {
         "names_right": [p == t for p, t in pairs],
-        "seen_right": [p.seen == t.seen for p, t in pairs],
-        "heard_right": [p.heard == t.heard for p, t in pairs],
+        "seen_right": [p.image_labels == t.image_labels for p, t in pairs],
+        "heard_right": [p.audio_labels == t.audio_labels for p, t in pairs],
     }
 
 

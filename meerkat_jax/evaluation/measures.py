@@ -129,7 +129,9 @@ def _captions(group: Sequence[Answered], names: Collection[str]) -> Measured:
 
 
 def _named(truth: dict[str, Any]) -> Named:
-    seen, heard = (frozenset(map(normalise, truth.get(k) or ())) for k in ("seen", "heard"))
+    seen, heard = (
+        frozenset(map(normalise, truth.get(k) or ())) for k in ("image_labels", "audio_labels")
+    )
     return Named(seen, heard)
 
 

@@ -53,7 +53,10 @@ def observe(
     for record in answered:
         texts[record.example_id].append(record)
     numbers = range(len(examples))
-    known = [(_names(one.seen), _names(one.heard)) for one in map(examples.__getitem__, numbers)]
+    known = [
+        (_names(one.image_labels), _names(one.audio_labels))
+        for one in map(examples.__getitem__, numbers)
+    ]
     others = alignment_metrics.partners(
         [seen for seen, _ in known], [heard for _, heard in known], seed
     )
@@ -72,7 +75,7 @@ def _rows(sampler, scorer, pairs, strangers, said) -> Iterator[Row]:
 
     def looked(sounds: Sequence[bytes]) -> dict[str, jax.Array]:
         clips = [load_audio(s, shapes.sample_rate, shapes.seconds)[0] for s in sounds]
-        return sampler.perceive(images, np.stack(clips))
+        return sampler.encode_and_align(images, np.stack(clips))
 
     own = looked([one.audio for one in pairs])
     other = looked([(other or one).audio for one, other in zip(pairs, strangers, strict=True)])
@@ -111,11 +114,11 @@ def _attended(attention: np.ndarray, boxes: Sequence[Box]) -> Row:
 def _silent(one: Example) -> list[Box]:
     """Boxes of what is seen but not heard, where the questions' truths know them."""
     objects = next((q.truth["objects"] for q in one.questions if q.truth.get("objects")), ())
-    heard = _names(one.heard)
+    heard = _names(one.audio_labels)
     return [Box(*box) for box in objects if normalise(box[0]) not in heard]
 
 
-def _verdicts(scorer: Scorer, perceived, said: Sequence[Sequence[Answered]]) -> list[list]:
+def _verdicts(scorer: Scorer, aligned, said: Sequence[Sequence[Answered]]) -> list[list]:
     """Of each pair's answers the probability of True; None for one that gives no verdict."""
     prompt = scorer.assembly.prompt
     chances: list[list[float | None]] = [[None] * len(some) for some in said]
@@ -130,7 +133,7 @@ def _verdicts(scorer: Scorer, perceived, said: Sequence[Sequence[Answered]]) -> 
         owners = [b for b, *_ in some for _ in range(2)]
         questions = [question for _, _, question, _ in some for _ in range(2)]
         answers = [ids for *_, forks in some for ids in forks]
-        weighed = [*zip(answers, scorer.score(perceived, owners, questions, answers), strict=True)]
+        weighed = [*zip(answers, scorer.score(aligned, owners, questions, answers), strict=True)]
         for (b, i, *_), true, false in zip(some, weighed[::2], weighed[1::2], strict=True):
             chances[b][i] = verdict_chance(true, false)
     return chances

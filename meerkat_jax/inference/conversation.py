@@ -19,7 +19,7 @@ class Conversation:
         """Use `Meerkat.converse`."""
         self.turns: list[tuple[str, str]] = []
         self._sampler, self._pair = sampler, pair
-        self._seen = sampler.perceive(pair.image[None], pair.audio[None])
+        self._seen = sampler.encode_and_align(pair.image[None], pair.audio[None])
         self._seen["cache"] = sampler.prefill(self._seen)
         self._view = inputs.views(sampler.assembly, [pair], self._seen)[0]
 

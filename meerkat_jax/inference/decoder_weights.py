@@ -1,12 +1,11 @@
-"""How a decoder is kept while it answers: its kernels in fewer bits, its layers apart.
+"""Decoder weights at inference: quantised kernels, unstacked layers.
 
-Fewer bits (parallel/quantise.py): int8 numbers are multiplied as they are; of nf4 one layer's
-kernels are whole at a time.
+Quantised (parallel/quantise.py): int8 kernels enter the products as they are; nf4 kernels are
+dequantised one layer at a time.
 
-Apart: a program that loops over a stack of layers first copies each layer out of it. For one more
-token a copy costs as much as what is done with it: on a GPU, where products are fast, more than
-half of the time (docs/results.md). Layers with arrays of their own are read where they lie; each
-is compiled by itself, which takes longer.
+Unstacked: a program that scans over stacked layers first copies each layer out of the stack. When
+one token is decoded, that copy costs as much as the products; on a GPU it is more than half of the
+time (docs/results.md). Separate arrays need no copy, but each layer is compiled by itself.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ from meerkat_jax.parallel.placement import Placement, make_mesh
 from meerkat_jax.parallel.quantise import check_kind, quantise_tree
 
 
-def stored(
-    llama: Llama, params: Mapping[str, Any], quantise: str = "none", apart: bool = False
+def prepare_decoder(
+    llama: Llama, params: Mapping[str, Any], quantise: str = "none", unstack_layers: bool = False
 ) -> tuple[Llama, dict[str, Any]]:
-    """The decoder and its parameters with kernels as `quantise`, "int8", "nf4" or "none": as given.
+    """The decoder and its parameters, kernels quantised to "int8" or "nf4" ("none": unchanged).
 
-    With `apart`, `layers` are numbered trees: float[L, ...] -> L of float[...]. Until the caller
-    lets go of `params`, they are in memory, too. UserError for another kind, and for nf4 where
-    inputs are no whole tiles.
+    With `unstack_layers`, `layers` are numbered trees: float[L, ...] -> L of float[...]. `params`
+    stay in memory until the caller drops them. UserError for another kind, and for nf4 where the
+    inputs are no multiple of a tile.
     """
     check_kind(quantise)
     params = dict(params)
     if quantise != "none":
-        here = make_mesh({"data": 1}, jax.local_devices()[:1])
-        llama = llama.clone(placement=Placement(here))
+        mesh = make_mesh({"data": 1}, jax.local_devices()[:1])
+        llama = llama.clone(placement=Placement(mesh))
         params = quantise_tree({"llama": params}, quantise)["llama"]
-    if apart:
+    if unstack_layers:
         layers = params["layers"]
-        each = [jax.tree.map(operator.itemgetter(i), layers) for i in range(llama.depth)]
-        llama = llama.clone(apart=True)
-        params["layers"] = {str(number): layer for number, layer in enumerate(each)}
+        separate = [jax.tree.map(operator.itemgetter(i), layers) for i in range(llama.depth)]
+        llama = llama.clone(unstack_layers=True)
+        params["layers"] = {str(number): layer for number, layer in enumerate(separate)}
     return llama, params

@@ -202,10 +202,10 @@ class Engine:
         key = hashlib.blake2b(pair.image.tobytes() + pair.audio.tobytes()).digest()
         if key not in self._seen:
             sampler = self._slots.sampler
-            perceived = sampler.perceive(pair.image[None], pair.audio[None])
-            view = inputs.views(self._assembly, [pair], perceived)[0]
+            aligned = sampler.encode_and_align(pair.image[None], pair.audio[None])
+            view = inputs.views(self._assembly, [pair], aligned)[0]
             # The sampler pads pairs up to sizes that it had before; a row takes one prefix.
-            own = {name: perceived[name][:1] for name in ("image", "audio")}
+            own = {name: aligned[name][:1] for name in ("image", "audio")}
             self._seen[key] = sampler.prefill(own), view
         self._seen.move_to_end(key)
         while len(self._seen) > self._pairs:

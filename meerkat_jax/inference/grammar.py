@@ -109,7 +109,7 @@ class Grammar:
         if need > room:
             raise UserError(
                 f"form {form!r} needs answers of {need} tokens, but this model's have {room} at "
-                "most (config.data.answer); ask without a form"
+                "most (config.data.max_answer_tokens); ask without a form"
             )
         return self.starts[form]
 

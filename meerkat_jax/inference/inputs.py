@@ -139,12 +139,10 @@ def spell(assembly: Assembly, prompt: str, turns: Turns = ()) -> list[int]:
     return ids
 
 
-def views(
-    assembly: Assembly, pairs: Sequence[Loaded], perceived: dict[str, jax.Array]
-) -> list[View]:
-    """The view of each pair, of what `Sampler.perceive` made of them."""
+def views(assembly: Assembly, pairs: Sequence[Loaded], aligned: dict[str, jax.Array]) -> list[View]:
+    """The view of each pair, of what `Sampler.encode_and_align` made of them."""
     model = assembly.model
-    mel, attention, plan = jax.device_get([perceived[key] for key in ("mel", "attention", "plan")])
+    mel, attention, plan = jax.device_get([aligned[key] for key in ("mel", "attention", "plan")])
     return [
         View(
             image=pair.image,
@@ -166,7 +164,7 @@ def read(
     view: View | None,
 ) -> Answer:
     """The answer to a question (token ids) about a pair with `notes`, and more to note of it."""
-    length = assembly.shapes.length
+    length = assembly.shapes.pack_length
     if len(question) >= length:
         notes += (
             f"the prompt has {len(question)} tokens, more than any in training ({length}): "

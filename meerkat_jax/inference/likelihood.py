@@ -42,7 +42,7 @@ class Scorer:
 
     def score(
         self,
-        perceived: dict[str, jax.Array],
+        aligned: dict[str, jax.Array],
         owners: Sequence[int],
         questions: Sequence[Sequence[int]],
         answers: Sequence[Sequence[int]],
@@ -66,7 +66,7 @@ class Scorer:
         found = self._score(
             most,
             self.params,
-            given(perceived),
+            given(aligned),
             {
                 "owners": padded(np.array(owners, np.int32), rows),
                 "tokens": tokens.astype(np.int32),

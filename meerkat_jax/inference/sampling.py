@@ -68,7 +68,7 @@ class Sampler:
         self.assembly, self.params, self.max_new = assembly, params, max_new
         self._banned = banned(assembly.tokenizer)
         self._sizes: dict[str, set[int]] = {"pairs": set(), "rows": set()}
-        self._perceive = jax.jit(functools.partial(_perceive, assembly))
+        self._encode_and_align = jax.jit(functools.partial(_encode_and_align, assembly))
         self._prefill = jax.jit(functools.partial(prefilled, assembly.model))
         self._answer = jax.jit(functools.partial(_answer, assembly, max_new), static_argnums=0)
 
@@ -82,23 +82,23 @@ class Sampler:
         """The grammar's tables, on the device."""
         return jax.device_put(self.grammar.rules)
 
-    def perceive(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
-        """Pictures uint8[B, H, W, 3] and sounds float[B, samples], looked at and listened to.
+    def encode_and_align(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
+        """Images uint8[B, H, W, 3] and audio float[B, samples] -> `Meerkat.encode_and_align`.
 
-        Returns what `Meerkat.perceive` gives and `mel` float[B, F, mels] in dB, on the device; B is
-        rounded up to its bucket.
+        Returns its entries and `mel` float[B, F, mels] in dB, on the device; B is rounded up to a
+        bucket.
         """
         size = self._size("pairs", len(image))
         batch = {"image": padded(image, size), "audio": padded(audio, size)}
-        return self._perceive(self.params, batch)
+        return self._encode_and_align(self.params, batch)
 
-    def prefill(self, perceived: dict[str, jax.Array]) -> Cache:
+    def prefill(self, aligned: dict[str, jax.Array]) -> Cache:
         """The cache of the prefixes of B pairs; as `perceived["cache"]` it is not made again."""
-        return self._prefill(self.params, perceived["image"], perceived["audio"])
+        return self._prefill(self.params, aligned["image"], aligned["audio"])
 
     def answer(
         self,
-        perceived: dict[str, jax.Array],
+        aligned: dict[str, jax.Array],
         owners: Sequence[int],
         questions: Sequence[Sequence[int]],
         temperature: float = 0.0,
@@ -129,7 +129,7 @@ class Sampler:
         found = self._answer(
             temperature > 0,
             self.params,
-            given(perceived),
+            given(aligned),
             {
                 "owners": padded(np.array(owners, np.int32), rows),
                 "tokens": tokens.astype(np.int32),
@@ -155,13 +155,16 @@ class Sampler:
         """
         shapes, (device,) = self.assembly.shapes, media["image"].sharding.device_set
         place = jax.sharding.SingleDeviceSharding(device)
-        rows, length = media["image"].shape[0], question_room(shapes.length - shapes.room)
+        rows, length = (
+            media["image"].shape[0],
+            question_room(shapes.pack_length - shapes.max_target_tokens),
+        )
 
         def at(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
-        perceive = self._perceive.trace(self.params, media)
-        tokens = {name: at(perceive.out_info[name]) for name in ("image", "audio")}
+        encode_and_align = self._encode_and_align.trace(self.params, media)
+        tokens = {name: at(encode_and_align.out_info[name]) for name in ("image", "audio")}
         asked = {
             "owners": np.zeros(rows, np.int32),
             "tokens": np.zeros((rows, length), np.int32),
@@ -174,7 +177,7 @@ class Sampler:
         slots = self.assembly.model.prefix_length + length + self.max_new
         llama = self.assembly.model.llama
         cache = jax.tree.map(at, jax.eval_shape(lambda: init_cache(llama, rows, slots)))
-        return {"perceive": perceive, "answer": answer}, cache
+        return {"encode_and_align": encode_and_align, "answer": answer}, cache
 
     def _size(self, what: str, count: int) -> int:
         """The size that `count` is padded to: one that was used before, if not too much larger."""
@@ -198,10 +201,10 @@ def banned(tokenizer: Tokenizer) -> np.ndarray:
     return table
 
 
-def given(perceived: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def given(aligned: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """What answers start from: the pairs' prefixes if they are there, else their tokens."""
-    names = ("cache",) if "cache" in perceived else ("image", "audio")
-    return {name: perceived[name] for name in names}
+    names = ("cache",) if "cache" in aligned else ("image", "audio")
+    return {name: aligned[name] for name in names}
 
 
 def padded(array: np.ndarray, size: int) -> np.ndarray:
@@ -210,9 +213,9 @@ def padded(array: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([array, np.repeat(array[:1], size - len(array), axis=0)])
 
 
-def _perceive(assembly: Assembly, params: dict, batch: dict) -> dict[str, jax.Array]:
+def _encode_and_align(assembly: Assembly, params: dict, batch: dict) -> dict[str, jax.Array]:
     pixels, mel = assembly.inputs(batch)
-    out = assembly.model.apply({"params": params}, pixels, mel, method="perceive")
+    out = assembly.model.apply({"params": params}, pixels, mel, method="encode_and_align")
     return out | {"mel": mel}
 
 
@@ -307,7 +310,7 @@ def go_on(
 
 
 def prefilled(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
-    """The cache of the prefixes of B pairs (tokens as `Meerkat.perceive` gives them)."""
+    """The cache of the prefixes of B pairs (tokens as `Meerkat.encode_and_align` gives them)."""
     return model.apply({"params": params}, image, audio, method=_prefill)
 
 

@@ -75,7 +75,7 @@ class Slots:
         """Nothing is allocated before the first question."""
         self.sampler, self.rows = sampler, rows
         assembly, model = sampler.assembly, sampler.assembly.model
-        self._usual = question_room(assembly.shapes.length - assembly.shapes.room)
+        self._usual = question_room(assembly.shapes.pack_length - assembly.shapes.max_target_tokens)
         self._banned = banned(assembly.tokenizer)
         self._model, self._end = model, assembly.tokenizer.eos_id
         self.clear()

@@ -18,7 +18,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.trees import unflatten
 from meerkat_jax.data.prompt import make_prompt
 from meerkat_jax.data.tokenizer import Tokenizer
-from meerkat_jax.inference.decoder_weights import stored
+from meerkat_jax.inference.decoder_weights import prepare_decoder
 from meerkat_jax.inference.sampling import Generated, banned, choose, cut, extend_text, go_on
 from meerkat_jax.models.llama import Llama, init_cache
 from meerkat_jax.weights.convert import build
@@ -35,10 +35,10 @@ class Speaker:
         tokenizer: Tokenizer,
         max_new: int = 64,
         quantise: str = "none",
-        apart: bool = False,
+        unstack_layers: bool = False,
     ):
         """`max_new` is the most tokens of an answer; the rest is as of `Meerkat.load`."""
-        model, params = stored(model, params, quantise, apart)
+        model, params = prepare_decoder(model, params, quantise, unstack_layers)
         self.tokenizer, self.max_new = tokenizer, max_new
         self._params, self._banned = params, banned(tokenizer)
         self._answer = jax.jit(functools.partial(_answer, model, tokenizer.eos_id, max_new))
@@ -50,7 +50,7 @@ class Speaker:
         dtype: str = "float32",
         max_new: int = 64,
         quantise: str = "none",
-        apart: bool = False,
+        unstack_layers: bool = False,
     ) -> Speaker:
         """The store at `folder`, computing in `dtype`; UserError if it has no language model."""
         store = Store.open(folder)
@@ -64,7 +64,7 @@ class Speaker:
         params = unflatten({path: store.place(path, here) for path in paths})["llama"]
         rows = tokenizer.padded_vocab_size - model.pretrained
         params["added"] = jnp.zeros((rows, model.width))  # markers, which no text holds
-        return cls(model, params, tokenizer, max_new, quantise, apart)
+        return cls(model, params, tokenizer, max_new, quantise, unstack_layers)
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """Answers to questions in words, greedy, each in the model's own chat form."""

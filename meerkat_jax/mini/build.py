@@ -34,11 +34,11 @@ from meerkat_jax.mini.thing import Media, MediaSet
 
 SHARD = 500  # scenes of one file, which is one job of a worker: seconds of work
 REPORT_SECONDS = 3.0  # between two lines that tell how far it is
-VERSION = 23  # raise it when scenes, questions or manifest change: old folders are then not reused
+VERSION = 24  # raise it when scenes, questions or manifest change: old folders are then not reused
 # Parts of a split that a phase can read alone, as "train/matched".
 PARTS: dict[str, Callable[[Example], bool]] = {
     "matched": lambda example: example.matched,  # something seen is heard
-    "crowded": lambda example: len(example.seen) > 1,  # more names in a picture
+    "crowded": lambda example: len(example.image_labels) > 1,  # more names in a picture
 }
 
 
@@ -99,8 +99,8 @@ def scene(config: MiniConfig, media: dict[str, Media], split: str, index: int) -
         image=image,
         audio=audio,
         questions=questions.ask(rng, plan, boxes, sorted(media), split),
-        seen=plan.seen,
-        heard=plan.heard,
+        image_labels=plan.image_labels,
+        audio_labels=plan.audio_labels,
         boxes=tuple(box for box in boxes if box.label in plan.both),
         matched=bool(plan.both),
     )
@@ -226,8 +226,8 @@ def _render(job: Job) -> tuple[str, Counter, dict[str, list[int]]]:
 def _shares(example: Example) -> Counter:
     """What the manifest counts: scenes by kind, questions by task, verdicts by answer."""
     counts = Counter(scenes=1, matched=example.matched)
-    counts[f"objects/{len(example.seen)}"] += 1
-    counts[f"sounds/{len(example.heard)}"] += 1
+    counts[f"objects/{len(example.image_labels)}"] += 1
+    counts[f"sounds/{len(example.audio_labels)}"] += 1
     sounds = []
     for question in example.questions:
         kind = question.truth["kind"]

@@ -38,19 +38,19 @@ class Plan:
     quiet: str  # "" when something sounds, otherwise "silence" or "noise"
 
     @property
-    def seen(self) -> tuple[str, ...]:
+    def image_labels(self) -> tuple[str, ...]:
         """Names of the pictured objects, alphabetical."""
         return tuple(sorted({box.label for box in self.objects}))
 
     @property
-    def heard(self) -> tuple[str, ...]:
+    def audio_labels(self) -> tuple[str, ...]:
         """Names of what sounds, alphabetical."""
         return tuple(sorted(sound.label for sound in self.sounds))
 
     @property
     def both(self) -> tuple[str, ...]:
         """Names of what is seen and heard, alphabetical."""
-        return tuple(name for name in self.seen if name in self.heard)
+        return tuple(name for name in self.image_labels if name in self.audio_labels)
 
 
 def scene_generator(seed: int, split: str, index: int) -> np.random.Generator:

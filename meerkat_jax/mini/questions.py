@@ -42,8 +42,8 @@ class Asker:
         self.rng, self.plan, self.classes, self.split = rng, plan, classes, split
         self.boxes = {box.label: box for box in boxes}
         self.sounds = {sound.label: sound for sound in plan.sounds}
-        self.seen = [self._placed(name) for name in sorted(self.boxes, key=self._reading)]
-        self.heard = sorted(self.sounds, key=lambda name: (self.sounds[name].start, name))
+        self.image_labels = [self._placed(name) for name in sorted(self.boxes, key=self._reading)]
+        self.audio_labels = sorted(self.sounds, key=lambda name: (self.sounds[name].start, name))
 
     def all(self) -> tuple[Question, ...]:
         """The questions that this scene allows, in the order of the tasks."""
@@ -60,8 +60,8 @@ class Asker:
         truth = {
             "kind": kind,
             "answer": answer,
-            "seen": list(self.plan.seen),
-            "heard": list(self.plan.heard),
+            "image_labels": list(self.plan.image_labels),
+            "audio_labels": list(self.plan.audio_labels),
             "objects": [[b.label, b.x0, b.y0, b.x1, b.y1] for b in self.boxes.values()],
             "sounds": [[s.label, s.start, s.end] for s in self.plan.sounds],
         } | ({"interval": list(interval)} if interval else {})
@@ -85,14 +85,14 @@ class Asker:
         """Audio-referred image grounding: the boxes of all that sounds and is seen."""
         if not self.plan.both:
             return None
-        boxes = [self.boxes[name] for name in self.heard if name in self.plan.both]
+        boxes = [self.boxes[name] for name in self.audio_labels if name in self.plan.both]
         return self.question("arig", "arig", self._found(map(write_box, boxes)), boxes=boxes)
 
     def ask_igatl(self):
         """Image-guided temporal localisation: the segments of all that is seen and sounds."""
         if not self.plan.both:
             return None
-        segments = [self.sounds[name] for name in self.heard if name in self.plan.both]
+        segments = [self.sounds[name] for name in self.audio_labels if name in self.plan.both]
         response = self._found(map(write_segment, segments))
         return self.question("igatl", "igatl", response, segments=segments)
 
@@ -104,12 +104,12 @@ class Asker:
 
     def ask_avfact1(self):
         """Does what is in the box make this sound?"""
-        silent = set(self.plan.seen) - set(self.plan.heard)
+        silent = set(self.plan.image_labels) - set(self.plan.audio_labels)
         value = self.coin(bool(self.plan.both), bool(silent), 0.55)
         if value is None:
             return None
         name = self.choose(self.plan.both if value else silent)
-        reason = f"{self._held(name)}. I hear {listing(self.heard)}"
+        reason = f"{self._held(name)}. I hear {listing(self.audio_labels)}"
         return self.verdict("avfact1", value, reason, box=self._corners(name))
 
     def ask_avfact2(self):
@@ -117,19 +117,19 @@ class Asker:
         value = bool(self.plan.both)
         if value and self.rng.random() > KEEP_TRUE_2:
             return None
-        return self.verdict("avfact2", value, evidence(self.seen, self.heard))
+        return self.verdict("avfact2", value, evidence(self.image_labels, self.audio_labels))
 
     def ask_avfact3(self):
         """Does what is in the box sound in this interval?"""
         value = self.coin(bool(self.plan.both), True, 0.54)
         if value is None:
             return None
-        name = self.choose(self.plan.both if value else self.plan.seen)
+        name = self.choose(self.plan.both if value else self.plan.image_labels)
         wanted = [self.sounds[name]] if name in self.sounds else []
         interval = self._checked(wanted, value)
         if interval is None:
             return None
-        heard = hearing(self.heard, [name], SOURCES, self._times(interval))
+        heard = hearing(self.audio_labels, [name], SOURCES, self._times(interval))
         reason = f"{self._held(name)}. {heard}"
         return self.verdict("avfact3", value, reason, box=self._corners(name), interval=interval)
 
@@ -142,7 +142,7 @@ class Asker:
         interval = self._checked([self.sounds[name] for name in names], value)
         if interval is None:
             return None
-        reason = evidence(self.seen, self.heard, self._times(interval))
+        reason = evidence(self.image_labels, self.audio_labels, self._times(interval))
         return self.verdict("avfact4", value, reason, interval=interval)
 
     # audio-visual questions
@@ -156,8 +156,8 @@ class Asker:
 
     def ask_count(self):
         """How many objects are seen?"""
-        number = NUMBER_WORDS[len(self.plan.seen)]
-        response = f"{sight(self.seen)}: {number}."
+        number = NUMBER_WORDS[len(self.plan.image_labels)]
+        response = f"{sight(self.image_labels)}: {number}."
         return self.question("avqa", "count", response, number)
 
     def ask_where(self):
@@ -174,38 +174,38 @@ class Asker:
     def ask_exists(self):
         """Is there such a thing in the picture? A thing that is only heard is a fair catch."""
         value = bool(self.rng.random() < 0.5)
-        absent = set(self.classes) - set(self.plan.seen)
-        heard_only = absent & set(self.plan.heard)
+        absent = set(self.classes) - set(self.plan.image_labels)
+        heard_only = absent & set(self.plan.audio_labels)
         if not value and heard_only and self.rng.random() < 0.5:
             absent = heard_only
-        name = self.choose(self.plan.seen if value else absent)
-        response = f"{sight(self.seen)}. {self._named(name)}: {yes_no(value)}."
+        name = self.choose(self.plan.image_labels if value else absent)
+        response = f"{sight(self.image_labels)}. {self._named(name)}: {yes_no(value)}."
         return self.question("avqa", "exists", response, value, label=name)
 
     def ask_first(self):
         """Which of two sounds comes first? Asked when they begin 0.7 s or more apart."""
         if len(self.plan.sounds) != 2:
             return None
-        first, second = (self.sounds[name] for name in self.heard)
+        first, second = (self.sounds[name] for name in self.audio_labels)
         if second.start - first.start < 0.7:
             return None
-        response = f"I hear {listing(self.heard)}. The {first.label} comes first."
+        response = f"I hear {listing(self.audio_labels)}. The {first.label} comes first."
         return self.question("avqa", "first", response, first.label)
 
     def ask_heard_and_seen(self):
         """Is it both heard and seen? A no is about something that is one of the two."""
-        one = set(self.plan.seen) ^ set(self.plan.heard)
+        one = set(self.plan.image_labels) ^ set(self.plan.audio_labels)
         value = self.coin(bool(self.plan.both), bool(one), 0.6)
         if value is None:
             return None
         name = self.choose(self.plan.both if value else one)
-        reason = evidence(self.seen, self.heard)
+        reason = evidence(self.image_labels, self.audio_labels)
         response = f"{reason}. {self._named(name)}: {yes_no(value)}."
         return self.question("avqa", "heard_and_seen", response, value, label=name)
 
     def ask_avc(self):
         """A caption that names all that is seen and heard."""
-        return self.question("avc", "avc", f"{evidence(self.seen, self.heard)}.")
+        return self.question("avc", "avc", f"{evidence(self.image_labels, self.audio_labels)}.")
 
     # helpers
 
@@ -223,7 +223,7 @@ class Asker:
 
     def _found(self, written: Iterable[str]) -> str:
         """Boxes or segments of what is both, after all that is seen and all that is heard."""
-        return f"{evidence(self.seen, self.heard)}: {' '.join(written)}"
+        return f"{evidence(self.image_labels, self.audio_labels)}: {' '.join(written)}"
 
     def _held(self, name: str) -> str:
         """What a box in the question holds: its place in words, then its name."""
@@ -240,7 +240,7 @@ class Asker:
     def _times(self, interval: tuple[float, float]) -> list[str]:
         """Of each sound whether it is over before the interval, heard in it, or begins after it."""
         start, end = interval
-        told = [self.sounds[name] for name in self.heard]
+        told = [self.sounds[name] for name in self.audio_labels]
         return [TIMES[1 + (sound.start >= end) - (sound.end <= start)] for sound in told]
 
     def _checked(self, sounds: list[Segment], value: bool) -> tuple[float, float] | None:

@@ -30,10 +30,10 @@ def mini() -> dict:
         "data": {
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
-            "runs": 1,  # of questions of a scene, behind one shared prefix
-            "length": 88,  # tokens of a run: some four questions with their answers
-            "room": 62,  # of these for answers
-            "answer": 38,  # tokens of one answer
+            "num_packs": 1,  # of questions of a scene, behind one shared prefix
+            "pack_length": 88,  # tokens of a run: some four questions with their answers
+            "max_target_tokens": 62,  # of these for answers
+            "max_answer_tokens": 38,  # tokens of one answer
             "sample_rate": 16000,
             "seconds": 10.0,
             "workers": 0,  # threads: a process of its own takes longer to hand over a sound
@@ -88,7 +88,6 @@ def mini() -> dict:
             },
         },
         "trainable": [".*"],
-        "slow": ["_tower/", "_connector/"],  # trained at a phase's slow_rate, if it has one
         "batch": 16,
         "accumulate": 1,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
@@ -99,54 +98,54 @@ def mini() -> dict:
         # did (no boxes, no times). Then sound and sight meet, and then all learn to answer.
         "phases": [
             {
-                "name": "speaks",
+                "name": "lm_warmup",
                 "split": "train",
                 "steps": 200,
                 "learning_rate": 2e-3,
                 "warmup": 50,
-                "still": SENSES,
+                "freeze": SENSES,
                 "task_weights": {},
                 "weights": {"language": 1.0},
             },
             {
-                "name": "sees",
+                "name": "image_naming",
                 "split": "train/crowded",  # two or three things in a picture: more names a step
                 "steps": 1450,
                 "batch": 8,
                 "learning_rate": 3e-3,
                 "warmup": 50,
-                "still": [*SPEAKING, *MEETING, "^audio_"],
+                "freeze": [*SPEAKING, *MEETING, "^audio_"],
                 "weights": {"image_names": 1.0},
             },
             {
-                "name": "hears",
+                "name": "audio_naming",
                 "split": "train",
                 "steps": 1000,
                 "batch": 8,
                 "learning_rate": 3e-3,
                 "warmup": 50,
-                "still": ["^llama/", *MEETING, "^image_"],  # names stay where pictures found them
+                "freeze": ["^llama/", *MEETING, "^image_"],  # names stay where pictures found them
                 "weights": {"audio_names": 1.0},
             },
             {  # what is heard finds what is seen: where it is, and with that how far it reaches
-                "name": "binds",
+                "name": "alignment",
                 "split": "train/matched",
                 "steps": 600,
                 "learning_rate": 3e-3,
                 "warmup": 50,
-                "still": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
+                "freeze": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
                 "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 3.0},
             },
             {
-                "name": "answers",
+                "name": "instruction_tuning",
                 "split": "train",
-                "kept": 10000,  # scenes; their tower tokens are computed once
+                "cache_features": 10000,  # scenes; their tower tokens are computed once
                 "steps": 1550,
                 "batch": 12,
                 "learning_rate": 2e-3,
                 "warmup": 50,
                 # "avace" then only watches, "avopt" trains its own projections (NOTES.md)
-                "still": ["_tower/", "_connector/", *MAP],
+                "freeze": ["_tower/", "_connector/", *MAP],
                 "weights": {
                     "answer": 1.0,
                     "avopt": 0.1,
@@ -183,17 +182,22 @@ def small() -> dict:
     config["avace_loss"]["kl_weight"] = 0.0  # a term of the mini's own
     config |= {"name": "small", "base": "weights/smollm2", "prompt": "store", "batch": 8}
     # A number is spelled in digits here: a box takes 25 tokens.
-    config["data"] |= {"runs": 2, "length": 192, "room": 160, "answer": 144}
+    config["data"] |= {
+        "num_packs": 2,
+        "pack_length": 192,
+        "max_target_tokens": 160,
+        "max_answer_tokens": 144,
+    }
     config["model"]["llama"] = {"lora": LORA, "remat": "weights"}
     # The published words are names already: what is seen and heard goes to where they are.
     config["trainable"] = ["_tower/", "_connector/", "_position/", "^avopt/", "^avace/", *ADAPTERS]
     del config["phases"][0]
     for phase in config["phases"]:
         gone = (*SPEAKING, "^llama/")
-        phase["still"] = [pattern for pattern in phase["still"] if pattern not in gone]
-        if phase["name"] == "answers":
+        phase["freeze"] = [pattern for pattern in phase["freeze"] if pattern not in gone]
+        if phase["name"] == "instruction_tuning":
             phase |= {"batch": 4, "learning_rate": 1e-3}
         else:
-            phase["still"] += ADAPTERS
+            phase["freeze"] += ADAPTERS
     config["optimizer"] = "adamw"
     return config

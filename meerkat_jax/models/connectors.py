@@ -1,13 +1,13 @@
-"""Connectors: from a tower's tokens to tokens among the language model's words.
+"""Connectors: from a tower's tokens to the language model's embedding space.
 
-`linear` (the paper's) and `mlp` keep every token and its place. `conv_align` is that of the
-authors' release: a convolution along the tokens leaves fewer of them, a linear layer takes them to
-the language model's width, and each then becomes what it finds in the language model's whole table
-of word vectors, with nothing of its own beside that. The attention is that of torch's
+`linear` (the paper's) and `mlp` keep the token sequence. `conv_align` is that of the
+authors' release: a convolution along the tokens shortens the sequence, a linear layer maps it to
+the language model's width, and each token is then replaced by what it attends to in the language
+model's table of word embeddings, without a residual. The attention is that of torch's
 `MultiheadAttention` with `add_bias_kv` and `add_zero_attn`; the release drops out a tenth of its
-weights in training, which is left out here: a draw for every token, head and word.
+weights in training, which is left out here: it would draw a number for every token, head and word.
 
-Letters: B pairs, N tokens of a tower, I their width, M tokens that are left, D width of the
+Letters: B pairs, N tokens of a tower, I their width, M output tokens, D width of the
 language model, W words, H heads.
 """
 
@@ -51,8 +51,8 @@ class AlignConfig:
             raise UserError(f"model.conv_align.heads is {self.heads!r}; expected a number above 0")
 
 
-def left(count: int, kernel: int, stride: int) -> int:
-    """How many of `count` tokens the convolution leaves; UserError if there are too few."""
+def output_length(count: int, kernel: int, stride: int) -> int:
+    """The number of output tokens of the convolution; UserError if `count` is below `kernel`."""
     if kernel > count:
         raise UserError(
             f"connector conv_align: a kernel of {kernel} tokens does not fit {count} of them; "
@@ -108,7 +108,7 @@ class ConvAlign(nn.Module):
         x = dense("linear", dense("conv", windows(tokens, self.kernel, self.stride), width))
         small = nn.initializers.normal(self.width**-0.5)
         more = {name: self.param(f"bias_{name}", small, (self.width,)) for name in "kv"}
-        # The word beyond the table is learned, the one beyond that is zero: it finds nothing.
+        # [W + 2, D]: the table, the learned `bias` row, and a row of zeros (add_zero_attn)
         keys, values = (
             jnp.pad(
                 jnp.concatenate([dense(name, table), more[name][None].astype(self.dtype)]),
@@ -117,18 +117,21 @@ class ConvAlign(nn.Module):
             for name in "kv"
         )
         queries = dense("q", x).reshape(-1, self.width)
-        found = look_up(*(y.reshape(len(y), self.heads, -1) for y in (queries, keys, values)))
-        return dense("o", found.reshape(batch, -1, self.width))
+        attended = attend_table(
+            *(y.reshape(len(y), self.heads, -1) for y in (queries, keys, values))
+        )
+        return dense("o", attended.reshape(batch, -1, self.width))
 
 
 def windows(tokens: jax.Array, kernel: int, stride: int) -> jax.Array:
-    """What a convolution sees: float[B, N, I] -> float[B, M, kernel * I]; UserError if M < 1."""
+    """Receptive fields: float[B, N, I] -> float[B, M, kernel * I]; UserError if M < 1."""
     batch, count, _ = tokens.shape
-    places = stride * np.arange(left(count, kernel, stride))[:, None]
-    return tokens[:, places + np.arange(kernel)].reshape(batch, len(places), -1)
+    starts = stride * np.arange(output_length(count, kernel, stride))[:, None]
+    # [B, N, I] -> [B, M, kernel, I] -> [B, M, kernel * I]
+    return tokens[:, starts + np.arange(kernel)].reshape(batch, len(starts), -1)
 
 
-def look_up(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def attend_table(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Attention of few queries to many shared keys: float[N, H, Dh], twice float[W, H, Dh].
 
     Returns float[N, H, Dh]. One head at a time, forwards and backwards: the scores of all heads to

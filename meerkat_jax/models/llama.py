@@ -4,7 +4,7 @@ Parameters keep the published names and values: `layers` holds q, k, v, o, gate,
 layers, stacked on a leading axis L by `nn.scan`. A checkpoint's vocabulary stays as published; what
 is added to it has rows of its own (`Llama.pretrained`).
 
-Several questions share one picture-sound prefix, and generation extends a cache
+Several questions share one prefix of image and audio tokens, and generation extends a cache
 (nn/attention.py).
 
 Letters: B batch, S sequence or cache slots, D width, H heads, K key-value heads, Dh head width,
@@ -43,7 +43,7 @@ Cache = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What is fixed when a call is traced: see `Llama.__call__`."""
+    """The static arguments of `Llama.__call__`."""
 
     layout: Layout | None = None
     deterministic: bool = True
@@ -51,16 +51,16 @@ class Mode:
 
 
 class Placement(Protocol):
-    """Where arrays live while they are used, on several devices or with quantised kernels."""
+    """Sharding and dequantisation of arrays at their use (parallel/placement.py)."""
 
-    def layer(self, params: dict, dtype: jnp.dtype) -> dict:
-        """The parameters of a `Block` as it computes with them."""
+    def gather_layer(self, params: dict, dtype: jnp.dtype) -> dict:
+        """Parameters of one `Block`, gathered over fsdp and dequantised to `dtype`."""
 
-    def whole(self, params: dict) -> dict:
-        """All other parameters, as they are computed with."""
+    def gather_params(self, params: dict) -> dict:
+        """All other parameters, gathered."""
 
-    def rows(self, x: jax.Array) -> jax.Array:
-        """An activation [B, ...] where its examples are."""
+    def constrain_batch(self, x: jax.Array) -> jax.Array:
+        """An activation [B, ...] with the batch's sharding."""
 
 
 def init_cache(model: Llama, batch: int, slots: int) -> Cache:
@@ -101,44 +101,48 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, row, past, mode: Mode):
-        """x float[B, S, D], row = dict of cosine, sine, valid, owners, seen; past = (k, v).
+        """x float[B, S, D], row = dict of cosine, sine, valid, segment_ids, cached; past = (k, v).
 
-        Returns (x, kept): kept has k and v float[B, K, S, Dh] of these tokens when there is a past,
-        and x when the mode keeps layers.
+        Returns (x, outputs): outputs has k and v float[B, K, S, Dh] of these tokens if there is a
+        past, and x when the mode keeps layers.
         """
         if self.placement is not None:
-            x = self.placement.rows(x)
+            x = self.placement.constrain_batch(x)
         b, s, width = x.shape
         head = self.head_width
         dense = functools.partial(self.dense, deterministic=mode.deterministic)
 
         y = RMSNorm(self.norm_eps, self.dtype, name="attention_norm")(x)
+        # [B, S, D] -> [B, S, H, Dh], [B, S, K, Dh]
         q = dense("q", y, self.heads * head).reshape(b, s, self.heads, head)
         k = dense("k", y, self.kv_heads * head).reshape(b, s, self.kv_heads, head)
         v = dense("v", y, self.kv_heads * head).reshape(b, s, self.kv_heads, head)
         scale = head**-0.5  # of the scores, applied where it rounds once
         q = rotate(q, row["cosine"] * scale, row["sine"] * scale)
         k = rotate(k, row["cosine"], row["sine"])
+        # [B, S, H, Dh] -> [B, K, S, G, Dh], G = H / K queries per key-value head
         q = q.reshape(b, s, self.kv_heads, -1, head).transpose(0, 2, 1, 3, 4)
+        # [B, S, K, Dh] -> [B, K, S, Dh]
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # batched products run faster
         if self.attention == "cudnn" and past is None:
-            y = attend_fused(q, k, v, mode.layout, row["valid"], row["owners"])
+            y = attend_fused(q, k, v, mode.layout, row["valid"], row["segment_ids"])
         elif mode.layout is not None:
-            y = attend_layout(q, k, v, mode.layout, row["valid"], row["owners"])
+            y = attend_layout(q, k, v, mode.layout, row["valid"], row["segment_ids"])
         else:
-            y = attend_row(q, k, v, row["valid"], past and (*past, row["seen"]))
+            y = attend_row(q, k, v, row["valid"], past and (*past, row["cached"]))
+        # [B, K, S, G, Dh] -> [B, S, H * Dh]
         y = y.astype(self.dtype).transpose(0, 2, 1, 3, 4).reshape(b, s, -1)
         x = x + dense("o", y, width)
 
         y = RMSNorm(self.norm_eps, self.dtype, name="mlp_norm")(x)
         gate = nn.silu(dense("gate", y, self.mlp_dim))
         x = x + dense("down", gate * dense("up", y, self.mlp_dim), width)
-        kept = {"k": k, "v": v} if past is not None else {}
-        return x, kept | {"x": x} if mode.keep_layers else kept
+        outputs = {"k": k, "v": v} if past is not None else {}
+        return x, outputs | {"x": x} if mode.keep_layers else outputs
 
 
 class Llama(nn.Module):
-    """The decoder over embeddings, so that picture and sound tokens can stand among the words.
+    """The decoder over embeddings, so that image and audio tokens can stand among text tokens.
 
     `head_dim` None means width / heads, `embed_std` None width**-0.5; `remat` is "none" or a key of
     `REMAT`, `attention` one of `ATTENTION`; `tied` logits reuse the embedding. Parameters are
@@ -146,13 +150,13 @@ class Llama(nn.Module):
 
     `pretrained` is W, the pieces of a checkpoint's vocabulary (0: there is no checkpoint, and the
     embedding is one table of C rows). With it the tables `embedding` and of the head hold those
-    pieces, filled up to a multiple of `ROWS`, and can stay frozen; tokens from W on, which are read
-    but never said, have the rows `added` float[C - W, D].
+    pieces, filled up to a multiple of `ROWS`, and can stay frozen; tokens from W on, which occur
+    in inputs only, have the rows `added` float[C - W, D].
 
-    With `apart` layers are read where they lie, as trees of their own, which are `layers/0` and so
-    on; each is compiled by itself then (inference/decoder_weights.py).
+    With `unstack_layers` the layers' parameters are separate trees, `layers/0` and so on, and the
+    scan is unrolled (inference/decoder_weights.py).
 
-    A `placement` and `apart` are for models that have parameters, not for making them.
+    A `placement` and `unstack_layers` are for models that have parameters, not for making them.
     """
 
     vocab_size: int = 32000
@@ -173,7 +177,7 @@ class Llama(nn.Module):
     rope_scaling: RopeScaling | None = None
     placement: Placement | None = None
     attention: str = "plain"
-    apart: bool = False
+    unstack_layers: bool = False
     kernel_inits: FrozenDict = FrozenDict()
 
     def setup(self):
@@ -182,12 +186,12 @@ class Llama(nn.Module):
         std = self.width**-0.5 if self.embed_std is None else self.embed_std
         init = nn.initializers.normal(std)
         self.embedding = self.param("embedding", init, (self.table_rows, self.width))
-        if self.more_rows:
-            self.added = self.param("added", init, (self.more_rows, self.width))
+        if self.added_rows:
+            self.added = self.param("added", init, (self.added_rows, self.width))
         block = Block
         if self.placement is not None:  # within remat: what is made there is made again
-            as_used = functools.partial(_as_used, self.placement, self.dtype)
-            block = nn.map_variables(block, "params", trans_in_fn=as_used)
+            gather_layer = functools.partial(_gather_layer, self.placement, self.dtype)
+            block = nn.map_variables(block, "params", trans_in_fn=gather_layer)
         if self.remat != "none":
             policy = REMAT[self.remat]
             block = nn.remat(block, policy=policy, prevent_cse=False, static_argnums=(4,))
@@ -197,9 +201,9 @@ class Llama(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, nn.broadcast),
             length=self.depth,
-            unroll=self.depth if self.apart else 1,
+            unroll=self.depth if self.unstack_layers else 1,
         )
-        if self.apart:
+        if self.unstack_layers:
             stack = nn.map_variables(stack, "params", trans_in_fn=_stacked)
         self.layers = stack(
             self.heads,
@@ -228,7 +232,7 @@ class Llama(nn.Module):
         return self.pretrained + -self.pretrained % ROWS if self.pretrained else self.vocab_size
 
     @property
-    def more_rows(self) -> int:
+    def added_rows(self) -> int:
         """Rows of `added`; there is no such leaf without any."""
         return self.vocab_size - self.pretrained if self.pretrained else 0
 
@@ -258,7 +262,7 @@ class Llama(nn.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """int[...] token ids in 0..C-1 -> float[..., D]."""
-        if not self.more_rows:
+        if not self.added_rows:
             return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
         own = ids - self.pretrained
         published = jnp.take(self.embedding, jnp.minimum(ids, self.pretrained - 1), axis=0)
@@ -269,14 +273,14 @@ class Llama(nn.Module):
         """float[..., D] after the final norm -> float32[..., C]; NEGATIVE for added tokens."""
         if self.tied:
             table = self.embedding.astype(self.dtype)
-            said = jnp.einsum("...d,cd->...c", hidden, table, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("...d,cd->...c", hidden, table, preferred_element_type=jnp.float32)
         else:
-            said = self.lm_head(hidden).astype(jnp.float32)
+            logits = self.lm_head(hidden).astype(jnp.float32)
         if not self.pretrained:
-            return said
-        missing = [(0, 0)] * (said.ndim - 1) + [(0, max(self.vocab_size - self.table_rows, 0))]
-        said = jnp.pad(said, missing)[..., : self.vocab_size]
-        return jnp.where(jnp.arange(self.vocab_size) < self.pretrained, said, NEGATIVE)
+            return logits
+        missing = [(0, 0)] * (logits.ndim - 1) + [(0, max(self.vocab_size - self.table_rows, 0))]
+        logits = jnp.pad(logits, missing)[..., : self.vocab_size]
+        return jnp.where(jnp.arange(self.vocab_size) < self.pretrained, logits, NEGATIVE)
 
     def __call__(
         self,
@@ -286,14 +290,14 @@ class Llama(nn.Module):
         valid: jax.Array | None = None,
         cache: Cache | None = None,
         slot: jax.Array | int = 0,
-        owners: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         deterministic: bool = True,
         keep_layers: bool = False,
     ) -> dict[str, jax.Array | Cache]:
         """Run the stack causally, or under `layout`, or after the tokens of `cache`.
 
         x float[B, S, D]; positions int[B or 1, S], free of the slots; valid bool[B, S], False for
-        padding that nobody may attend to; owners int[B, runs, length] go with a layout. With a
+        padding that nobody may attend to; segment_ids int[B, R, T] go with a layout. With a
         cache the S tokens take the slots from `slot` on, none of which may be valid before, and
         attend to all valid slots and, causally, to one another.
 
@@ -303,11 +307,17 @@ class Llama(nn.Module):
         the layout or the cache does not fit the tokens.
         """
         cosine, sine = rotary(positions, self.head_width, self.rope_theta, self.rope_scaling)
-        row = {"cosine": cosine, "sine": sine, "valid": valid, "owners": owners, "seen": None}
+        row = {
+            "cosine": cosine,
+            "sine": sine,
+            "valid": valid,
+            "segment_ids": segment_ids,
+            "cached": None,
+        }
         past = None
         _check_call(x, layout, cache, slot)
         if cache is not None:
-            row["seen"] = cache["valid"]
+            row["cached"] = cache["valid"]
             past = (cache["k"], cache["v"])
         mode = Mode(layout, deterministic, keep_layers)
         stream, new = self.layers(x.astype(self.dtype), row, past, mode)
@@ -319,12 +329,12 @@ class Llama(nn.Module):
         return out
 
 
-def _as_used(placement: Placement, dtype: jnp.dtype, variables: dict) -> dict:
-    return {"params": placement.layer(variables["params"], dtype)}
+def _gather_layer(placement: Placement, dtype: jnp.dtype, variables: dict) -> dict:
+    return {"params": placement.gather_layer(variables["params"], dtype)}
 
 
 def _stacked(variables: dict) -> dict:
-    """Of an unrolled scan the compiler takes each slice of a stack for what was stacked."""
+    """Stack the layers for the unrolled scan; the compiler removes the stack and its slices."""
     layers = variables["params"]
     each = [layers[str(number)] for number in range(len(layers))]
     return {"params": jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)}

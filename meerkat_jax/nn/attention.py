@@ -30,43 +30,43 @@ Part = tuple[jax.Array, jax.Array, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A row of S = prefix + runs * length tokens: one prefix, then runs that hold the questions.
+    """A row of S = prefix + num_packs * pack_length tokens: a prefix, then packs of questions.
 
     Prefix tokens attend causally to the prefix; a question's tokens attend to the whole prefix and
-    causally to themselves, never to another question. Which question of its run a token is of,
-    owners int[B, runs, length] tell, as for Layout(2, 2, 3) and two questions in the first run:
+    causally to themselves, never to another question. The question of each token is given by
+    segment_ids int[B, num_packs, pack_length], as for Layout(2, 2, 3), two questions in pack 0:
 
-        owners                [[0 0 1]  [2 2 2]]
+        segment_ids           [[0 0 1]  [2 2 2]]
         positions    0 1       2 3 2     2 3 4
     """
 
     prefix: int
-    runs: int
-    length: int
+    num_packs: int
+    pack_length: int
 
     @property
     def size(self) -> int:
         """Tokens in the row, S."""
-        return self.prefix + self.runs * self.length
+        return self.prefix + self.num_packs * self.pack_length
 
-    def positions(self, owners: jax.Array) -> jax.Array:
+    def positions(self, segment_ids: jax.Array) -> jax.Array:
         """int32[B, S]: each question continues from the prefix."""
-        first = owners[..., 1:] != owners[..., :-1]
+        first = segment_ids[..., 1:] != segment_ids[..., :-1]
         first = jnp.pad(first, ((0, 0), (0, 0), (1, 0)), constant_values=True)
-        place = jnp.arange(self.length, dtype=jnp.int32)
+        place = jnp.arange(self.pack_length, dtype=jnp.int32)
         start = jax.lax.cummax(jnp.where(first, place, 0), axis=2)
-        own = self.prefix + (place - start).reshape(len(owners), -1)
-        before = jnp.broadcast_to(jnp.arange(self.prefix), (len(owners), self.prefix))
+        own = self.prefix + (place - start).reshape(len(segment_ids), -1)
+        before = jnp.broadcast_to(jnp.arange(self.prefix), (len(segment_ids), self.prefix))
         return jnp.concatenate([before, own], axis=1)
 
-    def mask(self, owners: jax.Array) -> jax.Array:
+    def mask(self, segment_ids: jax.Array) -> jax.Array:
         """bool[B, S, S], True where the token of the row may attend to that of the column."""
-        run = jnp.repeat(jnp.arange(self.runs), self.length)
-        own = owners.reshape(len(owners), -1)
+        pack = jnp.repeat(jnp.arange(self.num_packs), self.pack_length)
+        own = segment_ids.reshape(len(segment_ids), -1)
         own = jnp.pad(own, ((0, 0), (self.prefix, 0)), constant_values=-2)
-        run = jnp.pad(run, (self.prefix, 0), constant_values=-1)
-        same = (own[:, :, None] == own[:, None]) & (run[:, None] == run)
-        return ((run == -1) | same) & jnp.tri(self.size, dtype=bool)
+        pack = jnp.pad(pack, (self.prefix, 0), constant_values=-1)
+        same = (own[:, :, None] == own[:, None]) & (pack[:, None] == pack)
+        return ((pack == -1) | same) & jnp.tri(self.size, dtype=bool)
 
 
 def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> Part:
@@ -97,13 +97,13 @@ def merge(parts: list[Part]) -> jax.Array:
     return sum(share * total for share, (_, _, total) in zip(shares, parts, strict=True))
 
 
-def causal(length: int, valid: jax.Array | None, owners: jax.Array | None = None) -> jax.Array:
+def causal(length: int, valid: jax.Array | None, segment_ids: jax.Array | None = None) -> jax.Array:
     """bool[1 or B, 1, 1 or N, T, 1, T] from valid bool[B, N, T] and owners int[B, N, T], if any."""
     mask = jnp.tril(jnp.ones((length, length), bool))[:, None, :]
     if valid is not None:
         mask = mask & valid[:, None, :, None, None, :]
-    if owners is not None:
-        same = owners[:, :, :, None] == owners[:, :, None, :]
+    if segment_ids is not None:
+        same = segment_ids[:, :, :, None] == segment_ids[:, :, None, :]
         mask = mask & same[:, None, :, :, None, :]
     return mask
 
@@ -117,29 +117,35 @@ def attend_row(q, k, v, valid=None, past=None) -> jax.Array:
     with _causal_scope(q.shape[2]):
         parts = [attend_part(q[:, :, None], k, v, mask)]
     if past is not None:
-        seen = past[2][:, None, None, None, None, :]
-        parts.append(attend_part(q[:, :, None], past[0], past[1], seen))
+        cached = past[2][:, None, None, None, None, :]
+        parts.append(attend_part(q[:, :, None], past[0], past[1], cached))
     return merge(parts)[:, :, 0]
 
 
-def attend_layout(q, k, v, layout: Layout, valid=None, owners=None) -> jax.Array:
+def attend_layout(q, k, v, layout: Layout, valid=None, segment_ids=None) -> jax.Array:
     """Attention under `layout` in two blocks, P x P and R x T x (P + T); shapes of `attend_row`."""
     prefix, rest = slice(layout.prefix), slice(layout.prefix, None)
-    runs = (layout.runs, layout.length)
+    runs = (layout.num_packs, layout.pack_length)
     pq, pk, pv = (x[:, :, prefix] for x in (q, k, v))
     qq, qk, qv = (x[:, :, rest].reshape(*x.shape[:2], *runs, *x.shape[3:]) for x in (q, k, v))
     p_valid = q_valid = shared = None
     if valid is not None:
         p_valid, q_valid = valid[:, prefix], valid[:, rest].reshape(-1, *runs)
         shared = p_valid[:, None, None, None, None, :]
-    with _causal_scope(layout.length):
-        own = attend_part(qq, qk, qv, causal(layout.length, q_valid, owners))
+    with _causal_scope(layout.pack_length):
+        own = attend_part(qq, qk, qv, causal(layout.pack_length, q_valid, segment_ids))
     second = merge([attend_part(qq, pk, pv, shared), own]).reshape(q[:, :, rest].shape)
     return jnp.concatenate([attend_row(pq, pk, pv, p_valid), second], axis=2)
 
 
 def attend_fused(
-    q, k, v, layout: Layout | None = None, valid=None, owners=None, implementation: str = "cudnn"
+    q,
+    k,
+    v,
+    layout: Layout | None = None,
+    valid=None,
+    segment_ids=None,
+    implementation: str = "cudnn",
 ) -> jax.Array:
     """`attend_row` or `attend_layout` in one kernel; the same shapes, in q's dtype.
 
@@ -153,12 +159,12 @@ def attend_fused(
     b, groups, size, each, head = q.shape
     mask, needed = None, _below_diagonal(size)
     if layout is not None:
-        runs = layout.runs * layout.length
+        runs = layout.num_packs * layout.pack_length
         needed = _below_diagonal(layout.prefix) + runs * layout.prefix
-        needed += layout.runs * _below_diagonal(layout.length)
-        if owners is None:
-            owners = jnp.zeros((b, layout.runs, layout.length), jnp.int32)
-        mask = layout.mask(owners)[:, None]
+        needed += layout.num_packs * _below_diagonal(layout.pack_length)
+        if segment_ids is None:
+            segment_ids = jnp.zeros((b, layout.num_packs, layout.pack_length), jnp.int32)
+        mask = layout.mask(segment_ids)[:, None]
     elif valid is not None:
         mask = jnp.tri(size, dtype=bool)[None, None]
     if valid is not None:

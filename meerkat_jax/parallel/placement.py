@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from meerkat_jax.core import trees as trees
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.parallel.quantise import as_used
+from meerkat_jax.parallel.quantise import dequantise_tree
 
 AXES = ("data", "fsdp", "tensor")
 SIZE_FLOOR = 2**20  # numbers; a smaller leaf may stay whole on each device, it costs < 4 MiB there
@@ -131,11 +131,11 @@ class Placement:
     mesh: Mesh
     rules: tuple[Rule, ...] = RULES
 
-    def layer(self, params: Mapping[str, Any], dtype: Any) -> dict:
+    def gather_layer(self, params: Mapping[str, Any], dtype: Any) -> dict:
         """A layer's parameters as it uses them: collected over fsdp, nf4 ones restored."""
-        return as_used(self._collected(params, ".", "fsdp"), dtype)
+        return dequantise_tree(self._collected(params, ".", "fsdp"), dtype)
 
-    def whole(self, params: Mapping[str, Any]) -> Any:
+    def gather_params(self, params: Mapping[str, Any]) -> Any:
         """All other parameters: whole, but the columns of the head, which are over `tensor`."""
         return self._collected(self._collected(params, HEAD, "fsdp"), f"^(?!.*{HEAD})", *AXES)
 
@@ -153,7 +153,7 @@ class Placement:
 
         return jax.tree_util.tree_map_with_path(collect, params)
 
-    def rows(self, x: jax.Array) -> jax.Array:
+    def constrain_batch(self, x: jax.Array) -> jax.Array:
         """An activation [B, ...] with its batch over data and fsdp, and whole otherwise."""
         return self._at(x, batch_sharding(self.mesh))
 

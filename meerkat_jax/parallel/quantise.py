@@ -115,7 +115,7 @@ def quantise_tree(frozen: Mapping[str, Any], kind: str) -> dict:
     return unflatten({**flat, **{path: quantise(flat[path], kind) for path in kernels}})
 
 
-def as_used(tree: Mapping[str, Any], dtype: Any) -> dict:
+def dequantise_tree(tree: Mapping[str, Any], dtype: Any) -> dict:
     """A tree as `Dense` takes it: nf4 kernels restored, int8 ones with their scales beside them."""
 
     def visit(node: Any) -> Any:

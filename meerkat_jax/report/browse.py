@@ -230,7 +230,7 @@ def roles(example: Example, question: Question) -> Iterator[tuple[str, Box]]:
 
 
 def _picture(example: Example, question: Question) -> str:
-    seen = f"In the picture: {', '.join(example.seen) or 'nothing named'}"
+    seen = f"In the picture: {', '.join(example.image_labels) or 'nothing named'}"
     try:
         picture = read_image(example.image, example.id)
     except UserError as error:
@@ -241,7 +241,7 @@ def _picture(example: Example, question: Question) -> str:
 
 
 def _sound(example: Example, question: Question) -> str:
-    heard = f"In the sound: {', '.join(example.heard) or 'nothing named'}"
+    heard = f"In the sound: {', '.join(example.audio_labels) or 'nothing named'}"
     try:
         mel = LogMel()
         wave, info = load_audio(example.audio, mel.sample_rate, LONGEST_CLIP, name=example.id)

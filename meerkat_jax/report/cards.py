@@ -89,7 +89,7 @@ def _pictures(shown: Shown) -> str:
     boxes = [("true", box) for box in question.boxes]
     boxes += [("answer", box) for box in parse_boxes(shown.answered.text).items]
     boxes += [("asked", box) for box in parse_boxes(question.instruction).items]
-    seen = _listed(question.truth.get("seen"))
+    seen = _listed(question.truth.get("image_labels"))
     drawn = figures.picture_figure(shown.image, boxes, f"Picture of {seen}")
     parts = [_figure(drawn, f"In the picture: {seen}")]
     if shown.attention is not None:
@@ -115,7 +115,7 @@ def _sound(shown: Shown) -> str:
     drawn = figures.clip_figure(shown.logmel, tracks, seconds)
     if shown.plan is not None and shown.grid is not None:
         drawn += figures.plan_figure(shown.image, shown.plan, shown.grid, seconds)
-    heard = _listed(question.truth.get("heard"))
+    heard = _listed(question.truth.get("audio_labels"))
     caption = f"In the sound: {heard}"
     return _figure(drawn + figures.audio_player(shown.audio_bytes), caption, "sound")
 

@@ -28,8 +28,10 @@ def statistics_html(found: Statistics, ids: Mapping[int, str], manifest: Mapping
             _balance("Kind", found.verdicts),
             *_claims(found),
             '<h3>Classes</h3><div class="charts">',
-            _bars(f"Seen, {_of(found.seen)}", found.seen.most_common(MOST_CLASSES)),
-            _bars(f"Heard, {_of(found.heard)}", found.heard.most_common(MOST_CLASSES)),
+            _bars(f"Seen, {_of(found.image_labels)}", found.image_labels.most_common(MOST_CLASSES)),
+            _bars(
+                f"Heard, {_of(found.audio_labels)}", found.audio_labels.most_common(MOST_CLASSES)
+            ),
             '</div><h3>Boxes</h3><div class="charts">',
             _bars("Distinct boxes of a record", sorted(found.boxes_each.items())),
             histogram("Size, per cent of the picture", found.areas, step=5),

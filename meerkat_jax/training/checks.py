@@ -30,17 +30,17 @@ def check(config: dict) -> None:
             if key.split("/")[0] not in TASKS:
                 near = nearest(key, TASKS, 1)[0]
                 raise UserError(f"task_weights: {key!r} names no task; did you mean {near!r}?")
-    lengths = [*data.get("lengths", ()), data["length"]]
+    lengths = [*data.get("pack_lengths", ()), data["pack_length"]]
     if any(not isinstance(n, int) or n < 1 for n in lengths) or sorted({*lengths}) != lengths:
         raise UserError(
-            f"config.data.lengths is {lengths[:-1]}; expected rising whole numbers below "
-            f"data.length={data['length']}"
+            f"config.data.pack_lengths is {lengths[:-1]}; expected rising whole numbers below "
+            f"data.pack_length={data['pack_length']}"
         )
-    for room in (min(data["room"], length) for length in lengths):
-        if room % config["loss_pieces"]:
+    for targets in (min(data["max_target_tokens"], length) for length in lengths):
+        if targets % config["loss_pieces"]:
             raise UserError(
-                f"config.loss_pieces is {config['loss_pieces']}, which does not divide {room}, the "
-                "answer tokens of a run (data.room, data.lengths)"
+                f"config.loss_pieces is {config['loss_pieces']}, which does not divide {targets}, "
+                "the answer tokens of a pack (data.max_target_tokens, data.pack_lengths)"
             )
     if not config["phases"] or any(phase["steps"] < 1 for phase in config["phases"]):
         raise UserError("config.phases: expected at least one phase, each of at least one step")
@@ -69,7 +69,7 @@ def check_names(phases: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> 
         naming = [term for term in sorted(NAMING) if phase["weights"].get(term)]
         if naming and not classes:
             raise UserError(
-                f"config.phases, {phase['name']!r}: {naming[0]} learns the names of what is seen "
-                'and heard, and no example of the data tells any; give "seen" and "heard" '
+                f"config.phases, {phase['name']!r}: {naming[0]} learns class names, and no example of "
+                'the data has labels; give "image_labels" and "audio_labels" '
                 "(docs/own_data.md), or leave that phase out"
             )

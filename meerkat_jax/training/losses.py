@@ -9,7 +9,7 @@ without image and audio, for that of the language model.
 A term is a sum over its own items divided by their number in the whole batch, so that accumulating
 over microbatches gives the numbers of the undivided batch.
 
-Letters: B pairs, R runs of T tokens, A of them answers, V image tokens, C vocabulary, N boxes,
+Letters: B pairs, R packs of T tokens, A of them answers, V image tokens, C vocabulary, N boxes,
 M names.
 """
 
@@ -30,25 +30,25 @@ TERMS = ("language", "answer", "avopt", "avace", "image_names", "audio_names")
 
 
 def needs(terms: Iterable[str]) -> dict[str, bool]:
-    """What of an example these terms read: its picture, its sound, its questions."""
+    """Which of image, audio and text these terms read."""
     terms = set(terms)
     return {
-        "look": terms != {"language"},
-        "listen": bool(terms - {"language", "image_names"}),
-        "ask": bool(terms & {"language", "answer"}),
+        "needs_image": terms != {"language"},
+        "needs_audio": bool(terms - {"language", "image_names"}),
+        "needs_text": bool(terms & {"language", "answer"}),
     }
 
 
 class SoftTargets(NamedTuple):
-    """What to answer where token i is right, for i in 0..C-1.
+    """The target distribution for each correct token i in 0..C-1.
 
-    `table` float32[C, C]: row i shares out `weight[i]` over the tokens; `weight` float32[C];
-    `least` float32[C]: the weighted cross-entropy that remains when the answer is exactly row i.
+    `table` float32[C, C]: row i distributes `weight[i]` over the tokens; `weight` float32[C];
+    `neg_entropy` float32[C]: minus the weighted cross-entropy of a prediction that equals row i.
     """
 
     table: np.ndarray | jax.Array
     weight: np.ndarray | jax.Array
-    least: np.ndarray | jax.Array
+    neg_entropy: np.ndarray | jax.Array
 
 
 def number_soft_targets(
@@ -78,85 +78,87 @@ def number_soft_targets(
             table[np.ix_(places, places)] = weight * share / share.sum(axis=1, keepdims=True)
     weights = table.sum(axis=1)
     shares = table.astype(np.float64) / weights[:, None]
-    least = -weights * (shares * np.log(np.maximum(shares, 1e-30))).sum(axis=1)
-    return SoftTargets(table, weights, least.astype(np.float32))
+    neg_entropy = -weights * (shares * np.log(np.maximum(shares, 1e-30))).sum(axis=1)
+    return SoftTargets(table, weights, neg_entropy.astype(np.float32))
 
 
 def counts(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """How many items each term has in the batch, at least 1."""
     boxed = (batch["boxes"][..., 2] > batch["boxes"][..., 0]).any(axis=1)
     items = {
-        "language": batch["targets"][:, :, 1:].sum(),
-        "answer": batch["targets"][:, :, 1:].sum(),
+        "language": batch["loss_mask"][:, :, 1:].sum(),
+        "answer": batch["loss_mask"][:, :, 1:].sum(),
         "avopt": batch["matched"].sum(),
         "avace": boxed.sum(),
-        "image_names": jnp.asarray(len(batch["seen"])),
-        "audio_names": jnp.asarray(len(batch["heard"])),
+        "image_names": jnp.asarray(len(batch["image_labels"])),
+        "audio_names": jnp.asarray(len(batch["audio_labels"])),
     }
     return {name: jnp.maximum(value, 1).astype(jnp.float32) for name, value in items.items()}
 
 
-def answer_places(targets: jax.Array, room: int) -> tuple[jax.Array, jax.Array]:
-    """Where the answers are predicted, so that logits are made there only.
+def answer_positions(loss_mask: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The positions at which answer tokens are predicted, so that only those get logits.
 
-    targets float[B, R, T], 1 on the at most `room` <= T answer tokens of a run -> places
-    int[B, R, room], of the token before each, in order, and float[B, R, room], 1 for such a place.
+    loss_mask float[B, R, T], 1 on the at most `count` <= T answer tokens of a pack -> positions
+    int[B, R, count] of the token before each, in order, and their mask float[B, R, count].
     """
-    follows = jnp.pad(targets[..., 1:], [(0, 0)] * (targets.ndim - 1) + [(0, 1)])
-    places = jnp.argsort(-follows, axis=-1, stable=True)[..., :room]
-    counted = jnp.take_along_axis(follows, places, axis=-1)
-    return jnp.minimum(places, targets.shape[-1] - 2), counted  # after the last there is no token
+    follows = jnp.pad(loss_mask[..., 1:], [(0, 0)] * (loss_mask.ndim - 1) + [(0, 1)])
+    positions = jnp.argsort(-follows, axis=-1, stable=True)[..., :count]
+    mask = jnp.take_along_axis(follows, positions, axis=-1)
+    return jnp.minimum(positions, loss_mask.shape[-1] - 2), mask  # no token follows the last
 
 
 def answer_loss(
-    logits, answers, targets, soft_targets: SoftTargets | None = None
+    logits, answers, loss_mask, soft_targets: SoftTargets | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Summed cross-entropy of the answer tokens, the end token among them, and how many are right.
+    """Summed cross-entropy of the answer tokens, end tokens included, and how many are correct.
 
-    With soft targets, what exceeds the least that they allow: a perfect answer has 0.
+    With soft targets their entropy is subtracted, so that a perfect answer has loss 0.
 
-    logits float[B, R, A, C], answers int[B, R, A], targets float[B, R, A] (1 on what is to be
-    answered), soft_targets those of numbers, if any.
+    logits float[B, R, A, C], answers int[B, R, A], loss_mask float[B, R, A] (1 on answer tokens).
     """
     log_mass = jax.nn.logsumexp(logits, axis=-1)
     if soft_targets is None:
         picked = jnp.take_along_axis(logits, answers[..., None], axis=-1)[..., 0]
     else:
         picked = jnp.einsum("bqtc,bqtc->bqt", logits, jnp.take(soft_targets.table, answers, axis=0))
-        picked += jnp.take(soft_targets.least, answers)
+        picked += jnp.take(soft_targets.neg_entropy, answers)
         log_mass *= jnp.take(soft_targets.weight, answers)
-    right = (logits.argmax(-1) == answers) * targets
-    return jnp.where(targets > 0, (log_mass - picked) * targets, 0).sum(), right.sum()
+    correct = (logits.argmax(-1) == answers) * loss_mask
+    return jnp.where(loss_mask > 0, (log_mass - picked) * loss_mask, 0).sum(), correct.sum()
 
 
-def counted(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-    """hidden float[B, R, A, D] with zeros where targets float[B, R, A] is 0.
+def mask_hidden(hidden: jax.Array, loss_mask: jax.Array) -> jax.Array:
+    """hidden float[B, R, A, D] with zeros where loss_mask float[B, R, A] is 0.
 
-    Whatever stood at a place that does not count, the gradient through it is then exactly 0.
+    The gradient through masked positions is then exactly 0, whatever their values.
     """
-    return jnp.where(targets[..., None] > 0, hidden, 0)
+    return jnp.where(loss_mask[..., None] > 0, hidden, 0)
 
 
-def by_pieces(said: Callable, pieces: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`said(*arrays)` as a sum over `pieces` equal pieces of axis 2, one in memory at a time.
+def sum_pieces(function: Callable, pieces: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`function(*arrays)` summed over `pieces` equal pieces of axis 2, one in memory at a time.
 
-    float32 logits of a large vocabulary need not exist for all answer tokens at once: those of a
-    piece are made, and made again for its gradient. Raises UserError if the axis does not divide.
+    The float32 logits of a large vocabulary then never exist for all answer tokens at once; each
+    piece is recomputed for its gradient. Raises UserError if the axis does not divide.
     """
     if pieces == 1:
-        return said(*arrays)
-    room = arrays[0].shape[2]
-    if room % pieces:
-        raise UserError(f"config.loss_pieces is {pieces}, which does not divide data.room {room}")
+        return function(*arrays)
+    count = arrays[0].shape[2]
+    if count % pieces:
+        raise UserError(
+            f"config.loss_pieces is {pieces}, which does not divide data.max_target_tokens {count}"
+        )
 
-    def cut(x: jax.Array) -> jax.Array:
+    def split(x: jax.Array) -> jax.Array:
+        # [B, R, A, ...] -> [pieces, B, R, A / pieces, ...]
         return jnp.moveaxis(x.reshape(*x.shape[:2], pieces, -1, *x.shape[3:]), 2, 0)
 
-    def add(found, piece):
-        return jax.tree.map(jnp.add, found, jax.checkpoint(said)(*piece)), None
+    def add(total, piece):
+        return jax.tree.map(jnp.add, total, jax.checkpoint(function)(*piece)), None
 
     start = (jnp.zeros(()), jnp.zeros(()))
-    return jax.lax.scan(add, start, tuple(map(cut, arrays)))[0]
+    return jax.lax.scan(add, start, tuple(map(split, arrays)))[0]
 
 
 def present(indices: jax.Array, classes: int) -> jax.Array:
@@ -185,26 +187,23 @@ def alignment_terms(out, batch, grid, weights: Mapping[str, float]) -> dict[str,
     }
 
 
-def name_terms(
-    out, names, batch, temperature: float, threshold: float, sharpness: Mapping[str, float]
+def naming_terms(
+    out, class_names, batch, temperature: float, threshold: float, sharpness: Mapping[str, float]
 ) -> dict[str, jax.Array]:
-    """Sums over the pairs of the contrast of image and of audio tokens with all names.
+    """Sums over the pairs of the contrastive loss of image tokens, and of audio tokens, with names.
 
-    names float[N, D]: what is seen or heard pulls some token to its name, wherever the token is, to
-    a cosine above `threshold`; all other names stay below it at all tokens. Names have most of
-    their vector in common where they start so, and tokens of things then differ from all else by
-    that.
-    `sharpness` of the pooling over tokens ("image" and "audio"): the less, the more tokens have to
-    say a name before its threshold is reached.
+    class_names float[N, D]: for a class of the pair's labels some token reaches a cosine above
+    `threshold` with its name, whichever token it is; for other classes all tokens stay below. A
+    lower `sharpness` of the pooling over tokens ("image", "audio") makes more tokens necessary.
     """
     form = {"form": "sigmoid", "bias": -threshold / temperature}
     terms = {}
-    for kind, key in (("image", "seen"), ("audio", "heard")):
-        here = present(batch[key], len(names))
-        # not the tokens behind AVACE: what is heard would give away what is seen
+    for kind, key in (("image", "image_labels"), ("audio", "audio_labels")):
+        here = present(batch[key], len(class_names))
+        # Before AVACE, behind which image tokens would carry the audio labels.
         tokens = out[f"{kind}_alone"]
         result = multi_instance_contrastive_loss(
-            tokens, names, here, temperature, sharpness=sharpness[kind], **form
+            tokens, class_names, here, temperature, sharpness=sharpness[kind], **form
         )
         terms[f"{kind}_names"] = result["loss"] * len(here)
     return terms

@@ -121,7 +121,7 @@ class MetricsWriter:
 
 
 class Clock:
-    """Wall time of the steps since the last row; compiling, scoring and saving are kept apart."""
+    """Wall time of the steps since the last row; without compiling, evaluating and saving."""
 
     def __init__(self):
         """Begin now."""
@@ -143,8 +143,8 @@ class Clock:
         self._steps += 1
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
-        """Around what is no part of a step."""
+    def paused(self) -> Iterator[None]:
+        """Leave out the time of the block."""
         begun = time.monotonic()
         yield
         self._start += time.monotonic() - begun

@@ -3,9 +3,11 @@
 Only the trainable tree meets `grad` and the optimizer; the frozen one is an argument. A phase says
 by its weights which loss terms there are: one step function serves them all. A batch holds
 
-    image uint8[B, H, W, 3]  audio float32[B, samples]  tokens, owners int32[B, R, T]
-    boxes float32[B, N, 4]   matched bool[B]            targets float32[B, R, T]
-    seen int32[B, M]         heard int32[B, M]          (class indices, -1 padding)
+    image uint8[B, H, W, 3]  audio float32[B, samples]  tokens int32[B, R, T]
+    boxes float32[B, N, 4]   matched bool[B]            segment_ids int32[B, R, T]
+    image_labels int32[B, M] audio_labels int32[B, M]   loss_mask float32[B, R, T]
+
+(labels are class indices, -1 on padding)
 
 or, with cached features (training/feature_cache.py), image_tokens float32[B, V, I] and
 audio_tokens float32[B, A, J] in place of image and audio.
@@ -31,47 +33,35 @@ State = dict  # trainable tree, opt state, step int32[], key
 OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("linear", "cosine")
 MUON_RMS = 0.4  # root mean square of a kernel's step, in learning rates; .8 learns far worse
-NAMING = {"image_names", "audio_names"}  # losses that need names of what is seen and heard
+NAMING = {"image_names", "audio_names"}  # loss terms that need the class names
 
 
 def make_optimizer(config: Mapping) -> optax.GradientTransformation:
-    """`config.optimizer` with clipping, in two groups: the paths that `slow` finds, and the rest.
+    """`config.optimizer` behind clipping by the global norm.
 
-    "adamw", or "muon" (Jordan et al. 2024): matrices take steps whose singular values are all
-    alike, scaled to the size of AdamW's (Liu et al. 2025, section 2.2); all else takes AdamW's.
+    "adamw", or "muon" (Jordan et al. 2024): orthogonalised steps for matrices, scaled to the size
+    of AdamW's (Liu et al. 2025, section 2.2), and AdamW for all other leaves.
     """
-    slow = tuple(config["slow"])
     for key, known in (("optimizer", OPTIMIZERS), ("decay", DECAYS)):
         if config[key] not in known:
             raise UserError(f"config.{key} {config[key]!r}: expected one of {known}")
-
-    def adamw(key: str) -> optax.GradientTransformation:
-        return optax.adamw(
-            learning_rate(config, key),
+    rate = learning_rate(config)
+    if config["optimizer"] == "adamw":
+        optimizer = optax.adamw(
+            rate,
             b2=config["b2"],
             weight_decay=config["weight_decay"],
             mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree),
         )
-
-    def muon(key: str) -> optax.GradientTransformation:
-        return optax.contrib.muon(
-            learning_rate(config, key),
+    else:
+        optimizer = optax.contrib.muon(
+            rate,
             weight_decay=config["weight_decay"],
             adam_b2=config["b2"],
             muon_weight_dimension_numbers=matrices,
             consistent_rms=MUON_RMS,
         )
-
-    def groups(params: dict) -> dict:
-        flat = flatten(params)
-        chosen = selected(slow, flat)
-        return unflatten({path: "slow" if path in chosen else "rest" for path in flat})
-
-    make = {"adamw": adamw, "muon": muon}[config["optimizer"]]
-    return optax.chain(
-        optax.clip_by_global_norm(config["clip_norm"]),
-        optax.multi_transform({"rest": make("learning_rate"), "slow": make("slow_rate")}, groups),
-    )
+    return optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
 
 
 def matrices(params: dict) -> dict:
@@ -91,32 +81,29 @@ def matrices(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(how, params)
 
 
-def learning_rate(config: Mapping, key: str = "learning_rate") -> optax.Schedule:
-    """The phases' schedules one after another: warm-up to phase[key], then `config.decay` to 0.
+def learning_rate(config: Mapping) -> optax.Schedule:
+    """The phases' schedules in a row: warm-up to the phase's rate, then `config.decay` to 0.
 
-    "cosine", or "linear" (Bergsma et al. 2025, "Straight to Zero"; docs/decisions.md).
+    "cosine", or "linear" (Bergsma et al. 2025, "Straight to Zero").
     """
-    decay = {"linear": _straight, "cosine": optax.cosine_decay_schedule}[config["decay"]]
     schedules, ends, total = [], [], 0
     for phase in config["phases"]:
-        peak, steps = phase.get(key, phase["learning_rate"]), phase["steps"]
-        warmup = phase["warmup"]
+        peak, steps, warmup = phase["learning_rate"], phase["steps"], phase["warmup"]
         rise = optax.linear_schedule(0.0, peak, warmup)
-        fall = decay(peak, steps - warmup)
+        if config["decay"] == "cosine":
+            fall = optax.cosine_decay_schedule(peak, steps - warmup)
+        else:
+            fall = optax.linear_schedule(peak, 0.0, steps - warmup)
         schedules.append(optax.join_schedules([rise, fall], [warmup]))
         total += steps
         ends.append(total)
     return optax.join_schedules(schedules, ends[:-1])
 
 
-def _straight(peak: float, steps: int) -> optax.Schedule:
-    return optax.linear_schedule(peak, 0.0, steps)
-
-
-def at_rest(tree: dict, still: Sequence[str], change: Callable) -> dict:
-    """The tree with `change` done to the leaves whose path a pattern of `still` finds."""
+def map_selected(tree: dict, patterns: Sequence[str], change: Callable) -> dict:
+    """The tree with `change` applied to the leaves whose path matches one of `patterns`."""
     flat = flatten(tree)
-    paths = selected(still, flat)
+    paths = selected(patterns, flat)
     return unflatten({k: change(leaf) if k in paths else leaf for k, leaf in flat.items()})
 
 
@@ -135,15 +122,15 @@ def phase_step(
     phase: Mapping,
     assembly: Assembly,
     optimizer: optax.GradientTransformation,
-    names: tuple[jax.Array, jax.Array],
+    class_names: tuple[jax.Array, jax.Array],
     soft_targets: losses.SoftTargets | None,
     accumulate: int,
 ) -> Callable[[State, dict, dict], tuple[State, dict]]:
     """`make_step` of one of `config.phases`, with what the config says of all of them."""
     return make_step(
-        assembly, optimizer, phase["weights"], names, config.get("naming_loss", {}),
+        assembly, optimizer, phase["weights"], class_names, config.get("naming_loss", {}),
         config["avace_loss"], soft_targets,
-        accumulate, phase.get("still", ()), config["loss_pieces"],
+        accumulate, phase.get("freeze", ()), config["loss_pieces"],
     )  # fmt: skip
 
 
@@ -151,94 +138,97 @@ def make_step(
     assembly: Assembly,
     optimizer: optax.GradientTransformation,
     weights: Mapping[str, float],
-    names: tuple[jax.Array, jax.Array],
+    class_names: tuple[jax.Array, jax.Array],
     naming_loss: Mapping[str, Any],
     avace_loss: Mapping[str, float],
     soft_targets: losses.SoftTargets | None = None,
     accumulate: int = 1,
-    still: Sequence[str] = (),
+    freeze: Sequence[str] = (),
     pieces: int = 1,
 ) -> Callable[[State, dict, dict], tuple[State, dict]]:
     """`step(state, frozen, batch) -> (state, metrics)` for one phase's `weights`.
 
-    Parameters whose path a pattern of `still` finds stay as they are, and cost no backward pass.
-    Logits are made in so many `pieces` of the answer tokens.
+    Parameters whose path matches a pattern of `freeze` stay as they are and cost no backward pass.
+    Logits are computed in `pieces` equal pieces of the answer tokens.
     """
     model, weights = assembly.model, dict(weights)
     unknown = set(weights) - set(losses.TERMS)
     if unknown:
         raise UserError(f"unknown loss terms {sorted(unknown)}; there are {losses.TERMS}")
 
-    def sums(params, batch, key):
+    def sum_terms(params, batch, key):
         """The terms' sums over a microbatch, and what is logged beside them."""
-        params = assembly.used(params)
+        params = assembly.gather_for_use(params)
         apply = functools.partial(model.apply, {"params": params})
-        room = min(assembly.shapes.room, batch["targets"].shape[-1])
-        places, targets = losses.answer_places(batch["targets"], room)
-        text = (batch["tokens"], batch["owners"], places)
-        chance = {"deterministic": False, "rngs": {"dropout": key}}
+        count = min(assembly.shapes.max_target_tokens, batch["loss_mask"].shape[-1])
+        positions, loss_mask = losses.answer_positions(batch["loss_mask"], count)
+        text = (batch["tokens"], batch["segment_ids"], positions)
+        dropout = {"deterministic": False, "rngs": {"dropout": key}}
 
-        def said(hidden, answers, targets):
+        def answer_loss(hidden, answers, loss_mask):
             logits = apply(hidden, method="logits")
-            return losses.answer_loss(logits, answers, targets, soft_targets)
+            return losses.answer_loss(logits, answers, loss_mask, soft_targets)
 
-        def answered(hidden):
-            answers = jnp.take_along_axis(batch["tokens"], places + 1, axis=-1)
-            hidden = losses.counted(hidden, targets)
-            return losses.by_pieces(said, pieces, hidden, answers, targets)
+        def language_model_loss(hidden):
+            answers = jnp.take_along_axis(batch["tokens"], positions + 1, axis=-1)
+            hidden = losses.mask_hidden(hidden, loss_mask)
+            return losses.sum_pieces(answer_loss, pieces, hidden, answers, loss_mask)
 
         terms, extra = {}, {}
         if "language" in weights:
-            hidden = apply(*text, method="speak", **chance)["hidden"]
-            terms["language"], extra["right"] = answered(hidden)
-        if losses.needs(weights)["look"]:
+            hidden = apply(*text, method="forward_text", **dropout)["hidden"]
+            terms["language"], extra["correct"] = language_model_loss(hidden)
+        if losses.needs(weights)["needs_image"]:
             if "image_tokens" in batch:
-                senses = batch["image_tokens"], batch["audio_tokens"]
+                features = batch["image_tokens"], batch["audio_tokens"]
             else:
-                senses = assembly.sense(params, batch)
+                features = assembly.encode(params, batch)
             pairs = {"matched": batch["matched"]}
             if "answer" in weights:
-                out = apply(*senses, *text, method="respond", **pairs, **chance)
-                terms["answer"], extra["right"] = answered(out["hidden"])
+                out = apply(*features, *text, method="forward_from_features", **pairs, **dropout)
+                terms["answer"], extra["correct"] = language_model_loss(out["hidden"])
             else:
-                out = apply(*senses, method="meet", **pairs)
+                out = apply(*features, method="align", **pairs)
             terms |= losses.alignment_terms(out, batch, model.image_grid, avace_loss)
         if NAMING & set(weights):
-            vectors = apply(*names, method="names")
-            terms |= losses.name_terms(out, vectors, batch, **naming_loss)
-        # The compiler drops what nobody reads: a phase of names runs no decoder.
+            vectors = apply(*class_names, method="embed_class_names")
+            terms |= losses.naming_terms(out, vectors, batch, **naming_loss)
+        # The compiler removes unused results: a phase of naming losses runs no decoder.
         return {name: terms[name] for name in weights}, extra
 
     def objective(trainable, frozen, batch, items, key):
-        trainable = at_rest(trainable, still, jax.lax.stop_gradient)
-        found, extra = sums(merge(trainable, frozen), batch, key)
-        terms = {name: value / items[name] for name, value in found.items()}
+        trainable = map_selected(trainable, freeze, jax.lax.stop_gradient)
+        term_sums, extra = sum_terms(merge(trainable, frozen), batch, key)
+        terms = {name: value / items[name] for name, value in term_sums.items()}
         return losses.total(terms, weights), (terms, extra)
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
     def accumulated(trainable, frozen, batch, items, key):
         """Loss, terms and gradients of the whole batch, one microbatch in memory at a time."""
-        pieces = jax.tree.map(
+        # [B, ...] -> [accumulate, B / accumulate, ...]
+        microbatches = jax.tree.map(
             lambda x: x.reshape(accumulate, len(x) // accumulate, *x.shape[1:]), batch
         )
         keys = jax.random.split(key, accumulate)
 
-        def micro(found, piece):
-            more = gradient(trainable, frozen, piece[0], items, piece[1])
-            return jax.tree.map(jnp.add, found, more), None
+        def add(total, microbatch):
+            one = gradient(trainable, frozen, microbatch[0], items, microbatch[1])
+            return jax.tree.map(jnp.add, total, one), None
 
-        first = gradient(trainable, frozen, jax.tree.map(lambda x: x[0], pieces), items, keys[0])
-        rest = jax.tree.map(lambda x: x[1:], (pieces, keys))
-        return jax.lax.scan(micro, first, rest)[0]
+        first = jax.tree.map(lambda x: x[0], microbatches)
+        first = gradient(trainable, frozen, first, items, keys[0])
+        rest = jax.tree.map(lambda x: x[1:], (microbatches, keys))
+        return jax.lax.scan(add, first, rest)[0]
 
     def step(state: State, frozen: dict, batch: dict) -> tuple[State, dict]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         items = losses.counts(batch)
-        found = accumulated(state["trainable"], frozen, batch, items, key)
-        (loss, (terms, extra)), grads = found
+        (loss, (terms, extra)), grads = accumulated(state["trainable"], frozen, batch, items, key)
         updates, opt = optimizer.update(grads, state["opt"], state["trainable"])
-        updates = at_rest(updates, still, jnp.zeros_like)  # momentum and decay would move them
+        updates = map_selected(
+            updates, freeze, jnp.zeros_like
+        )  # momentum and decay would move them
         new = {
             "trainable": optax.apply_updates(state["trainable"], updates),
             "opt": opt,
@@ -247,8 +237,8 @@ def make_step(
         }
         metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
         metrics |= {f"loss/{name}": value for name, value in terms.items()}
-        if "right" in extra:
-            metrics["token_accuracy"] = extra["right"] / items["answer"]
+        if "correct" in extra:
+            metrics["token_accuracy"] = extra["correct"] / items["answer"]
         return new, metrics
 
     return step

@@ -249,7 +249,7 @@ def _llama(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
 
     positions = jnp.arange(TOKENS)[None]
     cosine, sine = rotary(positions, ours.head_width, ours.rope_theta, ours.rope_scaling)
-    row = {"cosine": cosine, "sine": sine, "valid": None, "owners": None, "seen": None}
+    row = {"cosine": cosine, "sine": sine, "valid": None, "segment_ids": None, "cached": None}
     sizes = (ours.heads, ours.kv_heads, ours.head_width, ours.mlp_dim, ours.norm_eps)
     block = Block(*sizes, None, jnp.float32)
     run = jax.jit(lambda params, x: block.apply({"params": params}, x, row, None, Mode())[0])

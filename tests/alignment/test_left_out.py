@@ -8,7 +8,7 @@ import pytest
 from meerkat_jax.alignment.avace import AVACE, avace_loss
 from meerkat_jax.alignment.avopt import AVOpT, avopt_loss
 from meerkat_jax.alignment.contrastive import multi_instance_contrastive_loss, pair_contrast
-from meerkat_jax.training.losses import alignment_terms, answer_loss, counted
+from meerkat_jax.training.losses import alignment_terms, answer_loss, mask_hidden
 
 B, V, A, D = 3, 4, 5, 6
 WRONG = np.nan, np.inf, -np.inf
@@ -124,10 +124,10 @@ def test_padding_of_the_contrasts(form):
 
 def test_what_is_no_answer():
     hidden, head = tokens(A)[None], tokens(9, 1)[0].T
-    targets = jnp.ones((1, B, A)).at[..., 3:].set(0).at[0, 0].set(0)
+    loss_mask = jnp.ones((1, B, A)).at[..., 3:].set(0).at[0, 0].set(0)
     answers = jnp.zeros((1, B, A), int)
 
     def loss(head, hidden):
-        return answer_loss(counted(hidden, targets) @ head, answers, targets)[0]
+        return answer_loss(mask_hidden(hidden, loss_mask) @ head, answers, loss_mask)[0]
 
-    compare(loss, head, hidden, lambda wrong: jnp.where(targets[..., None] > 0, hidden, wrong))
+    compare(loss, head, hidden, lambda wrong: jnp.where(loss_mask[..., None] > 0, hidden, wrong))

@@ -115,10 +115,18 @@ def built(tmp_path_factory):
     root = tmp_path_factory.mktemp("source")
     write_media(root)
     entries = [
-        entry(f"one{EVIL}", "a", "a", all_tasks(), seen=(NAME,), heard=(NAME, "bus"), boxes=(BOX,)),
-        entry("two", "a", "b", (claim("avfact2", True),), heard=("bus",), matched=False),
+        entry(
+            f"one{EVIL}",
+            "a",
+            "a",
+            all_tasks(),
+            image_labels=(NAME,),
+            audio_labels=(NAME, "bus"),
+            boxes=(BOX,),
+        ),
+        entry("two", "a", "b", (claim("avfact2", True),), audio_labels=("bus",), matched=False),
         entry("three", "b", "c", (claim("avfact2", True), claim("avfact2", False))),
-        entry("four", "a", "a", (claim("avfact4", False, (0.0, 0.5)),), seen=("bus",)),
+        entry("four", "a", "a", (claim("avfact4", False, (0.0, 0.5)),), image_labels=("bus",)),
         entry("five", "c", "b", (claim("avfact2", True),), "test"),
         entry("gone", "no", "b", (claim("avfact2", True),)),
     ]
@@ -261,7 +269,7 @@ def test_counts_are_those_made_by_hand(page):
         ("avfact4", NAME, True): 1,
         ("avfact4", "bus", True): 1,
     }
-    assert found.seen == {NAME: 1, "bus": 1} and found.heard == {NAME: 1, "bus": 2}
+    assert found.image_labels == {NAME: 1, "bus": 1} and found.audio_labels == {NAME: 1, "bus": 2}
     assert found.boxes == 2 and found.boxes_each == {0: 3, 2: 1}
     assert found.areas == {25: 1, 12: 1}
     half, quarter = GRID // 2, GRID // 4

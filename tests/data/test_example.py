@@ -35,8 +35,8 @@ examples = st.builds(
     image=st.binary(max_size=20),
     audio=st.binary(max_size=20),
     questions=st.lists(questions, max_size=3).map(tuple),
-    seen=st.lists(names, max_size=3).map(tuple),
-    heard=st.lists(names, max_size=3).map(tuple),
+    image_labels=st.lists(names, max_size=3).map(tuple),
+    audio_labels=st.lists(names, max_size=3).map(tuple),
     boxes=st.lists(boxes, max_size=3).map(tuple),
     matched=st.booleans(),
 )
@@ -53,7 +53,7 @@ def test_bytes_are_those_of_the_plain_fields():
 
 
 def test_writing_something_else_is_an_error():
-    broken = dataclasses.replace(GOOD, seen=({1, 2},))
+    broken = dataclasses.replace(GOOD, image_labels=({1, 2},))
     with pytest.raises(TypeError, match="not part of an example record"):
         to_bytes(broken)
 

@@ -143,14 +143,24 @@ def test_all_questions_find_a_place_in_the_length_that_they_need(asked, runs, ra
 def test_batches_are_as_long_as_their_texts_and_nothing_is_lost(mixed, prompt, tmp_path):
     """As without lengths: every example as often, all of its questions, from any place on."""
     split = Split(mixed, "train")
-    shapes = Shapes(8, 8000, 0.1, runs=2, length=260, room=200, answer=200, boxes=16, names=16)
+    shapes = Shapes(
+        8,
+        8000,
+        0.1,
+        num_packs=2,
+        pack_length=260,
+        max_target_tokens=200,
+        max_answer_tokens=200,
+        max_boxes=16,
+        max_labels=16,
+    )
     needed = split.lengths(prompt, tmp_path).needed({}, 2)
     shapes = dataclasses.replace(
         shapes, lengths=tuple(sorted({int(np.quantile(needed, q)) for q in (0.6, 0.85)}))
     )
-    encode = Encode(shapes, prompt, (), {}, look=False, listen=False)
+    encode = Encode(shapes, prompt, (), {}, needs_image=False, needs_audio=False)
     strata = split.strata()
-    order = BalancedBatches(numbers(split, 5), strata, needed, (*shapes.lengths, 260), 4, 5)
+    order = BalancedBatches(numbers(split, 5), strata, needed, (*shapes.pack_lengths, 260), 4, 5)
     window = [order[i] for i in range(4 * order.batches)]
     plain = [numbers(split, 5)[i] for i in range(4 * order.batches)]
     assert Counter(number for number, _ in window) == Counter(plain)
@@ -164,9 +174,9 @@ def test_batches_are_as_long_as_their_texts_and_nothing_is_lost(mixed, prompt, t
         numbers_, lengths = zip(*window[start : start + 4], strict=True)
         assert set(lengths) == {batch["tokens"].shape[-1]}
         counts = [len(records[number].questions) for number in numbers_]
-        assert (batch["owners"].max(axis=(1, 2)) + 1).tolist() == counts
-        for number, owners in zip(numbers_, batch["owners"], strict=True):
-            assert len(np.unique(owners[owners >= 0])) == len(records[number].questions)
+        assert (batch["segment_ids"].max(axis=(1, 2)) + 1).tolist() == counts
+        for number, segment_ids in zip(numbers_, batch["segment_ids"], strict=True):
+            assert len(np.unique(segment_ids[segment_ids >= 0])) == len(records[number].questions)
     halves = [train_batches(split, encode, 4, 5, 32, rows=rows, **known)
               for rows in ((0, 1), (2, 3))]  # fmt: skip
     for batch in found[8:]:
@@ -175,7 +185,9 @@ def test_batches_are_as_long_as_their_texts_and_nothing_is_lost(mixed, prompt, t
 
 
 def test_questions_without_room_are_refused_by_name_and_not_scored(mixed, prompt, tmp_path):
-    shapes = Shapes(8, 8000, 0.1, runs=1, length=60, room=30, answer=8)
+    shapes = Shapes(
+        8, 8000, 0.1, num_packs=1, pack_length=60, max_target_tokens=30, max_answer_tokens=8
+    )
     data = DataSet(mixed, (), prompt.tokenizer, tmp_path)
     with pytest.raises(UserError, match=r"questions of split 'train/avc'.*first in valor-train-.*"
                                         r"data.answer is 8"):  # fmt: skip

@@ -125,13 +125,13 @@ def own(tmp_path_factory):
     for i in range(40):
         Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(tree / f"{i}.png")
         soundfile.write(tree / f"{i}.wav", 0.1 * rng.normal(size=1600), 16000)
-        row = {"image": f"{i}.png", "audio": f"{i}.wav", "seen": ["dog"]}
+        row = {"image": f"{i}.png", "audio": f"{i}.wav", "image_labels": ["dog"]}
         if i % 2:
             row |= {"matched": False, "questions": [{"task": "avfact2", "answer": False}]}
         else:
             box = {"boxes": [["dog", 0.1, 0.2, 0.6, 0.8]]}
             asked = [{"task": "arig", **box}, {"task": "avfact1", **box, "answer": True}]
-            row |= {"heard": ["dog"], "questions": asked}
+            row |= {"audio_labels": ["dog"], "questions": asked}
         rows.append(json.dumps(row))
     (tree / "annotations.jsonl").write_text("\n".join(rows))
     options = Options()
@@ -149,8 +149,17 @@ def reader(own, tmp_path_factory):
     texts = [t for e in split.open() for q in e.questions for t in (q.instruction, q.response)]
     prompt = make_prompt(build_mini_tokenizer(texts, read_manifest(own)["classes"]), "llama2")
     needed = split.lengths(prompt, tmp_path_factory.mktemp("lengths")).needed({}, 1)
-    shapes = Shapes(8, 16000, 0.1, runs=1, length=200, room=160, answer=160, lengths=(40,))
-    encode = Encode(shapes, prompt, (), {}, look=False, listen=False)
+    shapes = Shapes(
+        8,
+        16000,
+        0.1,
+        num_packs=1,
+        pack_length=200,
+        max_target_tokens=160,
+        max_answer_tokens=160,
+        pack_lengths=(40,),
+    )
+    encode = Encode(shapes, prompt, (), {}, needs_image=False, needs_audio=False)
 
     def read(**settings):
         return train_batches(

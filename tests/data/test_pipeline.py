@@ -25,7 +25,13 @@ from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 COUNTS = dict.fromkeys(SPLITS, 0) | {"train": 12, "compositions": 7}
 CONFIG = MiniConfig("procedural", classes=6, **COUNTS)
 SHAPES = Shapes(
-    image_size=32, sample_rate=16000, seconds=10.0, runs=2, length=130, room=100, answer=80
+    image_size=32,
+    sample_rate=16000,
+    seconds=10.0,
+    num_packs=2,
+    pack_length=130,
+    max_target_tokens=100,
+    max_answer_tokens=80,
 )
 BATCH = 4
 
@@ -125,13 +131,13 @@ def test_shapes_and_types(reference):
     wanted = {
         "image": ((n, 32, 32, 3), np.uint8),
         "audio": ((n, 160000), np.float32),
-        "tokens": ((n, s.runs, s.length), np.int32),
-        "targets": ((n, s.runs, s.length), np.float32),
-        "owners": ((n, s.runs, s.length), np.int32),
-        "boxes": ((n, s.boxes, 4), np.float32),
+        "tokens": ((n, s.num_packs, s.pack_length), np.int32),
+        "loss_mask": ((n, s.num_packs, s.pack_length), np.float32),
+        "segment_ids": ((n, s.num_packs, s.pack_length), np.int32),
+        "boxes": ((n, s.max_boxes, 4), np.float32),
         "matched": ((n,), np.bool_),
-        "seen": ((n, s.names), np.int32),
-        "heard": ((n, s.names), np.int32),
+        "image_labels": ((n, s.max_labels), np.int32),
+        "audio_labels": ((n, s.max_labels), np.int32),
     }
     assert {key: (array.shape, array.dtype.type) for key, array in reference[0].items()} == wanted
 
@@ -146,19 +152,19 @@ def test_rows_belong_to_the_scene_they_stand_with(folder, encode, tokenizer, ref
         for row in range(BATCH):
             example = examples[batch["image"][row].tobytes()]
             assert batch["matched"][row] == example.matched
-            for key in ("seen", "heard"):
+            for key in ("image_labels", "audio_labels"):
                 named = [encode.index[name] for name in getattr(example, key)]
-                assert batch[key][row].tolist() == named + [-1] * (SHAPES.names - len(named))
+                assert batch[key][row].tolist() == named + [-1] * (SHAPES.max_labels - len(named))
             found = [tuple(b) for b in batch["boxes"][row].tolist() if any(b)]
             wanted = [(b.x0, b.y0, b.x1, b.y1) for b in example.boxes]
             np.testing.assert_allclose(found, wanted, rtol=1e-6) if wanted else None
             assert len(found) == len(wanted)
             answers = [question.response for question in example.questions]
-            tokens, targets, owners = (
-                batch[key][row].reshape(-1) for key in ("tokens", "targets", "owners")
+            tokens, loss_mask, segment_ids = (
+                batch[key][row].reshape(-1) for key in ("tokens", "loss_mask", "segment_ids")
             )
-            for owner in set(owners.tolist()) - {-1}:
-                ids = tokens[(owners == owner) & (targets > 0)].tolist()
+            for owner in set(segment_ids.tolist()) - {-1}:
+                ids = tokens[(segment_ids == owner) & (loss_mask > 0)].tolist()
                 assert ids[-1] == tokenizer.eos_id and ids.count(tokenizer.eos_id) == 1
                 assert tokenizer.decode(ids[:-1]) in answers
 
@@ -182,18 +188,18 @@ def test_one_question_leaves_a_run_without_targets(encode, folder, tokenizer):
     example = open_split(folder, "train")[0]
     example = dataclasses.replace(example, questions=example.questions[:1])
     row = encode.random_map(example, np.random.default_rng(0))
-    assert row["targets"][0].any() and not row["targets"][1:].any()
-    assert (row["tokens"][1:] == tokenizer.pad_id).all() and (row["owners"][1:] == -1).all()
+    assert row["loss_mask"][0].any() and not row["loss_mask"][1:].any()
+    assert (row["tokens"][1:] == tokenizer.pad_id).all() and (row["segment_ids"][1:] == -1).all()
 
 
 def test_as_many_questions_as_fit_are_asked(encode, folder):
     """None is left out that a run still has room for."""
     for example in (open_split(folder, "train")[i] for i in range(6)):
         row = encode.random_map(example, np.random.default_rng(0))
-        free = SHAPES.length - (row["owners"] >= 0).sum(axis=1)
-        spare = SHAPES.room - row["targets"].sum(axis=1)
+        free = SHAPES.pack_length - (row["segment_ids"] >= 0).sum(axis=1)
+        spare = SHAPES.max_target_tokens - row["loss_mask"].sum(axis=1)
         drawn = encode.draw(example, np.random.default_rng(0))
-        for number in set(range(len(drawn))) - set(row["owners"].reshape(-1).tolist()):
+        for number in set(range(len(drawn))) - set(row["segment_ids"].reshape(-1).tolist()):
             answer = len(encode.prompt.answer_ids(drawn[number].response))
             size = len(encode.prompt.question_ids(drawn[number].instruction)) + answer
             assert not ((free >= size) & (spare >= answer)).any()
@@ -209,21 +215,21 @@ def test_what_a_phase_does_not_need_is_left_out(folder, encode):
     """The pictures, names and order are those of a batch that holds everything."""
     args = (SHAPES, encode.prompt, tuple(encode.index), {})
     (whole,) = first(train_batches(Split(folder, "train"), encode, BATCH, seed=1), 1)
-    looks = Encode(*args, listen=False, ask=False)
+    looks = Encode(*args, needs_audio=False, needs_text=False)
     (bare,) = first(train_batches(Split(folder, "train"), looks, BATCH, seed=1), 1)
-    for key in ("image", "seen", "heard", "boxes", "matched"):
+    for key in ("image", "image_labels", "audio_labels", "boxes", "matched"):
         assert np.array_equal(bare[key], whole[key]), key
     assert bare["audio"].shape == (BATCH, 0)
-    assert not bare["targets"].any() and bare["tokens"].shape == whole["tokens"].shape
-    words = Encode(*args, look=False, listen=False)
+    assert not bare["loss_mask"].any() and bare["tokens"].shape == whole["tokens"].shape
+    words = Encode(*args, needs_image=False, needs_audio=False)
     (spoken,) = first(train_batches(Split(folder, "train"), words, BATCH, seed=1), 1)
     assert spoken["image"].size == spoken["audio"].size == 0
-    assert np.array_equal(spoken["tokens"], whole["tokens"]) and spoken["targets"].any()
+    assert np.array_equal(spoken["tokens"], whole["tokens"]) and spoken["loss_mask"].any()
 
 
 def test_names_that_are_no_classes_are_left_out(encode, folder):
-    example = dataclasses.replace(open_split(folder, "train")[0], seen=("nobody",))
-    assert (encode.random_map(example, np.random.default_rng(0))["seen"] == -1).all()
+    example = dataclasses.replace(open_split(folder, "train")[0], image_labels=("nobody",))
+    assert (encode.random_map(example, np.random.default_rng(0))["image_labels"] == -1).all()
 
 
 # ---- bad input ----

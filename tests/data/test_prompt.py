@@ -67,33 +67,41 @@ def test_layouts_compare_and_hash_as_values():
 @pytest.mark.parametrize("style", ["llama2", "release"])
 def test_pack_one_question_a_run(style):
     prompt = make_prompt(TOKENIZER, style)
-    tokens, targets, owners = pack(prompt, PAIRS, runs=2, length=10, room=10)
-    assert tokens.shape == targets.shape == owners.shape == (2, 10)
-    assert (tokens.dtype, targets.dtype, owners.dtype) == (np.int32, np.float32, np.int32)
+    tokens, loss_mask, segment_ids = pack(
+        prompt, PAIRS, num_packs=2, pack_length=10, max_target_tokens=10
+    )
+    assert tokens.shape == loss_mask.shape == segment_ids.shape == (2, 10)
+    assert (tokens.dtype, loss_mask.dtype, segment_ids.dtype) == (np.int32, np.float32, np.int32)
     for row, (instruction, response) in enumerate(PAIRS):
         question, answer = prompt.question_ids(instruction), prompt.answer_ids(response)
         used = len(question) + len(answer)
         assert tokens[row, :used].tolist() == question + answer
         assert (tokens[row, used:] == TOKENIZER.pad_id).all()
-        assert tokens[row][targets[row] == 1].tolist() == answer
-        assert owners[row].tolist() == [row] * used + [-1] * (10 - used)
+        assert tokens[row][loss_mask[row] == 1].tolist() == answer
+        assert segment_ids[row].tolist() == [row] * used + [-1] * (10 - used)
 
 
 def test_the_documented_example():
     pairs = [("Is it a dog?", "yes"), ("Is it?", "no")]
-    _, targets, owners = pack(make_prompt(TOKENIZER), pairs, runs=1, length=14, room=14)
-    assert targets.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]]
-    assert owners.tolist() == [[0] * 8 + [1] * 6]
+    _, loss_mask, segment_ids = pack(
+        make_prompt(TOKENIZER), pairs, num_packs=1, pack_length=14, max_target_tokens=14
+    )
+    assert loss_mask.tolist() == [[0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1]]
+    assert segment_ids.tolist() == [[0] * 8 + [1] * 6]
 
 
 def test_what_fits_nowhere_is_left_out_and_later_ones_still_fit():
     prompt = make_prompt(TOKENIZER)
     long, short = ("Is it a dog?", "yes"), ("Is it?", "no")  # 8 and 6 tokens
-    _, targets, owners = pack(prompt, [long, long, short], runs=1, length=14, room=14)
-    assert np.unique(owners).tolist() == [0, 2]
-    _, targets, owners = pack(prompt, [long, long, short], runs=2, length=14, room=2)
-    assert np.unique(owners).tolist() == [-1, 0, 1]  # room for one answer in each run
-    assert targets.sum(axis=1).tolist() == [2, 2]
+    _, loss_mask, segment_ids = pack(
+        prompt, [long, long, short], num_packs=1, pack_length=14, max_target_tokens=14
+    )
+    assert np.unique(segment_ids).tolist() == [0, 2]
+    _, loss_mask, segment_ids = pack(
+        prompt, [long, long, short], num_packs=2, pack_length=14, max_target_tokens=2
+    )
+    assert np.unique(segment_ids).tolist() == [-1, 0, 1]  # room for one answer in each run
+    assert loss_mask.sum(axis=1).tolist() == [2, 2]
 
 
 def test_a_pair_that_just_fits_and_one_that_does_not():
@@ -105,7 +113,7 @@ def test_a_pair_that_just_fits_and_one_that_does_not():
 
 def test_no_questions():
     packed = pack(make_prompt(TOKENIZER), [], 3, 4, 4)
-    assert packed.tokens.shape == (3, 4) and not packed.targets.any()
+    assert packed.tokens.shape == (3, 4) and not packed.loss_mask.any()
 
 
 def test_a_typed_marker_cannot_end_the_answer_or_open_a_picture():

@@ -67,7 +67,7 @@ def assert_same(record, example):
         assert record[field] == said(getattr(example, field))
     assert (record["image"], record["audio"]) == (example.image, example.audio)
     assert record["matched"] == example.matched
-    for field in ("seen", "heard"):
+    for field in ("image_labels", "audio_labels"):
         assert list(record[field]) == list(map(said, getattr(example, field)))
     assert list(record["boxes"]["label"]) == [said(box.label) for box in example.boxes]
     np.testing.assert_array_equal(record["boxes"]["corners"], corners(example.boxes))

@@ -177,7 +177,10 @@ def test_sides_that_are_swapped_though_nothing_was_turned_are_refused(tmp_path) 
 
 def test_silence_that_claims_a_sound_is_counted(tmp_path) -> None:
     rows = {
-        "heard": {"heard": ["dog"], "questions": [{"task": "avc", "captions": ["A dog."]}]},
+        "audio_labels": {
+            "audio_labels": ["dog"],
+            "questions": [{"task": "avc", "captions": ["A dog."]}],
+        },
         "where": {"questions": [{"task": "arig", "boxes": [BOX]}]},
         "when": {"questions": [{"task": "igatl", "segments": [["dog", 0.1, 0.5]]}]},
         "no claim": {"questions": [{"task": "avc", "captions": ["Nothing is heard."]}]},

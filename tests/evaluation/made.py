@@ -16,8 +16,8 @@ def shown(task="arig", text="[dog, 0.1, 0.1, 0.5, 0.5]", name="dog", **question)
     truth = {
         "kind": task,
         "answer": True,
-        "seen": [name],
-        "heard": [name],
+        "image_labels": [name],
+        "audio_labels": [name],
         "objects": [[name, 0.1, 0.1, 0.5, 0.5]],
         "sounds": [[name, 1.0, 3.0], [name, 2.0, 4.0]],
     }

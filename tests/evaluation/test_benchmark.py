@@ -27,8 +27,8 @@ def truth(
     return {
         "kind": kind,
         "answer": answer,
-        "seen": [box.label for box in objects],
-        "heard": [sound[0] for sound in sounds],
+        "image_labels": [box.label for box in objects],
+        "audio_labels": [sound[0] for sound in sounds],
         "objects": [[b.label, b.x0, b.y0, b.x1, b.y1] for b in objects],
         "sounds": [list(sound) for sound in sounds],
     } | ({"interval": interval} if interval else {})

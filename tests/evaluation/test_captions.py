@@ -11,7 +11,7 @@ NAMES = ["dog", "owl", "sea lion", "lion", "bee", "saw"]
 
 
 @pytest.mark.parametrize(
-    ("text", "seen", "heard"),
+    ("text", "image_labels", "audio_labels"),
     [
         ("I see a dog and a sea lion. I hear a dog.", {"dog", "sea lion"}, {"dog"}),
         ("I see nothing. I hear nothing.", set(), set()),
@@ -37,7 +37,7 @@ def test_our_own_captions_are_read_back(seen, heard):
 @given(st.text(max_size=100))
 def test_any_text_is_read(text):
     named = read_caption(text, NAMES)
-    assert (named.seen | named.heard) <= set(NAMES)
+    assert (named.image_labels | named.audio_labels) <= set(NAMES)
 
 
 def test_shares_of_right_captions():

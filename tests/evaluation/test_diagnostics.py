@@ -80,7 +80,7 @@ def test_chances_belong_to_their_answers():
 
 
 def test_a_name_that_no_truth_mentions_is_a_name_when_it_is_known():
-    which = {"kind": "which", "answer": "dog", "seen": ["dog"]}
+    which = {"kind": "which", "answer": "dog", "image_labels": ["dog"]}
     answered = [Answered("0", "test", Question("avqa", "?", "", truth=which), "The orca.")]
     for names, said in (((), "nothing"), ({"orca"}, "orca")):
         found = diagnose([], answered, names)["confusion"]["avqa/which"]
@@ -100,7 +100,7 @@ def test_the_section_shows_every_number_beside_chance_and_draws_each_figure():
         for i, (d, p) in enumerate(rng.random((30, 2)))
     ]
     answered = [claim(i, bool(i % 3), True) for i in range(30)]
-    which = {"kind": "which", "answer": "<i>dog</i>", "seen": ["<i>dog</i>", "cat"]}
+    which = {"kind": "which", "answer": "<i>dog</i>", "image_labels": ["<i>dog</i>", "cat"]}
     answered.append(
         Answered("0", "test", Question("avqa", "?", "", truth=which), "The cat makes the sound.")
     )
@@ -149,7 +149,7 @@ def test_rows_of_a_model_are_whole(measured):
         assert ("box" in found) == bool(one.boxes) and found["matched"] == one.matched
         assert 0 <= found["entropy"] <= math.log(math.prod(found["tokens"])) + 1e-6
         if "shuffled" in found:
-            assert not set(known[found["shuffled"]["sound"]].heard) & set(one.seen)
+            assert not set(known[found["shuffled"]["sound"]].audio_labels) & set(one.image_labels)
         for place in ("box", "silent"):
             if place in found:
                 assert all(0 <= share <= 1 + 1e-6 for share in found[place].values())

@@ -12,7 +12,7 @@ from tests.evaluation.made import shown
 
 def answer(number, task, text, true=None, split="test"):
     boxes = (Box("dog", 0.0, 0.0, 0.5, 0.5),) if task == "arig" else ()
-    truth = {"kind": task, "answer": true, "seen": ["dog"], "heard": ["dog", "cat"]}
+    truth = {"kind": task, "answer": true, "image_labels": ["dog"], "audio_labels": ["dog", "cat"]}
     return Answered(f"{number}", split, Question(task, "?", "", boxes, truth=truth), text)
 
 

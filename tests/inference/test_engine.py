@@ -110,7 +110,9 @@ def test_pairs_are_one_row_each_whatever_the_sampler_was_used_for_before(expecte
     """A sampler that had two pairs at a time pads one up to two."""
     sampler = Sampler(model().assembly, model().params, model().sampler.max_new)
     loaded = [load(sampler.assembly, Asked(*PAIRS[0], SHORT[:1]))] * 2
-    sampler.perceive(np.stack([x.image for x in loaded]), np.stack([x.audio for x in loaded]))
+    sampler.encode_and_align(
+        np.stack([x.image for x in loaded]), np.stack([x.audio for x in loaded])
+    )
     with Engine(types.SimpleNamespace(sampler=sampler), SLOTS) as engine:
         replies = [begin(engine, number) for number in (0, 6, 12)]
         assert [reply.answer(60).text for reply in replies] == [
@@ -203,13 +205,13 @@ def test_a_closed_engine_cancels_what_is_left_and_takes_no_more():
 
 def test_a_pair_is_looked_at_once_and_the_last_ones_are_kept(monkeypatch, expected):
     with Engine(model(), SLOTS, pairs=2) as engine:
-        looked, perceive = [], model().sampler.perceive
+        looked, encode_and_align = [], model().sampler.encode_and_align
 
         def counted(image, audio):
             looked.append(image)
-            return perceive(image, audio)
+            return encode_and_align(image, audio)
 
-        monkeypatch.setattr(model().sampler, "perceive", counted)
+        monkeypatch.setattr(model().sampler, "encode_and_align", counted)
         for number, looks in ((0, 1), (1, 1), (6, 2), (0, 2), (12, 3), (0, 3), (6, 4)):
             assert begin(engine, number).answer(60).text == expected[number].text
             assert len(looked) == looks

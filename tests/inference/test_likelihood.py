@@ -22,11 +22,11 @@ def quick():
 
 
 @pytest.fixture(scope="module")
-def perceived():
+def aligned():
     side = model().assembly.shapes.image_size
     image = np.stack([np.asarray(picture(seed, side)) for seed in (0, 1)])
     audio = np.stack([tone(hertz, 10.0) for hertz in (300, 2000)])
-    return model().sampler.perceive(image, audio) | {"pixels": image, "samples": audio}
+    return model().sampler.encode_and_align(image, audio) | {"pixels": image, "samples": audio}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def scorer():
     return Scorer(model().sampler)
 
 
-def test_they_are_the_probabilities_of_each_token_after_those_before_it(perceived, texts, scorer):
+def test_they_are_the_probabilities_of_each_token_after_those_before_it(aligned, texts, scorer):
     assembly, table = model().assembly, banned(model().assembly.tokenizer)
 
     @jax.jit
@@ -51,45 +51,45 @@ def test_they_are_the_probabilities_of_each_token_after_those_before_it(perceive
         return assembly.model.apply({"params": model().params}, pixels, mel, tokens)["logits"]
 
     longest = max(len(q) + len(a) for q, a in zip(*texts, strict=True))
-    scored = scorer.score(perceived, OWNERS, *texts)
+    scored = scorer.score(aligned, OWNERS, *texts)
     for owner, question, answer, found in zip(OWNERS, *texts, scored, strict=True):
         assert found.shape == (len(answer),)
         for place, token in enumerate(answer):
             known = [*question, *answer[:place]]  # the plain pass never sees what comes later
             tokens = np.full((1, 1, longest), assembly.tokenizer.pad_id, np.int32)
             tokens[0, 0, : len(known)] = known
-            media = perceived["pixels"][owner, None], perceived["samples"][owner, None]
+            media = aligned["pixels"][owner, None], aligned["samples"][owner, None]
             logits = np.array(forward(*media, tokens)[0, 0, len(known) - 1], np.float64)
             logits[table] = -np.inf
             expected = logits[token] - np.logaddexp.reduce(logits)
             assert found[place] == pytest.approx(expected, abs=2e-4)
 
 
-def test_an_answer_s_likelihood_does_not_depend_on_its_neighbours(perceived, texts, scorer):
-    scored = scorer.score(perceived, OWNERS, *texts)
+def test_an_answer_s_likelihood_does_not_depend_on_its_neighbours(aligned, texts, scorer):
+    scored = scorer.score(aligned, OWNERS, *texts)
     turned = [some[::-1] for some in (OWNERS, *texts)]
-    for values, again in zip(scored, scorer.score(perceived, *turned)[::-1], strict=True):
+    for values, again in zip(scored, scorer.score(aligned, *turned)[::-1], strict=True):
         np.testing.assert_allclose(again, values, atol=1e-4)
     asked, said = texts
-    shorter = scorer.score(perceived, OWNERS, asked, [said[0], said[1], said[2][:2]])
+    shorter = scorer.score(aligned, OWNERS, asked, [said[0], said[1], said[2][:2]])
     np.testing.assert_allclose(shorter[2], scored[2][:2], atol=1e-4)
 
 
-def test_what_is_never_written_has_no_share(perceived, texts, scorer):
+def test_what_is_never_written_has_no_share(aligned, texts, scorer):
     pad = model().assembly.tokenizer.pad_id
-    found = scorer.score(perceived, OWNERS, texts[0], [[pad], [pad, pad], [pad]])
+    found = scorer.score(aligned, OWNERS, texts[0], [[pad], [pad, pad], [pad]])
     assert all((values < -1e6).all() for values in found)
-    assert scorer.score(perceived, [], [], []) == []
+    assert scorer.score(aligned, [], [], []) == []
 
 
 @pytest.mark.slow
-def test_what_the_model_says_first_is_the_likeliest_first_token(perceived, texts, scorer):
+def test_what_the_model_says_first_is_the_likeliest_first_token(aligned, texts, scorer):
     sampler, (question, *_) = model().sampler, texts[0]
-    (said,) = sampler.answer(perceived, [0], [question])
+    (said,) = sampler.answer(aligned, [0], [question])
     first = said.ids[0] if said.ids else model().assembly.tokenizer.eos_id
     tokens = [first, *(i for i in range(model().assembly.tokenizer.vocab_size) if i != first)]
     scores = scorer.score(
-        perceived, [0] * len(tokens), [question] * len(tokens), [[i] for i in tokens]
+        aligned, [0] * len(tokens), [question] * len(tokens), [[i] for i in tokens]
     )
     assert np.argmax([values[0] for values in scores]) == 0
     assert np.exp([values[0] for values in scores]).sum() == pytest.approx(1, abs=1e-4)

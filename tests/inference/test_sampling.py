@@ -34,11 +34,11 @@ def sampler() -> Sampler:
 
 
 @pytest.fixture(scope="module")
-def perceived(sampler):
+def aligned(sampler):
     side = sampler.assembly.shapes.image_size
     image = np.stack([np.asarray(picture(seed, side)) for seed in (0, 1)])
     audio = np.stack([tone(hertz, 10.0) for hertz in (300, 2000)])
-    return sampler.perceive(image, audio) | {"pixels": image, "samples": audio}
+    return sampler.encode_and_align(image, audio) | {"pixels": image, "samples": audio}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def questions(sampler):
 
 
 @pytest.fixture(scope="module")
-def next_logits(sampler, perceived, questions):
+def next_logits(sampler, aligned, questions):
     """(pair, token ids) -> float[C], the logits of the plain forward pass; one compiled program."""
     assembly, length = sampler.assembly, max(map(len, questions)) + N
 
@@ -59,7 +59,7 @@ def next_logits(sampler, perceived, questions):
     def logits(owner: int, ids: list[int]) -> np.ndarray:
         tokens = np.full((1, 1, length), assembly.tokenizer.pad_id, np.int32)
         tokens[0, 0, : len(ids)] = ids
-        media = perceived["pixels"][owner, None], perceived["samples"][owner, None]
+        media = aligned["pixels"][owner, None], aligned["samples"][owner, None]
         found = np.array(forward(*media, tokens)[0, 0, len(ids) - 1], np.float64)
         found[banned(assembly.tokenizer)] = -np.inf
         return found
@@ -68,10 +68,10 @@ def next_logits(sampler, perceived, questions):
 
 
 @pytest.fixture(scope="module")
-def greedy(sampler, perceived, questions):
+def greedy(sampler, aligned, questions):
     """All questions about both pairs: rows 0 to 4 about the first."""
     owners = [owner for owner in (0, 1) for _ in questions]
-    return sampler.answer(perceived, owners, questions * 2)
+    return sampler.answer(aligned, owners, questions * 2)
 
 
 @pytest.mark.parametrize(
@@ -106,25 +106,25 @@ def test_answers_depend_on_picture_sound_and_question(greedy):
 @pytest.mark.parametrize("rows", [[0], [2], [4, 0], [8, 2, 0, 3, 9]])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_row_does_not_depend_on_its_neighbours_or_on_padding(
-    sampler, perceived, questions, rows, temperature
+    sampler, aligned, questions, rows, temperature
 ):
     """Other neighbours, another order, other buckets of rows and of question lengths."""
 
     def ask(rows):
         owners, which = zip(*(divmod(row, len(questions)) for row in rows), strict=True)
         seeds = [100 + row for row in rows]
-        return sampler.answer(perceived, owners, [questions[q] for q in which], temperature, seeds)
+        return sampler.answer(aligned, owners, [questions[q] for q in which], temperature, seeds)
 
     everything = ask(range(10))
     assert ask(rows) == [everything[row] for row in rows]
 
 
-def test_a_pair_does_not_depend_on_the_other_pairs(sampler, perceived, questions, greedy):
-    alone = sampler.perceive(perceived["pixels"][1:], perceived["samples"][1:])
+def test_a_pair_does_not_depend_on_the_other_pairs(sampler, aligned, questions, greedy):
+    alone = sampler.encode_and_align(aligned["pixels"][1:], aligned["samples"][1:])
     assert sampler.answer(alone, [0] * len(questions), questions) == greedy[len(questions) :]
 
 
-def test_an_answer_ends_at_the_end_token(sampler, perceived, questions, greedy):
+def test_an_answer_ends_at_the_end_token(sampler, aligned, questions, greedy):
     """A token in the middle of an answer, declared to be the end, cuts answers there."""
     tokenizer = Tokenizer.from_json(sampler.assembly.tokenizer._raw.to_str())
     place, row = next(
@@ -135,31 +135,31 @@ def test_an_answer_ends_at_the_end_token(sampler, perceived, questions, greedy):
     assembly = dataclasses.replace(sampler.assembly, tokenizer=tokenizer)
     ending = Sampler(assembly, sampler.params, N)
     owners = [owner for owner in (0, 1) for _ in questions]
-    for before, after in zip(greedy, ending.answer(perceived, owners, questions * 2), strict=True):
+    for before, after in zip(greedy, ending.answer(aligned, owners, questions * 2), strict=True):
         ended = tokenizer.eos_id in before.ids
         cut = before.ids.index(tokenizer.eos_id) if ended else N
         assert (after.ids, after.ended) == (before.ids[:cut], ended)
 
 
-def test_what_is_drawn_follows_the_seed(sampler, perceived, questions):
+def test_what_is_drawn_follows_the_seed(sampler, aligned, questions):
     def ask(seeds, temperature=2.0):
-        return sampler.answer(perceived, [0] * 8, questions[:1] * 8, temperature, seeds)
+        return sampler.answer(aligned, [0] * 8, questions[:1] * 8, temperature, seeds)
 
     assert ask(range(8)) == ask(range(8))
     assert len({found.ids for found in ask(range(8))}) > 4
     assert len({found.ids for found in ask([3] * 8)}) == 1
 
 
-def test_nearly_no_temperature_is_greedy(sampler, perceived, questions, greedy):
+def test_nearly_no_temperature_is_greedy(sampler, aligned, questions, greedy):
     owners = [owner for owner in (0, 1) for _ in questions]
     seeds = range(len(owners))
-    assert sampler.answer(perceived, owners, questions * 2, 1e-4, seeds) == greedy
+    assert sampler.answer(aligned, owners, questions * 2, 1e-4, seeds) == greedy
 
 
-def test_draws_follow_the_softmax_and_never_give_a_marker(perceived, questions, next_logits):
+def test_draws_follow_the_softmax_and_never_give_a_marker(aligned, questions, next_logits):
     """First tokens of 512 rows: frequencies within four standard errors, markers never."""
     sampler, rows, temperature = Sampler(model().assembly, model().params, 1), 512, 1.0
-    found = sampler.answer(perceived, [0] * rows, questions[:1] * rows, temperature, range(rows))
+    found = sampler.answer(aligned, [0] * rows, questions[:1] * rows, temperature, range(rows))
     drawn = [row.ids[0] if row.ids else sampler.assembly.tokenizer.eos_id for row in found]
     logits = next_logits(0, list(questions[0])) / temperature
     chances = np.exp(logits - logits.max())
@@ -183,5 +183,5 @@ def test_what_is_no_part_of_an_answer():
     assert not table[tokenizer.encode("True. [dog, 0.123, 1.2]")].any()
 
 
-def test_no_questions_no_answers(sampler, perceived):
-    assert sampler.answer(perceived, [], []) == []
+def test_no_questions_no_answers(sampler, aligned):
+    assert sampler.answer(aligned, [], []) == []

@@ -1,4 +1,4 @@
-"""Answers of a decoder with its kernels in fewer bits, or its layers apart."""
+"""Answers of a decoder with its kernels in fewer bits, or its layers unstacked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_loaded_model_keeps_its_kernels_in_int8():
 
 @pytest.mark.slow
 def test_a_model_in_int8_answers_as_its_restored_kernels_do():
-    whole = Meerkat(few().assembly.laid(None), restored(few().params), few().config)
+    whole = Meerkat(few().assembly.with_sharding(None), restored(few().params), few().config)
     assert few().ask(*ASKED).text == whole.ask(*ASKED).text != ""
 
 
@@ -56,13 +56,15 @@ def test_other_bits_are_refused_before_anything_is_read(tmp_path):
 
 
 @functools.cache
-def apart(quantise: str = "none") -> Meerkat:
-    return Meerkat.load(made().workdir, quantise, apart=True)
+def unstack_layers(quantise: str = "none") -> Meerkat:
+    return Meerkat.load(made().workdir, quantise, unstack_layers=True)
 
 
 def test_each_layer_has_arrays_of_its_own():
-    layers, whole = (params["llama"]["layers"] for params in (apart().params, made().params))
-    assert sorted(layers) == [str(i) for i in range(apart().assembly.model.llama.depth)]
+    layers, whole = (
+        params["llama"]["layers"] for params in (unstack_layers().params, made().params)
+    )
+    assert sorted(layers) == [str(i) for i in range(unstack_layers().assembly.model.llama.depth)]
     for number, layer in layers.items():
         own = jax.tree.map(operator.itemgetter(int(number)), whole)
         jax.tree.map(np.testing.assert_array_equal, layer, own)
@@ -78,18 +80,18 @@ def test_the_compiled_program_makes_no_stack_of_them():
     kernel = made().params["llama"]["layers"]["gate"]["kernel"]
     stack = f"f32[{','.join(map(str, kernel.shape))}]"
     assert stack in text(Meerkat.load(made().workdir))
-    assert stack not in text(apart())
+    assert stack not in text(unstack_layers())
 
 
 def test_answers_are_those_of_the_stack():
     model = Meerkat.load(made().workdir)
-    assert apart().ask(*ASKED).text == model.ask(*ASKED).text != ""
-    with Engine(apart(), slots=2) as engine:
+    assert unstack_layers().ask(*ASKED).text == model.ask(*ASKED).text != ""
+    with Engine(unstack_layers(), slots=2) as engine:
         assert engine.ask(*ASKED).answer().text == model.ask(*ASKED).text
 
 
 def test_int8_layers_lie_apart_too():
-    layer = apart("int8").params["llama"]["layers"]["0"]
+    layer = unstack_layers("int8").params["llama"]["layers"]["0"]
     assert layer["q"]["kernel"]["int8"].ndim == 2
     whole = Meerkat.load(made().workdir, "int8")
-    assert apart("int8").ask(*ASKED).text == whole.ask(*ASKED).text != ""
+    assert unstack_layers("int8").ask(*ASKED).text == whole.ask(*ASKED).text != ""

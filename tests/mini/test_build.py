@@ -74,8 +74,10 @@ def test_one_worker_and_one_file_give_the_same(folder, tmp_path):
 def test_examples_are_whole(folder):
     for split in compose.SPLITS:
         for example in open_split(folder, split):
-            assert example.matched == bool(set(example.seen) & set(example.heard))
-            assert {box.label for box in example.boxes} == set(example.seen) & set(example.heard)
+            assert example.matched == bool(set(example.image_labels) & set(example.audio_labels))
+            assert {box.label for box in example.boxes} == set(example.image_labels) & set(
+                example.audio_labels
+            )
             for question in example.questions:
                 check_response(question)
 
@@ -83,9 +85,11 @@ def test_examples_are_whole(folder):
 def test_the_parts_of_a_split(folder):
     for split in compose.SPLITS:
         examples = list(open_split(folder, split))
-        matched = [example for example in examples if set(example.seen) & set(example.heard)]
+        matched = [
+            example for example in examples if set(example.image_labels) & set(example.audio_labels)
+        ]
         assert list(open_split(folder, f"{split}/matched")) == matched
-        crowded = [example for example in examples if len(example.seen) in (2, 3)]
+        crowded = [example for example in examples if len(example.image_labels) in (2, 3)]
         assert list(open_split(folder, f"{split}/crowded")) == crowded
     with pytest.raises(UserError, match="split 'train' has no part 'odd'; it has crowded, matched"):
         open_split(folder, "train/odd")

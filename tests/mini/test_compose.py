@@ -78,7 +78,11 @@ def overlap(a, b) -> float:
 def test_number_of_objects_and_no_name_twice(plans):
     numbers = Counter(len(p.objects) for p in plans)
     assert [round(numbers[n] / SCENES, 1) for n in (1, 2, 3)] == [0.3, 0.4, 0.3]
-    assert all(len(set(p.seen)) == len(p.seen) and len(set(p.heard)) == len(p.heard) for p in plans)
+    assert all(
+        len(set(p.image_labels)) == len(p.image_labels)
+        and len(set(p.audio_labels)) == len(p.audio_labels)
+        for p in plans
+    )
 
 
 def test_the_sound_belongs_to_each_pictured_object_equally_often(plans):
@@ -90,7 +94,7 @@ def test_the_sound_belongs_to_each_pictured_object_equally_often(plans):
 
 
 def test_every_class_is_seen_and_heard_about_equally_often(plans, parts):
-    for names in ((p.seen for p in plans), (p.heard for p in plans)):
+    for names in ((p.image_labels for p in plans), (p.audio_labels for p in plans)):
         counts = Counter(name for scene in names for name in scene)
         mean = sum(counts.values()) / len(parts)
         assert all(0.7 * mean < counts[name] < 1.3 * mean for name in parts)

@@ -80,7 +80,7 @@ def test_the_number_of_objects_says_little_about_the_verdict(asked, kind):
     """A rule that only counts objects must stay a poor one."""
     by_number = Counter()
     for plan, question in of(asked, kind):
-        by_number[len(plan.seen), question.truth["answer"]] += 1
+        by_number[len(plan.image_labels), question.truth["answer"]] += 1
     right = sum(max(by_number[n, True], by_number[n, False]) for n in (1, 2, 3))
     assert right / sum(by_number.values()) < 0.72
 
@@ -117,7 +117,7 @@ def sounding_in(plan, interval) -> set[str]:
 
 def fact(plan, question) -> bool:
     """The truth of a fact check, from its words and the plan alone."""
-    text, seen, heard = question.instruction, set(plan.seen), set(plan.heard)
+    text, seen, heard = question.instruction, set(plan.image_labels), set(plan.audio_labels)
     match question.truth["kind"]:
         case "avfact1":
             return name_in_box(plan, box_in(text)) in heard
@@ -145,7 +145,7 @@ def third(place: str, first: str, last: str) -> int:
 def test_what_is_seen_is_told_from_left_to_right_and_at_its_place(asked):
     for plan, question in of(asked, "avc"):
         told = re.findall(r", (?:at|on|in) the ([a-z ]+?) a (\w+)", question.response)
-        assert sorted(name for _, name in told) == list(plan.seen)
+        assert sorted(name for _, name in told) == list(plan.image_labels)
         for place, name in told:
             (box,) = (box for box in plan.objects if box.label == name)
             x, y = (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
@@ -180,11 +180,11 @@ def test_evidence_about_a_time_is_true(asked, kind):
     said = re.compile(r" a (\w+) (from the box|from elsewhere|in sight|out of sight) (\w+ \w+)")
     for plan, question in of(asked, kind):
         start, end = times_in(question.instruction)
-        near = set(plan.seen)
+        near = set(plan.image_labels)
         if kind == "avfact3":
             near = {name_in_box(plan, box_in(question.instruction))}
         told = said.findall(question.response)
-        assert sorted(name for name, _, _ in told) == sorted(plan.heard)
+        assert sorted(name for name, _, _ in told) == sorted(plan.audio_labels)
         for name, source, time in told:
             (sound,) = (s for s in plan.sounds if s.label == name)
             assert (source in ("from the box", "in sight")) == (name in near)
@@ -205,12 +205,12 @@ def test_hearing_that_anything_sounds_is_not_enough(asked, kind):
 @pytest.mark.parametrize("kind", ["avfact1", "avfact3"])
 def test_a_box_in_a_question_does_not_name_what_it_holds(asked, kind):
     for plan, question in of(asked, kind):
-        assert not any(name in question.instruction for name in plan.seen)
+        assert not any(name in question.instruction for name in plan.image_labels)
 
 
 def test_grounding_in_space(asked):
     for plan, question in of(asked, "arig"):
-        wanted = set(plan.seen) & set(plan.heard)
+        wanted = set(plan.image_labels) & set(plan.audio_labels)
         assert {box.label for box in parse_boxes(question.response).items} == wanted
         for box in question.boxes:
             assert name_in_box(plan, (box.x0, box.y0, box.x1, box.y1)) == box.label
@@ -218,18 +218,18 @@ def test_grounding_in_space(asked):
 
 def test_grounding_in_time(asked):
     for plan, question in of(asked, "igatl"):
-        times = {s.label: (s.start, s.end) for s in plan.sounds if s.label in plan.seen}
+        times = {s.label: (s.start, s.end) for s in plan.sounds if s.label in plan.image_labels}
         answered = parse_segments(question.response, compose.CLIP_SECONDS).items
         assert {s.label: (s.start, s.end) for s in answered} == times
 
 
 def test_which_and_where(asked):
     for plan, question in of(asked, "which"):
-        assert {question.truth["answer"]} == set(plan.seen) & set(plan.heard)
+        assert {question.truth["answer"]} == set(plan.image_labels) & set(plan.audio_labels)
         assert f" {question.truth['answer']} " in question.response
     sides = Counter()
     for plan, question in of(asked, "where"):
-        (name,) = set(plan.seen) & set(plan.heard)
+        (name,) = set(plan.image_labels) & set(plan.audio_labels)
         (box,) = [box for box in plan.objects if box.label == name]
         third = 3 * (box.x0 + box.x1) / 2
         side = "left" if third < 1 else "middle" if third < 2 else "right"
@@ -252,13 +252,13 @@ def label_in(question) -> str:
 
 def test_exists_and_heard_and_seen(asked):
     for plan, question in of(asked, "exists"):
-        assert question.truth["answer"] == (label_in(question) in plan.seen)
+        assert question.truth["answer"] == (label_in(question) in plan.image_labels)
         verdict = "yes" if question.truth["answer"] else "no"
         assert question.response.endswith(f". A {label_in(question)}: {verdict}.")
     for plan, question in of(asked, "heard_and_seen"):
         name = label_in(question)
-        assert question.truth["answer"] == (name in plan.seen and name in plan.heard)
-        assert name in plan.seen or name in plan.heard
+        assert question.truth["answer"] == (name in plan.image_labels and name in plan.audio_labels)
+        assert name in plan.image_labels or name in plan.audio_labels
 
 
 def test_first(asked):
@@ -272,13 +272,13 @@ def test_first(asked):
 def test_captions_name_all_and_nothing_else(asked):
     for plan, question in of(asked, "avc"):
         seen, heard = question.response.split(". ")
-        for names, said in ((plan.seen, seen), (plan.heard, heard)):
+        for names, said in ((plan.image_labels, seen), (plan.audio_labels, heard)):
             assert {name for name in CLASSES if re.search(rf"\b{name}\b", said)} == set(names)
             assert ("nothing" in said) == (not names)
 
 
 def test_the_truth_of_a_question_is_the_scene(asked):
     for plan, question in asked[:500]:
-        assert question.truth["seen"] == sorted(box.label for box in plan.objects)
-        assert question.truth["heard"] == sorted(sound.label for sound in plan.sounds)
+        assert question.truth["image_labels"] == sorted(box.label for box in plan.objects)
+        assert question.truth["audio_labels"] == sorted(sound.label for sound in plan.sounds)
         assert question.truth["sounds"] == [[s.label, s.start, s.end] for s in plan.sounds]

@@ -19,7 +19,7 @@ from meerkat_jax.meerkat import Meerkat
 from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
-from meerkat_jax.models.connectors import AlignConfig, Connector, ConvAlign, left
+from meerkat_jax.models.connectors import AlignConfig, Connector, ConvAlign, output_length
 from meerkat_jax.models.llama import Llama
 from meerkat_jax.nn.layers import LoraConfig
 from tests.tiny import get_config
@@ -74,14 +74,14 @@ def converted(theirs: Reference) -> dict:
 @pytest.mark.parametrize(
     "count, width, window, words",
     [(196, 24, (6, 2), 61), (64, 40, (12, 9), 7), (5, 8, (5, 1), 1)],
-    ids=["picture", "sound", "one token left"],
+    ids=["picture", "sound", "one token output_length"],
 )
 def test_conv_align_is_torchs(count, width, window, words):
     torch.manual_seed(0)
     theirs = Reference(width, 32, *window, heads=8).eval()
     tokens = torch.randn(2, count, width, requires_grad=True)
     table = torch.randn(words, 32, requires_grad=True)
-    gold, direction = theirs(tokens, table), torch.randn(2, left(count, *window), 32)
+    gold, direction = theirs(tokens, table), torch.randn(2, output_length(count, *window), 32)
     gold.backward(direction)
     assert gold.shape == direction.shape
 
@@ -180,7 +180,7 @@ def senses():
 
 
 def shapes(model, senses):
-    init = functools.partial(model.init, method="respond")
+    init = functools.partial(model.init, method="forward_from_features")
     tokens = jnp.zeros((2, 1, 4), jnp.int32)
     return flatten(jax.eval_shape(init, jax.random.key(0), *senses, tokens)["params"])
 
@@ -194,12 +194,12 @@ def params(senses):
 
 
 @jax.jit
-def meet(params, senses):
-    return model().apply({"params": params}, *senses, method="meet")
+def align(params, senses):
+    return model().apply({"params": params}, *senses, method="align")
 
 
 def test_fewer_tokens_reach_the_language_model(params, senses):
-    ours, out = model(), meet(params, senses)
+    ours, out = model(), align(params, senses)
     assert out["image"].shape == out["image_alone"].shape == (2, 16, 16)
     assert out["audio"].shape == out["audio_alone"].shape == (2, 4, 16)
     # What is said of places is said of all patches: the loss of the box and the views work on it.
@@ -225,14 +225,14 @@ def test_without_marks_an_exchange_of_nothing_leaves_the_tokens_alone(params, se
     """As AVACE is at its start; so a model that was trained without it goes on as it was."""
     flat = flatten(params)
     still = {path: 0 * leaf if "_o/" in path else leaf for path, leaf in flat.items()}
-    out = meet(unflatten(still), senses)
+    out = align(unflatten(still), senses)
     for kind in ("image", "audio"):
         np.testing.assert_array_equal(out[kind], out[f"{kind}_alone"])
 
 
 def test_what_is_heard_reaches_the_picture_through_avace_only(params, senses):
-    out = meet(params, senses)
-    silent = meet(params, (senses[0], 0 * senses[1]))
+    out = align(params, senses)
+    silent = align(params, (senses[0], 0 * senses[1]))
     assert np.abs(out["image"] - silent["image"]).max() > 1e-4
     np.testing.assert_array_equal(out["image_alone"], silent["image_alone"])
 
@@ -243,9 +243,9 @@ def test_rows_that_are_no_words_are_not_looked_up(params, senses):
     def seen(row):
         table = params["llama"]["embedding"].copy()
         table[row] = 9.0
-        return meet(params | {"llama": params["llama"] | {"embedding": table}}, senses)["image"]
+        return align(params | {"llama": params["llama"] | {"embedding": table}}, senses)["image"]
 
-    before = meet(params, senses)["image"]
+    before = align(params, senses)["image"]
     np.testing.assert_array_equal(before, seen(50))
     assert np.abs(before - seen(49)).max() > 1e-4
 
@@ -256,7 +256,9 @@ def test_every_connector_leaf_learns_from_answers(params, senses):
 
     def loss(trainable):
         whole = halves["frozen"] | trainable
-        logits = model().apply({"params": whole}, *senses, tokens, method="respond")["logits"]
+        logits = model().apply({"params": whole}, *senses, tokens, method="forward_from_features")[
+            "logits"
+        ]
         return -jax.nn.log_softmax(logits)[..., 0].sum()
 
     slopes = flatten(jax.jit(jax.grad(loss))(halves["trainable"]))

@@ -126,9 +126,12 @@ def test_remat_gives_equal_gradients(remat):
 
 def test_layout_mask_and_positions_by_hand():
     """Two questions in the first run, one in the second."""
-    layout, owners = Layout(prefix=2, runs=2, length=2), jnp.array([[[0, 1], [2, 2]]])
-    assert layout.positions(owners).tolist() == [[0, 1, 2, 2, 2, 3]]
-    assert layout.mask(owners)[0].astype(int).tolist() == [
+    layout, segment_ids = (
+        Layout(prefix=2, num_packs=2, pack_length=2),
+        jnp.array([[[0, 1], [2, 2]]]),
+    )
+    assert layout.positions(segment_ids).tolist() == [[0, 1, 2, 2, 2, 3]]
+    assert layout.mask(segment_ids)[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -140,8 +143,10 @@ def test_layout_mask_and_positions_by_hand():
 
 def owners_of(layout, batch=2):
     """Every run holds questions of 1, 2, 3 ... tokens; no two share a number."""
-    own = np.repeat(np.arange(layout.length), np.arange(1, layout.length + 1))[: layout.length]
-    runs = own + layout.length * np.arange(layout.runs)[:, None]
+    own = np.repeat(np.arange(layout.pack_length), np.arange(1, layout.pack_length + 1))[
+        : layout.pack_length
+    ]
+    runs = own + layout.pack_length * np.arange(layout.num_packs)[:, None]
     return jnp.asarray(np.broadcast_to(runs, (batch, *runs.shape)))
 
 
@@ -149,7 +154,7 @@ def owners_of(layout, batch=2):
 @pytest.mark.parametrize("padded", [False, True])
 def test_layout_equals_the_masked_square(layout, padded):
     """Values and gradients of the two blocks are those of one S x S attention."""
-    s, valid, owners = layout.size, np.ones((2, layout.size), bool), owners_of(layout)
+    s, valid, segment_ids = layout.size, np.ones((2, layout.size), bool), owners_of(layout)
     if padded:
         valid[0, layout.prefix - 1] = valid[1, -1] = False
     q, weight = tokens(2, 2, s, 3, width=8), tokens(2, 2, s, 3, width=8, seed=4)
@@ -158,17 +163,17 @@ def test_layout_equals_the_masked_square(layout, padded):
     weight *= valid[:, None, :, None, None]
 
     def square(q, k, v):
-        allowed = layout.mask(owners) & valid[:, None] | np.eye(s, dtype=bool)
+        allowed = layout.mask(segment_ids) & valid[:, None] | np.eye(s, dtype=bool)
         scores = jnp.einsum("bktgd,bksd->bktgs", q, k)
         scores = jnp.where(allowed[:, None, :, None], scores, -jnp.inf)
         return weight * jnp.einsum("bktgs,bksd->bktgd", jax.nn.softmax(scores), v)
 
     def blocks(q, k, v):
-        return weight * attend_layout(q, k, v, layout, valid if padded else None, owners)
+        return weight * attend_layout(q, k, v, layout, valid if padded else None, segment_ids)
 
     def fused(q, k, v):
         mask = valid if padded else None
-        return weight * attend_fused(q, k, v, layout, mask, owners, implementation="xla")
+        return weight * attend_fused(q, k, v, layout, mask, segment_ids, implementation="xla")
 
     gold, gold_back = jax.vjp(jax.jit(square), q, k, v)
     for form in (blocks, fused):
@@ -203,10 +208,10 @@ def test_fused_attention_without_a_gpu_is_refused_by_name():
 def test_questions_do_not_see_each_other():
     """Each question of a shared prefix is answered as if it were alone, also in one run."""
     model, layout = Llama(**SMALL), Layout(17, 3, 5)
-    params, x, owners = random_params(model), tokens(2, layout.size), owners_of(layout)
-    positions = layout.positions(owners)
-    shared = run(model, params, x, positions, layout=layout, owners=owners)["hidden"]
-    flat = np.asarray(owners[0]).reshape(-1)
+    params, x, segment_ids = random_params(model), tokens(2, layout.size), owners_of(layout)
+    positions = layout.positions(segment_ids)
+    shared = run(model, params, x, positions, layout=layout, segment_ids=segment_ids)["hidden"]
+    flat = np.asarray(segment_ids[0]).reshape(-1)
     for owner in np.unique(flat):
         own = 17 + np.flatnonzero(flat == owner)
         alone = run(model, params, np.concatenate([x[:, :17], x[:, own]], 1))["hidden"]

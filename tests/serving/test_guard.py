@@ -17,7 +17,7 @@ from tests.serving.running import body, listening, running
 
 
 def app(**named) -> Starlette:
-    routes = [Route("/", lambda _: PlainTextResponse("seen"), methods=["GET", "POST"])]
+    routes = [Route("/", lambda _: PlainTextResponse("image_labels"), methods=["GET", "POST"])]
     return Starlette(routes=routes, middleware=[Middleware(HostGuard, **named)])
 
 
@@ -54,25 +54,25 @@ NOT_OURS = ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80
 
 def test_host_has_to_be_a_name_of_the_server(local, named):
     for host in OURS:
-        assert ask(local, Host=host) == ask(named, Host=host) == (200, "seen"), host
+        assert ask(local, Host=host) == ask(named, Host=host) == (200, "image_labels"), host
     for host in NOT_OURS:
         code, found = ask(local, Host=host)
         assert code == 403 and found["error"]["code"] == "host_not_allowed", host
         assert "--allowed_hosts" in found["error"]["message"]
-    assert ask(named, Host="demo.example:443") == (200, "seen")
+    assert ask(named, Host="demo.example:443") == (200, "image_labels")
     assert ask(named, Host="other.example")[0] == 403
     with listening(app(host="box.lan", allowed_hosts=["*"])) as anyones:
-        assert ask(anyones, Host="evil.example") == (200, "seen")
+        assert ask(anyones, Host="evil.example") == (200, "image_labels")
 
 
 def test_origin_has_to_be_the_servers_own_page(local, named):
     for origin in ("http://localhost:8000", "https://localhost:8000"):
-        assert ask(local, "POST", Host="localhost:8000", Origin=origin) == (200, "seen")
+        assert ask(local, "POST", Host="localhost:8000", Origin=origin) == (200, "image_labels")
     for origin in ("http://evil.example", "null", "http://localhost:3000", "http://localhost", ""):
         code, found = ask(local, "POST", Host="localhost:8000", Origin=origin)
         assert code == 403 and found["error"]["code"] == "origin_not_allowed", origin
     # A proxy may tell the server another Host than the page has.
-    assert ask(named, Host="10.0.0.1", Origin="https://demo.example:8443") == (200, "seen")
+    assert ask(named, Host="10.0.0.1", Origin="https://demo.example:8443") == (200, "image_labels")
     assert ask(named, Host="10.0.0.1", Origin="https://evil.example")[0] == 403
 
 

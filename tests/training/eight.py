@@ -36,12 +36,12 @@ def batch_of(described: dict, tokens: int) -> dict[str, np.ndarray]:
         "image": lambda shape: rng.integers(0, 255, shape),
         "audio": lambda shape: rng.normal(0, 0.1, shape),
         "tokens": lambda shape: rng.integers(0, tokens, shape),
-        "owners": np.zeros,
-        "targets": lambda shape: np.broadcast_to(np.arange(shape[2]) >= shape[2] - 8, shape),
+        "segment_ids": np.zeros,
+        "loss_mask": lambda shape: np.broadcast_to(np.arange(shape[2]) >= shape[2] - 8, shape),
         "boxes": lambda shape: np.broadcast_to([0.2, 0.2, 0.6, 0.7], shape),
         "matched": np.ones,
-        "seen": np.zeros,
-        "heard": np.zeros,
+        "image_labels": np.zeros,
+        "audio_labels": np.zeros,
     }
     return {name: make[name](leaf.shape).astype(leaf.dtype) for name, leaf in described.items()}
 

@@ -73,7 +73,7 @@ def test_two_layers(trainable, lower, upper):
 
 
 def test_a_frozen_layer_under_lora_costs_four_a_weight():
-    model, x = Two(LoraConfig(rank=RANK, dropout=0.0, targets=())), jnp.zeros((B, IN))
+    model, x = Two(LoraConfig(rank=RANK, dropout=0.0, loss_mask=())), jnp.zeros((B, IN))
     found = counted(*gradient(model, shapes(model, x), ["lora_[ab]$", "^lower/bias"], x))
     adapters = RANK * (IN + OUT)
     assert found == B * (2 * IN * IN + 4 * IN * OUT + 6 * adapters)
@@ -232,11 +232,11 @@ def test_fused_attention_counts_as_plain_does(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     layout = Layout(6, 2, 5)
     q = jnp.zeros((2, 2, layout.size, 3, 64), jnp.bfloat16)
-    kv, owners = jnp.zeros((2, 2, layout.size, 64), jnp.bfloat16), jnp.zeros((2, 2, 5), int)
+    kv, segment_ids = jnp.zeros((2, 2, layout.size, 64), jnp.bfloat16), jnp.zeros((2, 2, 5), int)
 
     def counted(attend):
         def loss(q, k, v):
-            return attend(q, k, v, layout, owners=owners).astype(jnp.float32).sum()
+            return attend(q, k, v, layout, segment_ids=segment_ids).astype(jnp.float32).sum()
 
         return flops.count(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1, 2)))(q, kv, kv))
 

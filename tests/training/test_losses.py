@@ -9,8 +9,8 @@ import pytest
 
 from meerkat_jax.training.losses import (
     answer_loss,
-    answer_places,
-    name_terms,
+    answer_positions,
+    naming_terms,
     needs,
     number_soft_targets,
 )
@@ -77,16 +77,16 @@ def test_what_the_terms_read():
     def read(*terms):
         return {what for what, needed in needs(terms).items() if needed}
 
-    assert read("language") == {"ask"}
-    assert read("image_names") == {"look"}
-    assert read("image_names", "avace") == {"look", "listen"}
-    assert read("answer") == {"look", "listen", "ask"}
+    assert read("language") == {"needs_text"}
+    assert read("image_names") == {"needs_image"}
+    assert read("image_names", "avace") == {"needs_image", "needs_audio"}
+    assert read("answer") == {"needs_image", "needs_audio", "needs_text"}
 
 
 def test_answers_are_predicted_from_the_token_before_each_of_theirs():
     """Two answers in one run, and a run with none."""
-    targets = jnp.zeros((1, 2, 9)).at[0, 0, jnp.array([2, 3, 7])].set(1.0)
-    places, wanted = answer_places(targets, 4)
+    loss_mask = jnp.zeros((1, 2, 9)).at[0, 0, jnp.array([2, 3, 7])].set(1.0)
+    places, wanted = answer_positions(loss_mask, 4)
     assert places[0, 0, :3].tolist() == [1, 2, 6] and wanted[0, 0].tolist() == [1, 1, 1, 0]
     assert not wanted[0, 1].any()
 
@@ -95,8 +95,8 @@ def name_losses(tokens, seen, sharpness=SHARP):
     """Both losses of names of one pair; the names are alike in their first feature."""
     names = jnp.concatenate([2 * jnp.ones((4, 1)), jnp.eye(4)], axis=1)
     out = {"image_alone": tokens[None], "audio_alone": tokens[None]}
-    batch = {"seen": jnp.asarray([seen]), "heard": jnp.asarray([seen])}
-    terms = name_terms(out, names, batch, temperature=0.05, threshold=0.9, sharpness=sharpness)
+    batch = {"image_labels": jnp.asarray([seen]), "audio_labels": jnp.asarray([seen])}
+    terms = naming_terms(out, names, batch, temperature=0.05, threshold=0.9, sharpness=sharpness)
     return float(terms["image_names"]), float(terms["audio_names"])
 
 

@@ -114,7 +114,7 @@ def test_clock_counts_steps_and_leaves_out_what_is_apart(monkeypatch):
             now[0] += 1.0
         clock.count(examples=16, length=10)
         now[0] += 3.0
-    with clock.apart():
+    with clock.paused():
         now[0] += 100.0
     row = clock.row()
     assert row["step_seconds"] == 4.0 and row["data_wait_seconds"] == 1.0

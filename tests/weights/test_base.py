@@ -100,7 +100,7 @@ def test_an_experiment_fits_its_weights(arg, whole):
     halves = split(shapes, config["trainable"])
     assert not [path for path in flatten(halves["trainable"]) if path in base.store.leaves]
     for phase in config["phases"]:
-        selected(phase.get("still", ()), flatten(halves["trainable"]))
+        selected(phase.get("freeze", ()), flatten(halves["trainable"]))
     assert assembly.prompt.question_ids("Where is it?")
 
 
@@ -120,8 +120,8 @@ def test_forkme_trains_on_own_data(whole, door, tmp_path):
     done = door(
         "train", f"--workdir={tmp_path}/run", f"--config={config}",
         f"--config.base={whole.folder}", "--stop_after=2", "--config.batch=1",
-        "--config.data.workers=0", "--config.data.length=400", "--config.data.room=400",
-        "--config.data.answer=200", "--config.evaluate_every=1",
+        "--config.data.workers=0", "--config.data.pack_length=400",
+        "--config.data.max_target_tokens=400", "--config.data.max_answer_tokens=200", "--config.evaluate_every=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = read_metrics(tmp_path / "run")

@@ -120,7 +120,7 @@ def test_every_module_equals_transformers(wide):
     sizes = (model.heads, model.kv_heads, model.head_width, model.mlp_dim, model.norm_eps)
     block = Block(*sizes, None, jnp.float32)
     cosine, sine = rotary(jnp.arange(IDS.shape[1])[None], model.head_width, model.rope_theta)
-    row = {"cosine": cosine, "sine": sine, "valid": None, "owners": None, "seen": None}
+    row = {"cosine": cosine, "sine": sine, "valid": None, "segment_ids": None, "seen": None}
 
     @jax.jit
     def outputs(layers, x):

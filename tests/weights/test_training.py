@@ -113,7 +113,7 @@ def test_resuming_from_a_changed_store_is_refused(trained, store, door, folder, 
     [
         (["--config.base=/nowhere"], "/nowhere is no store of converted weights"),
         (["--config.base=tests"], "no store of converted weights"),
-        (["--config.data.length=8", "--config.prompt=alpaca"], "raise length"),
+        (["--config.data.pack_length=8", "--config.prompt=alpaca"], "raise length"),
     ],
 )
 def test_a_wrong_base_is_one_line(store, door, tmp_path, flags, message):

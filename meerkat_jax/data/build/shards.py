@@ -51,7 +51,7 @@ from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.data.split import TRAITS, write_part
 
 # Raise it when records or parts change: a build that was begun before is not gone on with.
-VERSION = 2
+VERSION = 3
 ROOM = 64 << 20  # bytes that a disk must have left beside a shard
 
 
@@ -284,7 +284,9 @@ def make_shard(job: Job, out: Path, kind: str) -> tuple[int, list]:
             left_out.append((entry.id, bad.reason, bad.detail))
     report = {"counts": {}, "questions": {}, "keys": {}, "skipped": left_out, "parts": {}}
     report["noted"] = dict(noted)
-    report["classes"] = sorted({name for e, _, _ in examples for name in (*e.seen, *e.heard)})
+    report["classes"] = sorted(
+        {name for e, _, _ in examples for name in (*e.image_labels, *e.audio_labels)}
+    )
     for split in SPLITS:
         rows = [row for row in examples if row[0].split == split]
         if rows:
@@ -329,8 +331,8 @@ def example(entry: Entry, source: str, image: bytes, audio: bytes) -> Example:
         image=image,
         audio=audio,
         questions=entry.questions,
-        seen=entry.seen,
-        heard=entry.heard,
+        image_labels=entry.image_labels,
+        audio_labels=entry.audio_labels,
         boxes=entry.boxes,
         matched=entry.matched,
     )

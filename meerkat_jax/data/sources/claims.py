@@ -30,9 +30,9 @@ class Claims:
     ) -> None:
         self.rng, self.split, self.labels = rng, split, labels
         self.pictures, self.sounds, self.picture, self.sound = pictures, sounds, picture, sound
-        self.seen = [int(kind) for kind in np.flatnonzero(pictures.seen[picture])]
-        self.heard = [int(kind) for kind in np.flatnonzero(sounds.heard[sound])]
-        self.both = [kind for kind in self.seen if kind in self.heard]
+        self.image_labels = [int(kind) for kind in np.flatnonzero(pictures.image_labels[picture])]
+        self.audio_labels = [int(kind) for kind in np.flatnonzero(sounds.audio_labels[sound])]
+        self.both = [kind for kind in self.image_labels if kind in self.audio_labels]
 
     def boxes(self, kind: int) -> list[Box]:
         """The boxes of a class."""
@@ -73,7 +73,7 @@ class Claims:
 
     def mismatched(self, kind: int, task: int, negative: str) -> Question:
         """A claim about a clip of something else; the time, if any, is when that sounds."""
-        interval = self._during(self.heard) if task >= 3 else None
+        interval = self._during(self.audio_labels) if task >= 3 else None
         reason = f"{self._sight(kind, task)}. {self._hearing(interval)}"
         return self._claim(task, False, reason, kind, interval, negative)
 
@@ -102,16 +102,16 @@ class Claims:
     def _sight(self, kind: int, task: int) -> str:
         if task in (1, 3):
             return f"The box holds {asking.one(self.labels[kind])}"
-        return f"I see {asking.listed(self.labels[kind] for kind in self.seen)}"
+        return f"I see {asking.listed(self.labels[kind] for kind in self.image_labels)}"
 
     def _hearing(self, interval: tuple[float, float] | None) -> str:
         """What is heard, in the time of the claim if it has one."""
         if interval is None:
-            return f"I hear {asking.listed(self.labels[kind] for kind in self.heard)}"
+            return f"I hear {asking.listed(self.labels[kind] for kind in self.audio_labels)}"
         start, end = interval
         heard = [
             kind
-            for kind in self.heard
+            for kind in self.audio_labels
             if any(s.start < end and s.end > start for s in self.spans([kind]))
         ]
         return f"I hear {asking.listed(self.labels[kind] for kind in heard)} in that time"

@@ -51,8 +51,8 @@ class Entry:
     audio: tuple[Place, ...]
     questions: tuple[Question, ...]
     keys: tuple[str, ...]
-    seen: tuple[str, ...] = ()
-    heard: tuple[str, ...] = ()
+    image_labels: tuple[str, ...] = ()
+    audio_labels: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     matched: bool = True
     seconds: float = 0.0
@@ -63,7 +63,7 @@ class Entry:
     def claims_sound(self) -> bool:
         """Whether silence would make it wrong."""
         asked = (one.segments or (one.task == "arig" and one.boxes) for one in self.questions)
-        return bool(self.heard) or any(asked)
+        return bool(self.audio_labels) or any(asked)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ A line, here the least that is needed and then more of it:
 
     {"id": "film-a-12", "split": "test", "group": "film a",
      "image": "films/a.mp4", "image_at": 12.5, "audio": "films/a.mp4", "audio_at": 10,
-     "seen": ["dog", "cat"], "heard": ["dog"], "matched": true,
+     "image_labels": ["dog", "cat"], "audio_labels": ["dog"], "matched": true,
      "boxes": [["dog", 64, 96, 320, 432]], "pixels": true, "size": [640, 480],
      "questions": [
        {"task": "igatl", "segments": [["dog", 0.5, 2.0]]},
@@ -171,8 +171,8 @@ def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = Non
         audio=(_place(row["audio"], row.get("audio_at", 0)),),
         questions=questions,
         keys=(*(f"jsonl:{path}" for path in media), *groups),
-        seen=tuple(row.get("seen", told)),
-        heard=tuple(row.get("heard", told)),
+        image_labels=tuple(row.get("image_labels", told)),
+        audio_labels=tuple(row.get("audio_labels", told)),
         boxes=sounding,
         matched=row.get("matched", True),
         seconds=_last_time(row["questions"]),

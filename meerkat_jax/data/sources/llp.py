@@ -137,8 +137,8 @@ def _entry(video: str, heard: Times, seen: Times, options: Options) -> Entry | N
         audio=tuple(Place(place, name) for place in ("audio", "videos") for name in names),
         questions=(dataclasses.replace(question, truth=question.truth | truth),),
         keys=(f"video:{video[:11]}",),
-        seen=tuple(sorted(label for label, seconds in seen.items() if shown in seconds)),
-        heard=tuple(sorted(heard)),
+        image_labels=tuple(sorted(label for label, seconds in seen.items() if shown in seconds)),
+        audio_labels=tuple(sorted(heard)),
         seconds=max(segment.end for segment in segments),
     )
 

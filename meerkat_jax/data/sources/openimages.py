@@ -61,7 +61,7 @@ class Pictures:
     first: np.ndarray
     boxes: np.ndarray
     kinds: np.ndarray
-    seen: np.ndarray
+    image_labels: np.ndarray
     maybe: np.ndarray
     usable: np.ndarray
 
@@ -193,7 +193,7 @@ class _Rows:
             first=np.searchsorted(owners, np.arange(len(shown) + 1)),
             boxes=boxes,
             kinds=kinds,
-            seen=seen,
+            image_labels=seen,
             maybe=maybe | seen,
             usable=usable,
         )

@@ -127,7 +127,7 @@ class Joiner:
 
     def _spans(self) -> np.ndarray:
         """int16[S, C], how many stretches of each class a clip has."""
-        found = np.zeros(self.sounds.heard.shape, np.int16)
+        found = np.zeros(self.sounds.audio_labels.shape, np.int16)
         for clip, events in enumerate(self.sounds.events):
             for kind in {event.kind for event in events}:
                 found[clip, kind] = len(self.sounds.spans(clip, kind, ""))
@@ -149,7 +149,7 @@ class Joiner:
 
     def _clips(self, split: str, kind: int) -> np.ndarray:
         """Clips of a class, in a drawn order."""
-        usable = self.sounds.split(split) & self.sounds.heard[:, kind]
+        usable = self.sounds.split(split) & self.sounds.audio_labels[:, kind]
         if self.spans is not None:
             usable &= (self.spans[:, kind] > 0) & (self.spans[:, kind] <= MOST_SEGMENTS)
         rng = generator(self.options.seed, self.source, split, "clips", self.classes[kind].label)
@@ -182,7 +182,7 @@ class Joiner:
 
     def _uncertain(self, pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
         """bool[n], pairs of which it is not certain what is both seen and heard, and where."""
-        heard, maybe = self.sounds.heard[sounds], self.sounds.maybe[sounds]
+        heard, maybe = self.sounds.audio_labels[sounds], self.sounds.maybe[sounds]
         certain = self.pictures.usable[pictures] & heard
         unclear = (self.pictures.maybe[pictures] & maybe & ~certain).any(axis=1)
         boxes = self.pictures.first[pictures + 1] - self.pictures.first[pictures]
@@ -246,7 +246,7 @@ class Joiner:
 
     def _quiet(self, kind: int, task: int, picture: int, sound: int) -> list:
         """Times at which nothing sounds that the claim is about."""
-        both = self.pictures.seen[picture] & self.sounds.heard[sound]
+        both = self.pictures.image_labels[picture] & self.sounds.audio_labels[sound]
         kinds = [kind] if task == 3 else np.flatnonzero(both)
         return gaps([s for one in kinds for s in self.sounds.spans(sound, one, "")])
 
@@ -313,8 +313,8 @@ class Pairs(Sequence[Entry]):
             audio=self.places(video, start),
             questions=questions,
             keys=(f"picture:{picture}", f"video:{video}"),
-            seen=tuple(self.labels[kind] for kind in claims.seen),
-            heard=tuple(self.labels[kind] for kind in claims.heard),
+            image_labels=tuple(self.labels[kind] for kind in claims.image_labels),
+            audio_labels=tuple(self.labels[kind] for kind in claims.audio_labels),
             boxes=tuple(box for kind in both for box in claims.boxes(kind)),
             matched=bool(row.matched),
             seconds=max(map(_last_time, questions)),

@@ -38,7 +38,7 @@ class Sounds:
     ids: np.ndarray
     starts: np.ndarray
     splits: np.ndarray
-    heard: np.ndarray
+    audio_labels: np.ndarray
     maybe: np.ndarray
     events: Sequence[tuple[Event, ...]] = ()
 
@@ -71,7 +71,7 @@ class SoundRows:
         self.known: dict[tuple[str, float], tuple[int, Any]] = {}  # clip -> its split and labels
         self.ids: list[bytes] = []
         self.starts, self.splits = array.array("d"), array.array("B")
-        self.heard: list[int] = []
+        self.audio_labels: list[int] = []
         self.maybe: list[int] = []
 
     def add(
@@ -96,7 +96,7 @@ class SoundRows:
         self.ids.append(ident.encode())
         self.starts.append(start)
         self.splits.append(number)
-        self.heard.append(heard)
+        self.audio_labels.append(heard)
         self.maybe.append(maybe)
 
     def gathered(self, count: int, events: Sequence[tuple[Event, ...]] = ()) -> Sounds:
@@ -105,7 +105,7 @@ class SoundRows:
             ids=np.array(self.ids),
             starts=np.array(self.starts),
             splits=np.array(self.splits, np.uint8),
-            heard=_bits(self.heard, count),
+            audio_labels=_bits(self.audio_labels, count),
             maybe=_bits(self.maybe, count),
             events=events,
         )

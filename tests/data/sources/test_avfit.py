@@ -96,7 +96,7 @@ def test_the_whole_tree(folder):
 )
 def test_each_data_set_has_its_order_of_numbers(folder, ident, box):
     entry = planned(folder)[1][f"avfit-{ident}"]
-    assert entry.boxes == (box,) and entry.seen == entry.heard == (box.label,)
+    assert entry.boxes == (box,) and entry.image_labels == entry.audio_labels == (box.label,)
     assert entry.questions[0].boxes == (box,) and entry.matched
 
 

@@ -46,7 +46,13 @@ def test_an_entry_in_full(folder):
     assert one.image == (Place("frames", name), Place("videos", name, 5.0))
     assert one.audio == (Place("audio", name), Place("videos", name))
     assert one.keys == ("video:-HG3Omg_89c",)
-    assert (one.seen, one.heard, one.boxes, one.matched, one.seconds) == ((), (), (), True, 0.0)
+    assert (one.image_labels, one.audio_labels, one.boxes, one.matched, one.seconds) == (
+        (),
+        (),
+        (),
+        True,
+        0.0,
+    )
     boats, why = one.questions
     assert boats.task == "avqa"
     assert boats.response == "Yacht consignment"

@@ -44,7 +44,7 @@ def test_one_entry_in_full(entries):
     entry = entries["avsbench-train-helicopter--d9u2CymIxc_1"]
     assert entry.split == "train"
     assert entry.boxes == (Box("helicopter", 10 / 224, 20 / 224, 30 / 224, 60 / 224),)
-    assert entry.seen == entry.heard == ("helicopter",)
+    assert entry.image_labels == entry.audio_labels == ("helicopter",)
     assert entry.keys == ("video:-d9u2CymIxc",)
     assert entry.image == (
         Place("s4_data/visual_frames/train/helicopter", "-d9u2CymIxc_1"),

@@ -45,7 +45,7 @@ def test_one_entry_in_full(entries):
     entry = entries[ONE]
     boxes = (box(10, 20, 128, 256), box(12, 18, 130, 250), box(0, 0, 256, 256))
     assert entry.boxes == boxes and entry.split == "test"
-    assert entry.seen == entry.heard == ()
+    assert entry.image_labels == entry.audio_labels == ()
     assert entry.keys == ("flickr:10000130166",)
     assert entry.image == (Place("Data", "10000130166"), Place("frames", "10000130166"))
     assert entry.audio == (Place("Data", "10000130166"), Place("audio", "10000130166"))

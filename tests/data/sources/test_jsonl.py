@@ -62,7 +62,11 @@ def test_the_tree(tmp_path):
     assert full.image == (Place("films", "-a b.x", 2.5, ".mp4"),)
     assert full.audio == (Place("films", "-a b.x", 1.0, ".mp4"),)
     assert full.keys == ("jsonl:films/-a b.x.mp4", "jsonl:group:film a")
-    assert full.seen == ("dog", "cat, black") and full.heard == ("dog",) and full.seconds == 5.0
+    assert (
+        full.image_labels == ("dog", "cat, black")
+        and full.audio_labels == ("dog",)
+        and full.seconds == 5.0
+    )
     assert full.boxes == (Box("cat, black", 0.1, 0.0, 1.0, 1.0),)
     assert plain.id == "jsonl-train-line4" and plain.image == (Place("", "2", 0, ".png"),)
 
@@ -93,7 +97,7 @@ GOOD = [
     PLAIN,
     arig(instruction="Where?", response="It is [dog, 0.100, 0.250, 0.500, 1.000]"),
     arig(boxes=[["a", 0, 0, 1, 1]] * 16),
-    arig() | {"boxes": [], "matched": True, "seen": [], "image": "a/.b/c d.e.JPG"},
+    arig() | {"boxes": [], "matched": True, "image_labels": [], "image": "a/.b/c d.e.JPG"},
     asked(task="avqa", instruction="So?", answer=0.5),
     asked(task="avqa", instruction="So?", answer=10**30),
     asked(task="avfact1", instruction="So?", answer=False),
@@ -112,7 +116,7 @@ BAD = [
     (LEAST | {"id": " "}, "id: expected a text that is not blank", "' '"),
     (LEAST | {"pixels": True}, "expected key 'size'", "has image"),
     (LEAST | {"size": [1, 1]}, "expected key 'pixels'", "has image"),
-    (LEAST | {"seen": ["[dog]"]}, "seen: expected a label", "seen[0] is '[dog]'"),
+    (LEAST | {"image_labels": ["[dog]"]}, "seen: expected a label", "seen[0] is '[dog]'"),
     (arig(boxes=[]), "questions.boxes: expected at least one box", "questions[0].boxes is []"),
     (arig(boxes=[DOG] * 17), "questions.boxes: expected a list of at most 16 boxes", ""),
     (arig(boxes=[DOG[:4]]), "questions.boxes: expected [label, x0, y0, x1, y1]", "boxes[0] is"),

@@ -62,7 +62,10 @@ def test_an_entry_in_full(folder):
         Place("videos", "-YdbENYcIyE"),
     )
     assert one.keys == ("video:-YdbENYcIyE",)
-    assert (one.seen, one.heard) == (("baby cry infant cry",), ("baby cry infant cry",))
+    assert (one.image_labels, one.audio_labels) == (
+        ("baby cry infant cry",),
+        ("baby cry infant cry",),
+    )
     assert (one.seconds, one.matched, one.boxes) == (4.0, True, ())
     (question,) = one.questions
     assert question.response == "[baby cry infant cry, 0.0, 4.0]"
@@ -97,12 +100,12 @@ def test_events_of_one_modality_are_in_the_truth_alone(folder):
     (question,) = one.questions
     assert [s.label for s in question.segments] == ["frying food", "blender"]
     assert ["speech", 0.0, 8.0] in question.truth["audio_events"]
-    assert "speech" in one.heard and "speech" not in one.seen
+    assert "speech" in one.audio_labels and "speech" not in one.image_labels
 
 
 def test_the_picture_is_of_the_second_with_most_events(folder):
     assert entry(folder, KITCHEN).image[1] == Place("videos", KITCHEN, 5.5)
-    assert entry(folder, KITCHEN).seen == ("blender", "frying food")
+    assert entry(folder, KITCHEN).image_labels == ("blender", "frying food")
     assert entry(folder, BABY).image[1].at == 3.5  # of 0 to 3 the nearest to the middle
 
 

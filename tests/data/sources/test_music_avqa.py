@@ -52,7 +52,13 @@ def test_an_entry_in_full(folder):
     assert one.image == (Place("frames", "00000093"), Place("videos", "00000093", 30.0))
     assert one.audio == (Place("audio", "00000093", 25.0), Place("videos", "00000093", 25.0))
     assert one.keys == ("music_avqa:00000093",)
-    assert (one.seen, one.heard, one.boxes, one.matched, one.seconds) == ((), (), (), True, 0.0)
+    assert (one.image_labels, one.audio_labels, one.boxes, one.matched, one.seconds) == (
+        (),
+        (),
+        (),
+        True,
+        0.0,
+    )
     counting, louder = one.questions
     assert counting.task == "avqa"
     assert "How many instruments were heard?" in counting.instruction

@@ -61,7 +61,7 @@ def truth_of(ident):
 
 @each_source
 def test_every_picture_is_used_once_for_each_of_its_classes(entries):
-    used = Counter((e.image[0].name, e.seen, e.split) for e in entries if e.matched)
+    used = Counter((e.image[0].name, e.image_labels, e.split) for e in entries if e.matched)
     for split in ("train", "test"):
         for picture, name in tree_pairs.pictures(split):
             assert used[picture, (name,), split] == 1
@@ -71,8 +71,8 @@ def test_every_picture_is_used_once_for_each_of_its_classes(entries):
 def test_matched_pairs_share_a_class_and_mismatched_ones_none(entries):
     for entry in entries:
         video = entry.keys[1].removeprefix("video:")
-        assert entry.heard == (truth_of(video),)
-        assert entry.matched == bool(set(entry.seen) & set(entry.heard))
+        assert entry.audio_labels == (truth_of(video),)
+        assert entry.matched == bool(set(entry.image_labels) & set(entry.audio_labels))
         assert bool(entry.boxes) == entry.matched
 
 
@@ -118,7 +118,7 @@ def test_all_boxes_of_a_class_are_asked_for_the_largest_first(plans):
 
 def test_a_cap_holds_for_each_class_and_split(tree):
     plan = pairs.plan_audioset(tree, Options(cap=2))
-    found = Counter((e.split, e.heard) for e in plan.entries if e.matched)
+    found = Counter((e.split, e.audio_labels) for e in plan.entries if e.matched)
     assert max(found.values()) == 2 and plan.skips.dropped["class over its cap"] > 0
 
 
@@ -160,7 +160,7 @@ def test_siblings_are_of_one_family(entries):
     family = {one.label: one.family for one in read_classes()}
     for entry, question in questions(entries):
         if question.truth.get("negative") in ("class", "sibling"):
-            same = family[entry.id.rsplit("-", 1)[1]] == family[entry.heard[0]]
+            same = family[entry.id.rsplit("-", 1)[1]] == family[entry.audio_labels[0]]
             assert same == (question.truth["negative"] == "sibling")
 
 
@@ -202,7 +202,9 @@ def test_segments_are_merged_and_short_events_left_out(plans):
                 spans = [(s.start, s.end) for s in question.segments if s.end < 8]
                 assert len(spans) == 1 and spans[0][1] - spans[0][0] == 3.0
                 late = [s for s in question.segments if s.end > 8]
-                assert [(s.start, s.end) for s in late] == [(9.0, 9.5)] * (entry.heard == ("dog",))
+                assert [(s.start, s.end) for s in late] == [(9.0, 9.5)] * (
+                    entry.audio_labels == ("dog",)
+                )
     assert plans["openimages_strong"].skips.dropped["event under 0.1 s"] == 18
 
 
@@ -216,7 +218,7 @@ def test_a_box_of_another_thing_makes_a_false_claim(tmp_path):
     for entry, question in questions(pairs.plan_audioset(tmp_path, Options()).entries):
         if question.truth.get("negative") == "box":
             (asked,) = parse_boxes(question.instruction).items
-            silent = "cat" if entry.heard == ("dog",) else "dog"
+            silent = "cat" if entry.audio_labels == ("dog",) else "dog"
             assert asked.x0 == (0.5 if silent == "cat" else 0) and silent in question.response
             assert entry.matched and question.truth["answer"] is False
             found += 1

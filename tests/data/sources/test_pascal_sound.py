@@ -40,7 +40,7 @@ def test_one_entry_in_full(plan):
     entry = plan.entries[0]
     assert entry.id == HORSE and entry.split == "test"
     assert entry.boxes == (Box("horse", 50 / 500, 0.0, 1.0, 1.0),)
-    assert entry.seen == entry.heard == ("horse",)
+    assert entry.image_labels == entry.audio_labels == ("horse",)
     assert entry.image == (Place("JPEGImages", "2008_000008"),)
     assert entry.audio == (Place("sounds", "-0SdAVK79lg_000030"),)
     assert entry.keys == ("picture:2008_000008", "video:-0SdAVK79lg")
@@ -63,7 +63,7 @@ def test_all_things_of_the_class_are_the_answer(entries):
 
 def test_two_classes_in_one_sound_are_one_question(entries):
     entry = entries["2007_000032-two of them"]
-    assert entry.heard == ("aeroplane", "person") and len(entry.boxes) == 3
+    assert entry.audio_labels == ("aeroplane", "person") and len(entry.boxes) == 3
     assert len(entry.questions) == 1
 
 

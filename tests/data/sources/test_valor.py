@@ -41,7 +41,13 @@ def test_an_entry_in_full(folder):
     assert one.image == (Place("frames", name), Place("videos", name, 5.0))
     assert one.audio == (Place("audio", name), Place("videos", name))
     assert one.keys == ("video:-DSNfC2EJhU",)
-    assert (one.seen, one.heard, one.boxes, one.matched, one.seconds) == ((), (), (), True, 0.0)
+    assert (one.image_labels, one.audio_labels, one.boxes, one.matched, one.seconds) == (
+        (),
+        (),
+        (),
+        True,
+        0.0,
+    )
     (question,) = one.questions
     assert question.task == "avc"
     assert question.response == 'He said "go", and off they went.'

@@ -44,7 +44,7 @@ def test_one_entry_in_full(entries):
     entry = entries["vggss-test--2-wdcN5vOw_000017"]
     box = Box("female speech, woman speaking", 0.45, 0.190625, 0.584375, 0.47812499999999997)
     assert entry.boxes == (box,)
-    assert entry.seen == entry.heard == ("female speech, woman speaking",)
+    assert entry.image_labels == entry.audio_labels == ("female speech, woman speaking",)
     assert entry.keys == ("video:-2-wdcN5vOw",)
     assert entry.matched and entry.seconds == 0.0
     (question,) = entry.questions

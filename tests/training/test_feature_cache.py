@@ -1,4 +1,4 @@
-"""Tower tokens that are made once: those that the towers give, to the scenes that they are of."""
+"""The feature cache: the towers' tokens, computed once and looked up by example."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from meerkat_jax.training.step import make_step, new_state
 from tests import tiny
 from tests.tolerances import tolerance
 
-COUNT = 6  # scenes that are kept, in batches of four: the last one is not full
+COUNT = 6  # examples that are cached, in batches of four: the last one is not full
 
 
 @pytest.fixture(scope="module")
@@ -34,41 +34,41 @@ def parts(cache):
 
 
 @pytest.fixture(scope="module")
-def sense(parts):
+def encode(parts):
     assembly, _, fresh = parts
-    return jax.jit(lambda batch: assembly.sense(fresh, batch))
+    return jax.jit(lambda batch: assembly.encode(fresh, batch))
 
 
 @pytest.fixture(scope="module")
-def kept(parts, sense, tmp_path_factory):
-    """What is kept of the first scenes of the split `compositions`, as another process gets it."""
+def cached(parts, encode, tmp_path_factory):
+    """The cache of the first examples of `compositions`, as another process gets it."""
     assembly, data, _ = parts
     folder = tmp_path_factory.mktemp("senses") / "new"
     records = open_split(data.folder, "compositions")[:COUNT]
-    found = feature_cache.keep(folder, records, assembly.shapes, sense, 4)
-    found.of(records[0].id)
+    found = feature_cache.cache_features(folder, records, assembly.shapes, encode, 4)
+    found.lookup(records[0].id)
     return pickle.loads(pickle.dumps(found))
 
 
-def test_what_is_whole_is_not_made_again(parts, kept):
+def test_a_complete_cache_is_reused(parts, cached):
     assembly, data, _ = parts
     records = open_split(data.folder, "compositions")[:COUNT]
-    again = feature_cache.keep(kept.folder, records, assembly.shapes, None, 4)
-    assert again.rows == kept.rows
-    for name, tokens in again.of(records[3].id).items():
-        np.testing.assert_array_equal(tokens, kept.of(records[3].id)[name])
+    again = feature_cache.cache_features(cached.folder, records, assembly.shapes, None, 4)
+    assert again.rows == cached.rows
+    for name, tokens in again.lookup(records[3].id).items():
+        np.testing.assert_array_equal(tokens, cached.lookup(records[3].id)[name])
 
 
-def test_tokens_of_published_towers_at_rest_are_shared_by_all_they_depend_on(tmp_path):
+def test_the_shared_cache_is_keyed_by_all_that_tokens_depend_on(tmp_path):
     here, shared = tmp_path / "run" / "senses", tmp_path / "cache"
     facts, still = {"base": "abc", "data": "mini-1"}, {"llama": {"lora_a": np.zeros(1)}}
-    folder = feature_cache.folder_of(here, shared, facts, still)
+    folder = feature_cache.cache_folder(here, shared, facts, still)
     assert folder.parent == shared
-    assert folder == feature_cache.folder_of(tmp_path / "other", shared, dict(facts), still)
-    assert folder != feature_cache.folder_of(here, shared, facts | {"base": "abd"}, still)
+    assert folder == feature_cache.cache_folder(tmp_path / "other", shared, dict(facts), still)
+    assert folder != feature_cache.cache_folder(here, shared, facts | {"base": "abd"}, still)
     trained = still | {"image_tower": {"kernel": np.zeros(1)}}
-    assert feature_cache.folder_of(here, shared, facts, trained) == here
-    assert feature_cache.folder_of(here, shared, {"data": "mini-1"}, still) == here
+    assert feature_cache.cache_folder(here, shared, facts, trained) == here
+    assert feature_cache.cache_folder(here, shared, {"data": "mini-1"}, still) == here
 
 
 def batches(parts, count, **options):
@@ -77,32 +77,32 @@ def batches(parts, count, **options):
     return fixed_batches(Split(data.folder, "compositions"), encode, 2, count)
 
 
-def test_what_is_kept_is_what_the_towers_give(parts, kept, sense):
-    told = batches(parts, COUNT // 2, kept=kept)
+def test_cached_tokens_equal_those_of_the_towers(parts, cached, encode):
+    told = batches(parts, COUNT // 2, features=cached)
     for shown, given in zip(batches(parts, COUNT // 2), told, strict=True):
         np.testing.assert_array_equal(shown["tokens"], given["tokens"])
         assert not {"image", "audio"} & given.keys()
-        for name, tokens in zip(feature_cache.NAMES, sense(shown), strict=True):
+        for name, tokens in zip(feature_cache.NAMES, encode(shown), strict=True):
             np.testing.assert_allclose(given[name], tokens, **tolerance("kept"))
 
 
 @pytest.mark.slow
-def test_many_threads_may_look_up_at_once(kept):
+def test_many_threads_may_look_up_at_once(cached):
     """As those of a worker do; two that open the arrays at a time fail once in some tries."""
-    scene, interval = next(iter(kept.rows)), sys.getswitchinterval()
-    expected = kept.of(scene)
+    scene, interval = next(iter(cached.rows)), sys.getswitchinterval()
+    expected = cached.lookup(scene)
     sys.setswitchinterval(1e-6)
     try:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             for _ in range(150):
-                fresh = pickle.loads(pickle.dumps(kept))
+                fresh = pickle.loads(pickle.dumps(cached))
                 for found in pool.map(fresh.of, [scene] * 8):
                     np.testing.assert_array_equal(found["image_tokens"], expected["image_tokens"])
     finally:
         sys.setswitchinterval(interval)
 
 
-def test_a_step_on_kept_senses_is_that_on_media(parts, kept):
+def test_a_step_on_cached_features_equals_a_step_on_media(parts, cached):
     assembly, data, fresh = parts
     config, optimizer = to_json(tiny.get_config()), optax.sgd(0.1)
     terms = (
@@ -116,18 +116,18 @@ def test_a_step_on_kept_senses_is_that_on_media(parts, kept):
     def after(**options):
         return jax.jit(step)(new_state(fresh, optimizer, 0), {}, batches(parts, 1, **options)[0])
 
-    (one, found), (other, same) = after(), after(kept=kept)
+    (one, found), (other, same) = after(), after(features=cached)
     for key, value in found.items():
         np.testing.assert_allclose(same[key], value, err_msg=key, **tolerance("kept"))
     for a, b in zip(*map(jax.tree.leaves, (one["trainable"], other["trainable"])), strict=True):
         np.testing.assert_allclose(a, b, **tolerance("kept"))
 
 
-def test_a_phase_reads_only_the_scenes_that_are_kept(parts, kept):
+def test_a_phase_reads_only_cached_examples(parts, cached):
     assembly, data, _ = parts
-    encode = Encode(assembly.shapes, assembly.prompt, data.classes, {}, kept=kept)
+    encode = Encode(assembly.shapes, assembly.prompt, data.classes, {}, features=cached)
     stream = train_batches(Split(data.folder, "compositions"), encode, 2, 0, scenes=COUNT)
-    images = np.load(kept.folder / "image_tokens.npy")
+    images = np.load(cached.folder / "image_tokens.npy")
     found = [next(stream)["image_tokens"] for _ in range(COUNT)]  # twice over all of them
     rows = [int(np.flatnonzero((images == one).all((1, 2)))[0]) for one in np.concatenate(found)]
     assert sorted(rows) == sorted([*range(COUNT)] * 2)
@@ -148,34 +148,38 @@ def test_a_disk_without_room_is_named(parts, tmp_path):
         def map(self, change):
             return self.records.map(change)
 
-    def sense(batch):
+    def encode(batch):
         return np.zeros((4, 2, 3), np.float32), np.zeros((4, 5, 3), np.float32)
 
     many = Many(open_split(data.folder, "compositions")[:4])
     with pytest.raises(UserError, match=r"image_tokens\.npy: 10{12} scenes need .* MiB are free"):
-        feature_cache.keep(tmp_path / "senses", many, assembly.shapes, sense, 4)
+        feature_cache.cache_features(tmp_path / "senses", many, assembly.shapes, encode, 4)
 
 
 @pytest.mark.parametrize(
     ("phase", "said"),
     [
-        ({"kept": 8}, "image_tower/patch/kernel"),
-        ({"kept": 8, "still": ["image_tower/"]}, "audio_tower/"),
-        ({"kept": 0, "still": ["_tower/"]}, "kept 0"),
-        ({"kept": True, "still": ["_tower/"]}, "kept True"),
+        ({"cache_features": 8}, "image_tower/patch/kernel"),
+        ({"cache_features": 8, "freeze": ["image_tower/"]}, "audio_tower/"),
+        ({"cache_features": 0, "freeze": ["_tower/"]}, "cache_features 0"),
+        ({"cache_features": True, "freeze": ["_tower/"]}, "cache_features True"),
     ],
     ids=["both", "audio", "none", "bool"],
 )
-def test_moving_towers_are_refused(phase, said):
+def test_trained_towers_are_refused(phase, said):
     leaf = np.zeros(1)
     tree = {"image_tower": {"patch": {"kernel": leaf}}, "audio_tower": {"bias": leaf}}
-    with pytest.raises(UserError, match="'answers'") as caught:
-        feature_cache.check_kept({"name": "answers"} | phase, tree | {"llama": {"bias": leaf}})
+    with pytest.raises(UserError, match="'instruction_tuning'") as caught:
+        feature_cache.check_phase(
+            {"name": "instruction_tuning"} | phase, tree | {"llama": {"bias": leaf}}
+        )
     assert said in str(caught.value)
 
 
-def test_towers_at_rest_or_frozen_are_kept():
-    phase = {"name": "answers", "kept": 8, "still": ["_tower/"]}
-    feature_cache.check_kept(phase, {"image_tower": {"bias": np.zeros(1)}})
-    feature_cache.check_kept({"name": "answers", "kept": 8}, {"llama": {"bias": np.zeros(1)}})
-    feature_cache.check_kept({"name": "names"}, {"image_tower": {"bias": np.zeros(1)}})
+def test_frozen_towers_are_accepted():
+    phase = {"name": "instruction_tuning", "cache_features": 8, "freeze": ["_tower/"]}
+    feature_cache.check_phase(phase, {"image_tower": {"bias": np.zeros(1)}})
+    feature_cache.check_phase(
+        {"name": "instruction_tuning", "cache_features": 8}, {"llama": {"bias": np.zeros(1)}}
+    )
+    feature_cache.check_phase({"name": "names"}, {"image_tower": {"bias": np.zeros(1)}})
