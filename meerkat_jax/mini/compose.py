@@ -24,7 +24,7 @@ CLIP_SECONDS = 10.0
 SPLITS = ("train", "compositions", "augmentations", "instances")
 
 SHARE_MATCHED, SHARE_MISMATCHED = 0.62, 0.30  # the rest is silence or noise
-# Of the scenes with sound. More in training: the second of two is learned last (docs/decisions.md).
+# Of the scenes with sound. More in training: the second of two is learned last (NOTES.md).
 SHARE_TWO_SOUNDS, SHARE_TWO_SOUNDS_TRAIN = 0.40, 0.60
 SHARE_SIMULTANEOUS = 0.5  # of the scenes with two sounds; the others may overlap by chance too
 

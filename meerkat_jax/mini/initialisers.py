@@ -24,7 +24,7 @@ ALIKE = 2.0  # what names have in common, in lengths of what is their own
 
 # What a residual branch adds starts at a tenth of the usual size, so that at first tokens keep what
 # they are (the published models shrink their branches, too): models that start from nothing learn
-# in a third of the steps (docs/decisions.md).
+# in a third of the steps (NOTES.md).
 small_residual_init = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 

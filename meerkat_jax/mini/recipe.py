@@ -1,8 +1,8 @@
 """The configuration of the mini model, all of it, and of the mini's towers under published words.
 
-Settings were tuned on the mini data, and no other size inherits them (docs/decisions.md tells how
-each was found). Parts that start from nothing first learn what published ones bring along: the
-decoder to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
+Settings were tuned on the mini data, and no other size inherits them; meerkat_jax/mini/NOTES.md
+says how each was found. Parts that start from nothing first learn what published ones bring along:
+the decoder to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
 did.
 """
 
@@ -144,7 +144,7 @@ def mini() -> dict:
                 "batch": 12,
                 "learning_rate": 2e-3,
                 "warmup": 50,
-                # "avace" then only watches, "avopt" trains its own projections (docs/decisions.md)
+                # "avace" then only watches, "avopt" trains its own projections (NOTES.md)
                 "freeze": ["_tower/", "_connector/", *MAP],
                 "weights": {
                     "answer": 1.0,

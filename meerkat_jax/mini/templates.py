@@ -10,7 +10,7 @@ named either, and stays at chance; asked for boxes first, it leaves out the seco
 is seen the number comes first, then from left to right each thing's place and its name, which is
 read at the place that is written by then. What is heard is told as it begins, and of each thing,
 right after its name, whether it is in sight (or comes from the box that is asked about) and
-whether it is heard in the time that is asked about (docs/decisions.md).
+whether it is heard in the time that is asked about (NOTES.md).
 
 Source: the paper's task figure (ARIG asks for a category and a box in 0..1); its list of tasks.
 """

@@ -5,7 +5,7 @@ many wordings (`data/paraphrases.py`), an answer in the text form of boxes and t
 that the evaluator reads. Every written answer is checked to read back as what it says.
 
 An answer to a fact check gives its reason first and the verdict last, as on the mini data set
-(docs/decisions.md). Fact checks are a 2 x 2 of {box, whole picture} x {whole clip, interval}:
+(meerkat_jax/mini/NOTES.md). Fact checks are a 2 x 2 of {box, image} x {whole clip, interval}:
 
     avfact1  box, clip           avfact2  picture, clip
     avfact3  box, interval       avfact4  picture, interval
