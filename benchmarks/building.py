@@ -3,7 +3,7 @@
     python -m benchmarks.building --out=workers.json
     python -m benchmarks.building --only=memory --sizes=1000,10000,100000
 
-speed: the same pictures (JPEG, 1024 x 768) and sounds (WAV, 10 s at 44.1 kHz) become the same
+speed: the same images (JPEG, 1024 x 768) and sounds (WAV, 10 s at 44.1 kHz) become the same
 records, by turns. The other side is what one would write with the plain tools: Pillow, soundfile
 and soxr in a `multiprocessing.Pool` of as many workers, ArrayRecord written by the parent. It looks
 for nothing beforehand, keeps no keys, and cannot go on where it was killed. Starting processes is
@@ -59,12 +59,12 @@ SHARD = 32  # examples of a file in `speed`, so that few examples keep all worke
 
 
 def write_tree(folder: Path, examples: int, files: int, size: tuple, seconds: float) -> None:
-    """Own data in a folder: so many examples, their media `files` pictures and sounds by turns."""
+    """Own data in a folder: `examples` that take turns at `files` images and audio clips."""
     for number in range(files):
         rng = np.random.default_rng(number)
-        picture = Image.open(io.BytesIO(records.picture(rng, size[0])))
-        picture.crop((0, 0, *size)).save(folder / f"{number}.jpg", quality=90)
-        heard = records.sound(rng, seconds, RATE, "WAV")
+        image = Image.open(io.BytesIO(records.image(rng, size[0])))
+        image.crop((0, 0, *size)).save(folder / f"{number}.jpg", quality=90)
+        heard = records.audio(rng, seconds, RATE, "WAV")
         (folder / f"{number}.wav").write_bytes(heard)
     with open(folder / "annotations.jsonl", "w") as out:
         for number in range(examples):
@@ -87,10 +87,10 @@ def ours(tree: Path, out: Path, workers: int, shard: int = SHARD) -> None:
 
 def convert(tree: Path, row: dict) -> bytes:
     """A row's record by the plain tools."""
-    picture = Image.open(tree / row["image"]).convert("RGB")
-    picture.thumbnail((media.LONGEST_SIDE, media.LONGEST_SIDE))
+    image = Image.open(tree / row["image"]).convert("RGB")
+    image.thumbnail((media.LONGEST_SIDE, media.LONGEST_SIDE))
     shown, heard = io.BytesIO(), io.BytesIO()
-    picture.save(shown, "JPEG", quality=media.QUALITY)
+    image.save(shown, "JPEG", quality=media.QUALITY)
     wave, rate = soundfile.read(tree / row["audio"], dtype="float32", always_2d=True)
     wave = soxr.resample(wave.mean(axis=1), rate, media.RATE)[: round(SECONDS * media.RATE)]
     soundfile.write(heard, wave, media.RATE, format="FLAC", subtype="PCM_16")
@@ -125,7 +125,7 @@ def built(out: Path) -> Iterator[Example]:
 
 
 def agree(mine: Path, other: Path) -> None:
-    """ValueError when the sides made other pictures or sounds of an example."""
+    """ValueError when the sides made other images or sounds of an example."""
     for one, two in zip(built(mine), built(other), strict=True):
         for what in ("image", "audio"):
             if getattr(one, what) != getattr(two, what):

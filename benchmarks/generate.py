@@ -4,7 +4,7 @@
     python -m benchmarks.generate --device=gpu --dtype=bfloat16 --size=7b --out=generate.json
 
 Both sides have the same weights (random, of SmolLM2-135M's shape or Llama-2-7B's, through our
-conversion's tables), begin with the same embeddings in the place of a picture and a sound, go on
+conversion's tables), begin with the same embeddings in the place of an image and a sound, go on
 with the same question, and say N tokens, greedily, with a cache; in float32 they must say the same
 ones. Calls are timed in turns. "16 questions" are about one pair, whose prefix ours fills once;
 "16 pairs" have one question each.

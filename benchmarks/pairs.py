@@ -154,7 +154,7 @@ def numbers(x: torch.Tensor) -> np.ndarray:
 
 
 def image_pair(setting: Setting, batch: int = 8) -> Pair:
-    """CLIP-B/16's picture tower, forward."""
+    """CLIP-B/16's image tower, forward."""
     torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(**CLIP[setting.size])
     theirs = setting.module(transformers.CLIPVisionModelWithProjection(config))
@@ -171,7 +171,7 @@ def image_pair(setting: Setting, batch: int = 8) -> Pair:
     return Pair(ours, peer, agreement, {"batch": batch})
 
 
-def sound_pair(setting: Setting, fused: bool, batch: int = 4) -> Pair:
+def audio_pair(setting: Setting, fused: bool, batch: int = 4) -> Pair:
     """CLAP's audio tower, forward; when `fused`, every second clip is longer than the window."""
     torch.manual_seed(0)
     config = transformers.ClapAudioConfig(**CLAP[setting.size], enable_fusion=fused)
@@ -298,8 +298,8 @@ def cases(size: str, device: str, dtype: str) -> dict[str, Callable[[], Pair]]:
     setting = Setting(size, device, dtype == "bfloat16")
     return {
         "clip": functools.partial(image_pair, setting),
-        "clap": functools.partial(sound_pair, setting, fused=False),
-        "clap_fused": functools.partial(sound_pair, setting, fused=True),
+        "clap": functools.partial(audio_pair, setting, fused=False),
+        "clap_fused": functools.partial(audio_pair, setting, fused=True),
         "lora": functools.partial(training_pair, setting),
         "generate": functools.partial(generation_pair, setting),
     }

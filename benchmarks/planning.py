@@ -1,9 +1,9 @@
 """Planning AVFIT at its true size: annotation files of as many rows as the published ones.
 
-    python -m benchmarks.planning --pictures=1743042 --clips=2000000 [--json]
+    python -m benchmarks.planning --images=1743042 --clips=2000000 [--json]
 
 Writes files in the published layout into a temporary folder (about 1.4 GB for the true size): eight
-boxes a picture of random classes, and clips with one to four labels of the table of classes. Then
+boxes an image of random classes, and clips with one to four labels of the table of classes. Then
 reads and joins them as data/build does, without media, and says time, peak memory, examples, and
 how long it takes to write the questions of a thousand of them.
 """
@@ -23,12 +23,12 @@ from meerkat_jax.data.sources.classes import read_classes
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.pairs import plan_audioset
 
-flags.DEFINE_integer("pictures", 1_743_042, "Pictures with boxes.")
+flags.DEFINE_integer("images", 1_743_042, "Images with boxes.")
 flags.DEFINE_integer("clips", 2_000_000, "Clips of AudioSet.")
 flags.DEFINE_integer("cap", 10_000, "Most examples of a class.")
 flags.DEFINE_bool("json", False, "Print one JSON object.")
 FLAGS = flags.FLAGS
-BOXES = 8  # of a picture, as many as OpenImages has on average
+BOXES = 8  # of an image, as many as OpenImages has on average
 OTHERS = 300  # classes that make no sound
 
 
@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
     """Write, plan, tell."""
     with tempfile.TemporaryDirectory() as home:
         root, rng = Path(home), np.random.default_rng(0)
-        write_pictures(root / "openimages", FLAGS.pictures, rng)
+        write_images(root / "openimages", FLAGS.images, rng)
         write_clips(root / "audioset", FLAGS.clips, rng)
         begun = time.perf_counter()
         plan = plan_audioset(root, Options(cap=FLAGS.cap))
@@ -46,8 +46,8 @@ def main(_: list[str]) -> None:
             _ = plan.entries[index]
         asked = time.perf_counter() - begun
     found = {
-        "pictures": FLAGS.pictures,
-        "boxes": FLAGS.pictures * BOXES,
+        "images": FLAGS.images,
+        "boxes": FLAGS.images * BOXES,
         "clips": FLAGS.clips,
         "examples": len(plan.entries),
         "seconds": round(planned, 1),
@@ -57,7 +57,7 @@ def main(_: list[str]) -> None:
     print(json.dumps(found) if FLAGS.json else "\n".join(f"{k}: {v}" for k, v in found.items()))
 
 
-def write_pictures(folder: Path, count: int, rng: np.random.Generator) -> None:
+def write_images(folder: Path, count: int, rng: np.random.Generator) -> None:
     """OpenImages' class list and training boxes."""
     folder.mkdir(parents=True)
     ours = {mid: name for one in read_classes() for mid, name in one.openimages.items()}

@@ -36,14 +36,14 @@ def wave(rng: np.random.Generator, seconds: float, rate: int = RATE) -> np.ndarr
     return 0.3 * heard / np.abs(heard).max()
 
 
-def sound(rng: np.random.Generator, seconds: float, rate: int = RATE, kind: str = "FLAC") -> bytes:
+def audio(rng: np.random.Generator, seconds: float, rate: int = RATE, kind: str = "FLAC") -> bytes:
     """FLAC (or WAV) of 16 bits of such a wave: it packs like a recording."""
     held = io.BytesIO()
     soundfile.write(held, wave(rng, seconds, rate), rate, format=kind, subtype="PCM_16")
     return held.getvalue()
 
 
-def picture(rng: np.random.Generator, side: int) -> bytes:
+def image(rng: np.random.Generator, side: int) -> bytes:
     """JPEG of smooth patches with grain on them: it packs like a photograph."""
     coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8))
     smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float32)
@@ -60,14 +60,14 @@ def write_split(folder: Path, records: int, seconds: float, side: int, rate: int
     for index in range(records):
         rng = np.random.default_rng(index)
         asked = tuple(Question("arig", *words, truth={"kind": "arig"}) for words in QUESTIONS)
-        media = picture(rng, side), sound(rng, seconds, rate)
+        media = image(rng, side), audio(rng, seconds, rate)
         writer.write(to_bytes(Example(str(index), "benchmark", "train", *media, asked, ("dog",))))
     writer.close()
     return path.stat().st_size
 
 
 def encoder(seconds: float, side: int, rate: int = RATE) -> Encode:
-    """What the train door does with a record: pictures of `side` pixels, sounds at `rate` Hz."""
+    """What the train door does with a record: images of `side` pixels, sounds at `rate` Hz."""
     tokenizer = build_mini_tokenizer([text for pair in QUESTIONS for text in pair], ["dog"])
     shapes = Shapes(
         side,

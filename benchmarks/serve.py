@@ -3,7 +3,7 @@
     python -m benchmarks.serve --checkpoint=runs/mini --clients=1,8,32 --requests=10 -- --slots=8
 
 Starts `python -m meerkat_jax.serve` in a process of its own, with the flags behind `--`. Clients
-are OpenAI's own. Each asks about pictures and sounds of its own making, every other question
+are OpenAI's own. Each asks about images and audio clips of its own making, every other question
 streamed, and checks that equal questions get equal answers. Told are, for each number of clients,
 requests and tokens a second, the time to the first piece of a stream and to the end of an answer.
 """
@@ -59,12 +59,12 @@ def serving(flags: Sequence[str]) -> Iterator[str]:
 def message(number: int) -> dict[str, Any]:
     """Question `number` about its pair."""
     pair, prompt = number % PAIRS, PROMPTS[number % len(PROMPTS)]
-    picture, sound = io.BytesIO(), io.BytesIO()
+    image, audio = io.BytesIO(), io.BytesIO()
     squares = np.random.default_rng(pair).integers(0, 256, (4, 4, 3), np.uint8)
-    Image.fromarray(squares).resize((224, 224)).save(picture, "PNG")
+    Image.fromarray(squares).resize((224, 224)).save(image, "PNG")
     wave = 0.3 * np.sin(np.arange(32000) * (300 + 200 * pair) * 2 * np.pi / 16000)
-    soundfile.write(sound, wave, 16000, format="WAV")
-    data = [base64.b64encode(file.getvalue()).decode() for file in (picture, sound)]
+    soundfile.write(audio, wave, 16000, format="WAV")
+    data = [base64.b64encode(file.getvalue()).decode() for file in (image, audio)]
     parts = [
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data[0]}"}},
         {"type": "input_audio", "input_audio": {"data": data[1], "format": "wav"}},

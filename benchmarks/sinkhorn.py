@@ -8,7 +8,7 @@ release does: the inexact proximal point method (Xie et al. 2020, algorithm 1) o
 beta 0.5 and one inner step, written in torch, the gradient taken through all iterations. Both get
 the same cost, 1 - cosine of 32 pairs of token sets, with uniform masses. How far each is from exact
 optimal transport (POT's network simplex, on --exact of the pairs) is told for two kinds of tokens:
-random directions, and tight clusters, which patches of a picture resemble and which are the harder
+random directions, and tight clusters, which patches of an image resemble and which are the harder
 case.
 
 Letters: B pairs, V image tokens, A audio tokens.

@@ -47,7 +47,7 @@ from meerkat_jax.data.pipeline import Encode, train_batches
 from meerkat_jax.data.prompt import pack
 from meerkat_jax.data.split import Split
 
-SECONDS, STORED, SIDE = 10.0, 512, 224  # of a sound; pixels of a picture on disk and in a batch
+SECONDS, STORED, SIDE = 10.0, 512, 224  # of a sound; pixels of an image on disk and in a batch
 KEYS = (
     "image",
     "audio",
@@ -80,7 +80,7 @@ class Plain(torch.utils.data.Dataset):
         """What `Encode` makes of a record."""
         example, shapes = from_bytes(record), self.encode.shapes
         side = (shapes.image_size, shapes.image_size)
-        picture = Image.open(io.BytesIO(example.image)).convert("RGB")
+        image = Image.open(io.BytesIO(example.image)).convert("RGB")
         wave, rate = soundfile.read(io.BytesIO(example.audio), dtype="float32")
         if rate != shapes.sample_rate:
             wave = soxr.resample(wave, rate, shapes.sample_rate)
@@ -96,7 +96,7 @@ class Plain(torch.utils.data.Dataset):
             shapes.max_target_tokens,
         )
         return {
-            "image": np.array(picture.resize(side, Image.Resampling.BICUBIC)),
+            "image": np.array(image.resize(side, Image.Resampling.BICUBIC)),
             "audio": wave,
             **packed._asdict(),
             "boxes": self.encode.pad_boxes(example),

@@ -1,4 +1,4 @@
-"""Your own pictures and sounds: copy this file, and change what differs.
+"""Your own images and audio clips: copy this file, and change what differs.
 
     python -m meerkat_jax.data.build jsonl --source_dir=MINE --out=avfit/mine
     python -m meerkat_jax.report.browse avfit/mine

@@ -1,4 +1,4 @@
-"""Meerkat in JAX: ask about a picture and a sound, get words, boxes and seconds.
+"""Meerkat in JAX: ask about an image and a sound, get words, boxes and seconds.
 
 What a user of the library needs is here, and is imported when it is first used, so that
 `import meerkat_jax` costs nothing.

@@ -1,14 +1,14 @@
-"""The library's door: load what training left, ask about a picture and a sound.
+"""The library's door: load what training left, ask about an image and an audio clip.
 
     from meerkat_jax import Meerkat
     model = Meerkat.load("runs/mini")
     answer = model.ask("scene.jpg", "clip.wav", "Where is the object that makes this sound?")
     answer.text, answer.boxes, answer.segments
 
-A picture is a path, encoded bytes, a PIL image or uint8[H, W, 3]; a sound is a path, encoded bytes
-or (samples [n] or [n, channels], sample rate). Either, not both, may be None: the model then sees
-plain grey or hears silence. Of a sound longer than the model's `seconds`, the beginning is heard.
-Whatever of that an answer rests on stands in its `notes`.
+An image is a path, encoded bytes, a PIL image or uint8[H, W, 3]; audio is a path, encoded bytes or
+(samples [n] or [n, channels], sample rate). Either, not both, may be None: the model then gets a
+grey image or silence. Of audio longer than the model's `seconds` only the beginning is used.
+An answer's `notes` say so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ROWS = 64  # questions that are answered side by side
 
 
 class Meerkat:
-    """A trained model that answers questions about a picture and a sound."""
+    """A trained model that answers questions about an image and an audio clip."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Meerkat:
 
     @property
     def seconds(self) -> float:
-        """How much of a sound is heard."""
+        """How much of an audio clip is heard."""
         return self.assembly.shapes.seconds
 
     def ask(
@@ -121,7 +121,7 @@ class Meerkat:
         ]
 
     def converse(self, image: ImageLike, audio: AudioLike) -> Conversation:
-        """Begin a conversation; its `ask` takes what this `ask` does, without picture and sound.
+        """Begin a conversation; its `ask` takes what this `ask` does, without image and audio.
 
         Raises UserError for media that cannot be read.
         """
@@ -137,7 +137,7 @@ class Meerkat:
     ) -> list[Answer]:
         """Answers to (image, audio, prompt) or {"image", "audio", "prompt"}, in their order.
 
-        Neighbours about the same picture and sound share the work of looking and listening.
+        Neighbours about the same image and audio share the work of looking and listening.
         Question i is drawn with seed + i, so that `ask(..., seed=seed + i)` gives the same answer.
         All are held to `grammar`, as in `ask`.
         """
@@ -190,8 +190,8 @@ class Meerkat:
         return [inputs.load(self.assembly, asked) for asked in chunk]
 
     def _encode_and_align(self, pairs: list[ModelInputs]) -> dict[str, jax.Array]:
-        images, sounds = [pair.image for pair in pairs], [pair.audio for pair in pairs]
-        return self.sampler.encode_and_align(np.stack(images), np.stack(sounds))
+        images, audio_clips = [pair.image for pair in pairs], [pair.audio for pair in pairs]
+        return self.sampler.encode_and_align(np.stack(images), np.stack(audio_clips))
 
     def _answer(
         self, pairs: list[ModelInputs], aligned: dict[str, jax.Array], temperature: float

@@ -1,4 +1,4 @@
-"""A page in the browser: give a picture and a sound, ask, and see what the answer points at.
+"""A page in the browser: give an image and an audio clip, ask, and see what the answer points at.
 
     python -m meerkat_jax.demo --checkpoint=runs/mini [--host=127.0.0.1 --port=7860]
 
@@ -75,7 +75,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("slots", 8, "Questions answered side by side.", lower_bound=1)
     flags.DEFINE_integer("waiting", 64, "Most questions that wait.", lower_bound=1)
     flags.DEFINE_float("megabytes", limits.megabytes, "Largest file.", lower_bound=0.1)
-    flags.DEFINE_float("megapixels", limits.megapixels, "Largest picture.", lower_bound=0.1)
+    flags.DEFINE_float("megapixels", limits.megapixels, "Largest image.", lower_bound=0.1)
     flags.DEFINE_float("seconds", limits.seconds, "Longest sound or video.", lower_bound=0.1)
     flags.DEFINE_float("answer_seconds", limits.answer_seconds, "Longest answer.", lower_bound=0.1)
     flags.DEFINE_float("keep_minutes", limits.keep_minutes, "Until files go.", lower_bound=0.1)

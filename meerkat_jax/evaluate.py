@@ -295,7 +295,7 @@ def diagnose_some(
 def show(
     model: Meerkat, benchmark: Benchmark, chosen: Sequence[Answered], batch: int = 16
 ) -> list[Shown]:
-    """The chosen answers with what is drawn of them: picture, spectrogram, attention, plan."""
+    """The chosen answers with what is drawn of them: image, spectrogram, attention, plan."""
     if not chosen:
         return []
     wanted, scenes = {record.example_id for record in chosen}, {}

@@ -6,7 +6,7 @@
     python -m meerkat_jax.generate --checkpoint=weights/smollm2 --prompt="What is the capital ..."
 
 The last one asks a store of published weights: its language model answers, in words alone.
-Several --prompt are the turns of one conversation about the same picture and sound. With
+Several --prompt are the turns of one conversation about the same image and audio. With
 --grammar=boxes (or segments) answers always end in well-formed places (or times).
 With --quantise=int8 the language model's weights take a quarter of the memory; answers may differ.
 A manifest has one JSON object per line: `{"image": "scene.jpg", "audio": "clip.wav", "prompt":
@@ -66,15 +66,15 @@ def answer_one(
     prompt: str,
     temperature: float = 0.0,
     seed: int = 0,
-    picture: str | Path | None = None,
+    annotated: str | Path | None = None,
     grammar: str | None = None,
 ) -> Answer:
-    """One answer, drawn into the file `picture` (PNG) if that is given."""
-    if picture is not None and not os.access(Path(picture).absolute().parent, os.W_OK):
-        raise UserError(f"--annotate={picture}: its folder is not there or not writable")
+    """One answer, drawn into the file `annotated` (PNG) if that is given."""
+    if annotated is not None and not os.access(Path(annotated).absolute().parent, os.W_OK):
+        raise UserError(f"--annotate={annotated}: its folder is not there or not writable")
     answer = model.ask(image, audio, prompt, temperature, seed, grammar)
-    if picture is not None:
-        _draw(Path(picture), image, answer, prompt)
+    if annotated is not None:
+        _draw(Path(annotated), image, answer, prompt)
     return answer
 
 
@@ -216,7 +216,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
 
 
 def _draw(path: Path, image: str | None, answer: Answer, prompt: str) -> None:
-    # The original proportions; the squashed picture of the tower would show them distorted.
+    # The original proportions; the squashed image of the tower would show them distorted.
     pixels = answer.view.image if image is None else load_image(image, DRAWN_SIZE)
     drawn = Image.fromarray(pixels)
     if image is not None:
@@ -235,7 +235,7 @@ def _draw(path: Path, image: str | None, answer: Answer, prompt: str) -> None:
 def define_flags() -> None:
     """The flags of the command line."""
     flags.DEFINE_string("checkpoint", None, "Work directory of training, or a store of weights.")
-    flags.DEFINE_string("image", None, "Picture.")
+    flags.DEFINE_string("image", None, "Image.")
     flags.DEFINE_string("audio", None, "Sound.")
     flags.DEFINE_multi_string("prompt", None, "Question, in words; several: a conversation.")
     flags.DEFINE_string("annotate", None, "Draw the answer into this PNG file.")
@@ -301,7 +301,7 @@ def _tell(answer: Answer, as_json: bool) -> None:
 
 
 def _say_published(given: flags.FlagValues) -> None:
-    """Ask the language model of a store, which knows nothing of pictures and sounds yet."""
+    """Ask the language model of a store, which knows nothing of images and audio clips yet."""
     names = ("image", "audio", "annotate", "manifest", "out", "grammar")
     _refuse_flags(names, "with weights as published")
     if given.prompt is None or len(given.prompt) > 1:

@@ -2,8 +2,8 @@
 
     python -m meerkat_jax.serve --checkpoint=runs/mini [--host=127.0.0.1] [--port=8000]
 
-`POST /v1/chat/completions` takes a picture (image_url with a data: URL), a sound (input_audio) and
-words, and answers at once or in pieces; `GET /v1/models`, `/health` and `/metrics` (Prometheus)
+`POST /v1/chat/completions` takes an image (image_url with a data: URL), audio (input_audio) and
+text, and answers at once or in pieces; `GET /v1/models`, `/health` and `/metrics` (Prometheus)
 tell of the server. --slots questions are answered side by side, --waiting more wait, the next is
 told to come again (429). SIGTERM lets the answers under way end. docs/use.md has examples.
 
@@ -32,7 +32,7 @@ from meerkat_jax.serving.limits import Limits
 
 
 def warm(engine: Engine, size: int) -> None:
-    """Compile what the first question needs, with a grey picture of `size` pixels a side."""
+    """Compile what the first question needs, with a grey image of `size` pixels a side."""
     grey = np.full((size, size, 3), 128, np.uint8)
     engine.ask(grey, None, "What do you see?", max_new=1).answer()
 
@@ -47,11 +47,11 @@ def define_flags() -> None:
     flags.DEFINE_string("name", None, "The model's name; default: that of its folder.")
     flags.DEFINE_integer("slots", 8, "Questions answered side by side.", 1)
     flags.DEFINE_integer("waiting", 64, "Questions that may wait.", 1)
-    flags.DEFINE_integer("pairs", 16, "Pictures and sounds remembered.", 1)
+    flags.DEFINE_integer("pairs", 16, "Images and audio clips remembered.", 1)
     flags.DEFINE_integer("max_body", limits.body, "Bytes of a request.", 1)
     flags.DEFINE_integer("max_bodies", limits.bodies, "Bytes of all requests that are read.", 1)
-    flags.DEFINE_integer("max_pixels", limits.pixels, "Pixels of a picture.", 1)
-    flags.DEFINE_float("max_sound", limits.sound, "Seconds of a sound.", 0)
+    flags.DEFINE_integer("max_pixels", limits.pixels, "Pixels of an image.", 1)
+    flags.DEFINE_float("max_audio", limits.audio, "Seconds of an audio clip.", 0)
     flags.DEFINE_float("max_seconds", limits.seconds, "From a request to its answer.", 0)
     define_storage_flags()
     flags.DEFINE_string("data_dir", None, "Cache of compiled programs; else $MEERKAT_CACHE.")
@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
         model = Meerkat.load(given.checkpoint, given.quantise, given.unstack_layers)
         name = given.name or Path(given.checkpoint).resolve().name
         limits = Limits(
-            given.max_body, given.max_pixels, given.max_sound, given.max_seconds, given.max_bodies
+            given.max_body, given.max_pixels, given.max_audio, given.max_seconds, given.max_bodies
         )
         with Engine(model, given.slots, given.waiting, given.pairs) as engine:
             warm(engine, model.assembly.shapes.image_size)

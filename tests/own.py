@@ -26,7 +26,7 @@ def get_config(arg: str) -> ml_collections.ConfigDict:
 
 
 def write_own(folder: Path, count: int = COUNT, test: int = 8, media: str = "procedural") -> Path:
-    """A folder of pictures, sounds and annotations.jsonl; gives it."""
+    """A folder of images, sounds and annotations.jsonl; gives it."""
     config = MiniConfig(media=media, classes=8)
     things = instances(config, load_media(media), "train")
     folder.mkdir(parents=True)

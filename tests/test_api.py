@@ -18,7 +18,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.inference.inputs import spell
 from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from tests import tiny
-from tests.inference.made import STEP, fast_compilation, made, model, picture, png, tone, wav
+from tests.inference.made import STEP, fast_compilation, made, make_image, model, png, tone, wav
 
 PROMPT = "What makes this sound?"
 OTHER = "Count the things that you see."
@@ -137,11 +137,11 @@ def test_any_form_of_a_picture_and_a_sound_gives_the_same_answer(tmp_path, clip)
     (tmp_path / "p.png").write_bytes(png(3))
     (tmp_path / "s.wav").write_bytes(clip)
     samples, _ = soundfile.read(io.BytesIO(clip), dtype="int16")  # to the last bit
-    pictures = [png(3), tmp_path / "p.png", str(tmp_path / "p.png")]
-    pictures += [picture(3), np.asarray(picture(3))]
-    sounds = [clip, tmp_path / "s.wav", str(tmp_path / "s.wav"), (samples, 16000)]
-    sounds += [(np.stack([samples / 32768] * 2, axis=1), 16000)]
-    answers = model().ask_batch(list(zip(pictures, sounds, [PROMPT] * 5, strict=True)), batch=5)
+    images = [png(3), tmp_path / "p.png", str(tmp_path / "p.png")]
+    images += [make_image(3), np.asarray(make_image(3))]
+    audio_clips = [clip, tmp_path / "s.wav", str(tmp_path / "s.wav"), (samples, 16000)]
+    audio_clips += [(np.stack([samples / 32768] * 2, axis=1), 16000)]
+    answers = model().ask_batch(list(zip(images, audio_clips, [PROMPT] * 5, strict=True)), batch=5)
     assert len({answer.text for answer in answers}) == 1 and answers[0].text
     assert {answer.notes for answer in answers} == {answers[0].notes}
 
@@ -187,24 +187,24 @@ def test_an_answer_shows_what_the_model_saw(clip):
 @pytest.mark.parametrize(
     ("image", "sound", "note"),
     [
-        (png(0), None, "no sound was given: the model heard silence"),
-        (None, wav(tone(440)), "no picture was given: the model saw plain grey"),
-        (png(0), wav(tone(440, 12.5)), "the sound is 12.5 s long: heard were its first 10 s"),
-        (png(0), wav(np.zeros(16000)), "the sound is silent"),
+        (png(0), None, "no audio was given: the model heard silence"),
+        (None, wav(tone(440)), "no image was given: the model saw plain grey"),
+        (png(0), wav(tone(440, 12.5)), "the audio is 12.5 s long: heard were its first 10 s"),
+        (png(0), wav(np.zeros(16000)), "the audio is silent"),
         (
             png(0),
             (np.stack([tone(440), -tone(440)], 1), 16000),
-            "the sound's channels cancel each other: the loudest alone is heard",
+            "the audio's channels cancel each other: the loudest alone is heard",
         ),
         (
             png(0),
             (16384 * tone(440) / np.abs(tone(440)).max(), 16000),
-            "the sound is above full scale: divided by its peak (-84.3 dB)",
+            "the audio is above full scale: divided by its peak (-84.3 dB)",
         ),
     ],
 )
-def test_notes_tell_what_the_answer_rests_on(image, sound, note):
-    assert note in model().ask(image, sound, PROMPT).notes
+def test_notes_tell_what_the_answer_rests_on(image, audio, note):
+    assert note in model().ask(image, audio, PROMPT).notes
 
 
 def test_only_the_first_seconds_of_a_long_sound_are_heard():
@@ -237,13 +237,13 @@ def test_special_tokens_in_a_prompt_are_plain_text(clip):
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ((None, None, PROMPT), "neither a picture nor a sound"),
-        ((b"no picture", None, PROMPT), "not a picture"),
+        ((None, None, PROMPT), "neither an image nor an audio clip"),
+        ((b"no image", None, PROMPT), "not an image"),
         ((png(0)[:200], None, PROMPT), "cannot be decoded"),
         (("absent.png", None, PROMPT), "absent.png: cannot open"),
-        ((np.zeros((4, 4)), None, PROMPT), r"picture array float64\(4, 4\); expected uint8"),
-        ((7, None, PROMPT), "picture is a int"),
-        ((None, b"no sound", PROMPT), "not a sound"),
+        ((np.zeros((4, 4)), None, PROMPT), r"image array float64\(4, 4\); expected uint8"),
+        ((7, None, PROMPT), "image is a int"),
+        ((None, b"no audio", PROMPT), "not an audio clip"),
         ((None, b"", PROMPT), "empty"),
         ((None, np.zeros(9), PROMPT), "sound is a ndarray; expected a path"),
         ((None, (np.zeros((2, 2, 2)), 16000), PROMPT), "sound: not .samples, sample rate."),

@@ -24,7 +24,7 @@ from tests.inference.made import made, write_media
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1300, "height": 900}
 WAIT = 60_000  # ms; the first answer compiles
-QUESTION = "Find the object that makes the sound."
+QUESTION = "Find the object that makes the audio."
 DROP = """([selector, name, type, content]) => {
   const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
   const held = new DataTransfer();
@@ -98,7 +98,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """Two pictures and two sounds on disk."""
+    """Two images and two sounds on disk."""
     folder = tmp_path_factory.mktemp("media")
     write_media(folder)
     return folder
@@ -112,10 +112,10 @@ def drop(page, where, path):
 
 
 def give(page, folder, number):
-    drop(page, "#picture", folder / f"{number}.png")
-    page.locator("#picture img").wait_for()
-    drop(page, "#sound", folder / f"{number}.wav")
-    page.locator("#sound .waveform-container, #sound audio").first.wait_for(state="attached")
+    drop(page, "#image", folder / f"{number}.png")
+    page.locator("#image img").wait_for()
+    drop(page, "#audio", folder / f"{number}.wav")
+    page.locator("#audio .waveform-container, #audio audio").first.wait_for(state="attached")
 
 
 def ask(page, grammar):
@@ -148,10 +148,10 @@ def width(page):
 
 def box_of(page):
     """Corners in 0..1 of the first drawn box."""
-    rect = page.locator(".meerkat .picture rect.answer").first
-    picture = page.locator(".meerkat .picture").first.get_attribute("viewBox").split()
+    rect = page.locator(".meerkat .image rect.answer").first
+    image = page.locator(".meerkat .image").first.get_attribute("viewBox").split()
     x, y, w, h = (float(rect.get_attribute(name)) for name in ("x", "y", "width", "height"))
-    return [x / 300, y / float(picture[3]), (x + w) / 300, (y + h) / float(picture[3])]
+    return [x / 300, y / float(image[3]), (x + w) / 300, (y + h) / float(image[3])]
 
 
 # ---- the demo ----
@@ -209,7 +209,7 @@ def test_a_keyboard_suffices(visit, demo):
         raise AssertionError(f"no way to {name} by keyboard")
 
     press("two things, one sounds")
-    page.locator("#picture img").wait_for()
+    page.locator("#image img").wait_for()
     press("Describe both")
     page.locator(".meerkat .figures").wait_for()
 
@@ -217,12 +217,12 @@ def test_a_keyboard_suffices(visit, demo):
 def test_a_phone_shows_it_all_and_refusals_are_told(visit, demo, media, tmp_path):
     page = visit(demo[0], PHONE, has_touch=True)
     page.get_by_role("button", name="Ask", exact=True).click()
-    page.get_by_text("give a picture or a sound first").wait_for()
-    (tmp_path / "no.png").write_text("no picture")
-    drop(page, "#picture", tmp_path / "no.png")
+    page.get_by_text("give an image or an audio clip first").wait_for()
+    (tmp_path / "no.png").write_text("no image")
+    drop(page, "#image", tmp_path / "no.png")
     page.wait_for_timeout(500)
     page.get_by_role("button", name="Describe both").click()
-    page.get_by_text("not a picture").wait_for()
+    page.get_by_text("not an image").wait_for()
     page.reload()
     give(page, media, 0)
     ask(page, "times")
@@ -269,6 +269,6 @@ def data_page(tmp_path_factory):
 def test_a_page_on_disk_opens_whole(name, size, visit, request):
     path: Path = request.getfixturevalue(name)
     page = visit(path.as_uri(), size)
-    assert page.locator("svg.picture").count() and width(page) <= size["width"]
+    assert page.locator("svg.image").count() and width(page) <= size["width"]
     broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
     assert page.evaluate(broken) == 0

@@ -17,7 +17,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.demo_page.drawing import draw_answer
 from meerkat_jax.demo_page.limits import Limits
-from meerkat_jax.demo_page.media import read_picture, split_video
+from meerkat_jax.demo_page.media import read_image_file, split_video
 from meerkat_jax.demo_page.samples import KINDS, compose_samples
 from meerkat_jax.demo_page.scratch import Scratch
 from meerkat_jax.demo_page.talk import Desk, Talk
@@ -28,12 +28,12 @@ from tests.data.sources.fill import video as write_video
 from tests.inference.made import fast_compilation, model, write_media
 from tests.serving.test_guard import ask
 
-QUESTION = "Find the object that makes the sound."
+QUESTION = "Find the object that makes the audio."
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """(two pictures, two sounds) as paths."""
+    """(two images, two sounds) as paths."""
     folder = tmp_path_factory.mktemp("files")
     write_media(folder)
     return [[str(folder / f"{i}.{kind}") for i in range(2)] for kind in ("png", "wav")]
@@ -98,23 +98,23 @@ def test_an_answer_that_takes_too_long_is_stopped_and_says_so(desk, files):
     try:
         talk, drawn = [*hasty.ask(Talk(), *pair(files), QUESTION)][-1]
         assert "stopped after 1e-09 s" in drawn
-    except UserError as error:  # before the picture was looked at
+    except UserError as error:  # before the image was looked at
         assert "stopped after 1e-09 s" in str(error)
 
 
 def test_what_is_over_a_limit_is_refused_in_one_line(desk, files, tmp_path):
     image, audio = pair(files)
     Image.new("L", (3000, 2000)).save(tmp_path / "large.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     soundfile.write(tmp_path / "long.wav", np.zeros(9000), 1000)
     small = Desk(desk.engine, desk.seconds, Limits(0.2, 5, 8, 60, 10, 20))
     (tmp_path / "big.wav").write_bytes(bytes(300_000))
     for asked, words in (
-        ((None, None, "What?"), "give a picture or a sound first"),
+        ((None, None, "What?"), "give an image or an audio clip first"),
         ((image, audio, " "), "ask something"),
         ((image, audio, "x" * 21), "21 characters; at most 20"),
         ((str(tmp_path / "large.png"), audio, "What?"), "large.png: 6 million pixels; at most 5"),
-        ((str(tmp_path / "text.png"), audio, "What?"), "picture: not a picture"),
+        ((str(tmp_path / "text.png"), audio, "What?"), "image: not an image"),
         ((image, str(tmp_path / "long.wav"), "What?"), "long.wav: 9.0 s long; at most 8 s"),
         ((image, str(tmp_path / "big.wav"), "What?"), "big.wav: 0.3 MB; at most 0.2 MB"),
         ((image, str(tmp_path / "gone.wav"), "What?"), "gone.wav is not here any more"),
@@ -163,7 +163,7 @@ def test_boxes_segments_and_plan_stand_where_they_belong():
 def test_a_picture_is_shown_in_its_proportions():
     folder = tempfile.mkdtemp()
     Image.new("RGB", (1000, 500)).save(f"{folder}/wide.png")
-    assert read_picture(open(f"{folder}/wide.png", "rb").read()).shape == (320, 640, 3)
+    assert read_image_file(open(f"{folder}/wide.png", "rb").read()).shape == (320, 640, 3)
 
 
 # ---- who may use it ----
@@ -201,9 +201,9 @@ def test_a_video_gives_a_frame_and_a_sound(tmp_path):
     assert "frame at 1.0 s" in note and "first 2.0 s" in note
     with pytest.raises(UserError, match="v.mp4: 2.9 s long; at most 2 s"):
         split_video(str(tmp_path / "v.mp4"), 2.0, Limits(seconds=2))
-    write_video(tmp_path / "dumb.mp4", 1.0, sounds=False)
+    write_video(tmp_path / "dumb.mp4", 1.0, audio_clips=False)
     image, audio, note = split_video(str(tmp_path / "dumb.mp4"), 2.0, Limits())
-    assert audio is None and note.endswith("dumb.mp4: the file has no sound")
+    assert audio is None and note.endswith("dumb.mp4: the file has no audio")
 
 
 def test_what_is_sent_is_gone_after_minutes_and_all_at_the_end():
@@ -231,5 +231,5 @@ def test_examples_are_composed_without_a_network(tmp_path):
     samples, source = compose_samples(tmp_path, model().config, tmp_path / "nothing")
     assert len(samples) == len(KINDS) and "procedural" in source
     for sample in samples:
-        assert Image.open(sample.picture).size == (200, 200)
-        assert soundfile.info(sample.sound).duration == 10.0 and sample.question.strip()
+        assert Image.open(sample.image).size == (200, 200)
+        assert soundfile.info(sample.audio).duration == 10.0 and sample.question.strip()

@@ -116,7 +116,7 @@ def test_the_report_stands_alone(evaluated):
     assert page.count("<article") >= 2 * LIMIT
     for words in ("New compositions", "New augmentations", "New instances", f"step {STEP}"):
         assert words in page
-    for words in ("turned, tinted or blurred", "other pictures and other recordings", "seed 0"):
+    for words in ("turned, tinted or blurred", "other images and other recordings", "seed 0"):
         assert words in page
 
 
@@ -260,7 +260,7 @@ def test_a_benchmark_that_was_trained_on_is_refused(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("{}")
         write_keys(tmp_path / name, split, ["video:abc", f"video:{name}"])
-    with pytest.raises(UserError, match="1 pictures or videos are in the training split of .*mine"):
+    with pytest.raises(UserError, match="1 images or videos are in the training split of .*mine"):
         refuse_leaks(
             Trained(tmp_path, (tmp_path / "mine",)),
             [Benchmark("vggss", tmp_path / "vggss", "test")],

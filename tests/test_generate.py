@@ -10,7 +10,7 @@ from PIL import Image
 
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.generate import answer_manifest, answer_one, read_manifest
-from tests.inference.made import fast_compilation, made, model, picture, png, tone, wav
+from tests.inference.made import fast_compilation, made, make_image, model, png, tone, wav
 
 PROMPT = "What makes this sound?"
 
@@ -23,7 +23,7 @@ def quick():
 
 @pytest.fixture
 def media(tmp_path):
-    """A folder with good and bad pictures and sounds."""
+    """A folder with good and bad images and audio clips."""
     folder = tmp_path / "media"
     folder.mkdir()
     files = {
@@ -34,9 +34,9 @@ def media(tmp_path):
         "long.wav": wav(tone(440, 12.5)),
         "empty.png": b"",
         "cut.png": png(0)[:100],
-        "text.png": b"this is no picture",
+        "text.png": b"this is no image",
         "empty.wav": b"",
-        "text.wav": b"this is no sound",
+        "text.wav": b"this is no audio",
         "cut.wav": wav(tone(440))[:9000],
     }
     for name, content in files.items():
@@ -119,8 +119,8 @@ def test_all_faults_of_a_manifest_are_told_before_the_model_is_loaded(tmp_path, 
         "line 2: not JSON",
         "line 3: a list; expected an object",
         "line 4: .*absent.png: cannot open",
-        "line 5: .*cut.png: the picture cannot be decoded.*; and .*text.wav: not a sound",
-        "line 6: .*cut.wav: the sound is cut off",
+        "line 5: .*cut.png: the image cannot be decoded.*; and .*text.wav: not an audio clip",
+        "line 6: .*cut.wav: the audio is cut off",
         "line 7: prompt ' +'",
         "line 8: expected one of prompt and instruction",
         "line 9: expected one of prompt and instruction",
@@ -166,21 +166,19 @@ def test_answers_that_are_there_are_not_lost(tmp_path, media):
 
 
 def test_the_drawn_picture_keeps_its_proportions_and_is_upright(tmp_path, media):
-    wide = picture(0).resize((90, 30))
+    wide = make_image(0).resize((90, 30))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     wide.save(media / "wide.jpg", exif=exif)
     heights = {}
     for name in ("wide.jpg", "a.png"):
         out = tmp_path / f"{name}.drawn.png"
-        answer_one(model(), str(media / name), str(media / "a.wav"), PROMPT, picture=out)
+        answer_one(model(), str(media / name), str(media / "a.wav"), PROMPT, image=out)
         heights[name] = Image.open(out).size[1]
-    # the answers below the two pictures may differ by a few lines
+    # the answers below the two images may differ by a few lines
     assert heights["wide.jpg"] - heights["a.png"] == pytest.approx(640 * 3 - 640, abs=150)
     with pytest.raises(UserError, match="--annotate=.*absent.*not writable"):
-        answer_one(
-            model(), None, str(media / "a.wav"), PROMPT, picture=tmp_path / "absent" / "x.png"
-        )
+        answer_one(model(), None, str(media / "a.wav"), PROMPT, image=tmp_path / "absent" / "x.png")
 
 
 # ---- the command ----

@@ -1,8 +1,8 @@
-"""Draw docs/answer.png, the picture of the README: a box on an image, a segment under its audio.
+"""Draw docs/answer.png, the image of the README: a box on an image, a segment under its audio.
 
     python tools/make_readme_figure.py --out=docs/answer.png
 
-The scene is one of the procedural media (shapes and timbres made by our code), so the picture is
+The scene is one of the procedural media (shapes and timbres made by our code), so the image is
 free of other people's work. Its answers are the scene's ground truth in the model's answer format;
 no model is run.
 """

@@ -22,7 +22,7 @@ class AVACE(nn.Module):
     """Two-way cross-attention with pre-norm and residual, `heads` heads over an inner `width`.
 
     The map for the box loss is a weighted mean over the audio tokens: silence and background fill
-    many of them. A token weighs by what it finds in the picture (the mass of its scores before the
+    many of them. A token weighs by what it finds in the image (the mass of its scores before the
     softmax) times a learned share. With `attention_embedding` both token sets also receive their
     own attention, scaled to a peak of 1, times a learned vector, so the language model can read
     where and when. `similarity_init` starts the projections of queries and keys.
@@ -121,7 +121,7 @@ def box_coverage(boxes: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Share of every patch that the union of the boxes covers, exactly.
 
     boxes float[B, N, 4] as (x0, y0, x1, y1) in 0..1, zero-area boxes are padding; grid (h, w) ->
-    float[B, h * w] in 0..1, row by row. The box edges and the patch edges together cut the picture
+    float[B, h * w] in 0..1, row by row. The box edges and the patch edges together cut the image
     into cells that are each wholly inside or outside every box and in one patch.
     """
     height, width = grid

@@ -1,4 +1,4 @@
-"""AVOpT: weak alignment of picture and sound by optimal transport between their tokens.
+"""AVOpT: weak alignment of image and audio by optimal transport between their tokens.
 
 Meerkat (arXiv 2407.01851, section 3.2) measures the Wasserstein distance between image patches and
 audio patches with cosine cost and minimises it for matched pairs. Both sets pass through learned

@@ -109,7 +109,7 @@ def pair_contrast(
     audio_valid: jax.Array | None = None,
     excluded: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Symmetric InfoNCE between mean-pooled pictures and sounds of one batch.
+    """Symmetric InfoNCE between mean-pooled images and audio clips of one batch.
 
     Args:
       image_tokens: float[B, V, D], in the same space as audio_tokens (`AVOpT` returns such).
@@ -118,12 +118,12 @@ def pair_contrast(
       temperature: above 0.
       image_valid: bool[B, V], False on padding.
       audio_valid: bool[B, A], False on padding.
-      excluded: bool[B, B], picture i and sound j that must not count as negatives, because they
+      excluded: bool[B, B], image i and sound j that must not count as negatives, because they
         show the same class, say.
 
     Returns:
       loss float[], 0 with zero gradient if nothing matches; scores float[B, B], cosines of every
-      picture (row) with every sound (column).
+      image (row) with every sound (column).
     """
     image = unit(_mean_tokens(image_tokens, image_valid))
     audio = unit(_mean_tokens(audio_tokens, audio_valid))
@@ -132,9 +132,9 @@ def pair_contrast(
     own = jnp.eye(len(scores), dtype=bool)
     if excluded is not None:
         logits = jnp.where(excluded & ~own, NEGATIVE, logits)
-    to_sound = -jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
-    to_picture = -jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
-    return {"loss": masked_mean((to_sound + to_picture) / 2, matched), "scores": scores}
+    to_audio = -jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
+    to_image = -jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
+    return {"loss": masked_mean((to_audio + to_image) / 2, matched), "scores": scores}
 
 
 def _mean_tokens(tokens, valid):

@@ -1,7 +1,7 @@
 """Published sizes and a vocabulary where a config's weights are not on disk.
 
 Enough to know how large everything is, and no more: words are all alike, so the few tokens of the
-prompt around picture and sound may be some more or fewer than the published tokenizer makes.
+prompt around image and audio may be some more or fewer than the published tokenizer makes.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ UNKNOWN = 2**40  # frames: libsndfile states an impossible number when it does n
 # file; programs that write to a pipe state STREAMED bytes or more, because they cannot know.
 SHORT_CHUNK = re.compile(r"(?:data|SSND) *: (\d+) \(should be (\d+)\)")
 STREAMED = 0x7FFFF000
-# The other way round: the file goes on, but not with what may follow the sound in its format.
+# The other way round: the file goes on, but not with what may follow the audio in its format.
 LONG_FILE = re.compile(
     r"Length : (\d+)\n.*(?:data|SSND) : (\d+)\n.*Unknown chunk marker", re.DOTALL
 )
@@ -66,7 +66,7 @@ class AudioInfo:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done to the sound's channels and loudness, for people."""
+        """What was done to the audio's channels and loudness, for people."""
         quieter = f"{ABOVE_FULL_SCALE} ({self.gain:.1f} dB)"
         return (*((CHANNELS_CANCEL,) if self.cancelled else ()), *((quieter,) if self.gain else ()))
 
@@ -79,8 +79,8 @@ class AudioInfo:
         )
 
 
-CHANNELS_CANCEL = "the sound's channels cancel each other: the loudest alone is heard"
-ABOVE_FULL_SCALE = "the sound is above full scale: divided by its peak"
+CHANNELS_CANCEL = "the audio's channels cancel each other: the loudest alone is heard"
+ABOVE_FULL_SCALE = "the audio is above full scale: divided by its peak"
 
 
 def load_audio(
@@ -92,7 +92,7 @@ def load_audio(
     start: float = 0.0,
     isolate: bool = True,
 ) -> tuple[np.ndarray, AudioInfo]:
-    """Decode a sound (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
+    """Decode audio (path or encoded bytes) to float32[seconds * sample_rate], mono, about -1..1.
 
     WAV, FLAC, OGG, MP3 and their kin, or the sound of a container of `containers.FORMATS` (M4A,
     WebM, a video), by content; that in a process of its own unless `isolate` is off.
@@ -100,9 +100,9 @@ def load_audio(
     Channels and loudness as the module's docstring tells, other rates resampled (soxr, high
     quality). What is before `start`, in seconds, is left out, and a longer sound is cut to its
     beginning. A shorter one is padded: "zero" by silence; "repeat" as CLAP was trained, by whole
-    repetitions and then silence, which makes the sound occur at times when it did not, hence not
+    repetitions and then silence, which makes the audio occur at times when it did not, hence not
     the default. `name` is what errors call it (default: the path). Raises UserError when the file
-    is missing, empty, not a sound, cut off within these seconds (where its format can tell), longer
+    is missing, empty, not audio, cut off within these seconds (where its format can tell), longer
     than it says, or holds numbers that are not finite.
     """
     if pad not in ("zero", "repeat"):
@@ -117,7 +117,7 @@ def load_audio(
     if not all(_peak(channel) <= LOUDEST for channel in wave.T):  # not a number is neither
         raise UserError(
             f"{name}: samples are not finite or beyond {LOUDEST:g}; expected about -1 to 1: "
-            "export the sound anew"
+            "export the audio anew"
         )
     mono, cancelled = mix_to_mono(wave)
     # At the file's own rate, so that the loudness does not depend on the rate that is asked for.
@@ -148,13 +148,13 @@ def mix_to_mono(wave: np.ndarray) -> tuple[np.ndarray, bool]:
     if wave.shape[1] == 1:
         return wave[:, 0], False
     mono = wave.mean(axis=1)
-    powers = wave.var(axis=0)  # about the mean: an offset is not a sound
+    powers = wave.var(axis=0)  # about the mean: an offset is not an audio clip
     cancelled = mono.var() < CANCELLED * powers.sum() / wave.shape[1] ** 2
     return (wave[:, powers.argmax()], True) if cancelled else (mono, False)
 
 
 def limit_peak(mono: np.ndarray) -> tuple[np.ndarray, float]:
-    """A sound float32[n] divided by its peak if that is above 1, and the gain in dB (0 if not)."""
+    """Audio float32[n] divided by its peak if that is above 1, and the gain in dB (0 if not)."""
     peak = _peak(mono) if len(mono) else 0.0
     if peak <= 1:
         return mono, 0.0
@@ -162,7 +162,7 @@ def limit_peak(mono: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def is_silent(mono: np.ndarray) -> bool:
-    """Whether a sound float32[n] has no signal: less than -80 dB of full scale around its mean."""
+    """Whether audio float32[n] has no signal: less than -80 dB of full scale around its mean."""
     return not len(mono) or bool(_peak(mono, mono.mean()) < SILENCE)
 
 
@@ -175,8 +175,8 @@ def count_seconds(source: str | os.PathLike | bytes) -> float | None:
         with _opened(source, "") as file:
             if containers.detect(file):
                 return isolated.media_seconds(file, "audio")
-            with _sound(file, "") as (sound, _):
-                return sound.frames / sound.samplerate if sound.frames < UNKNOWN else None
+            with _audio(file, "") as (audio, _):
+                return audio.frames / audio.samplerate if audio.frames < UNKNOWN else None
     except (UserError, soundfile.SoundFileError, TypeError):  # reading it tells what is wrong
         return None
 
@@ -199,26 +199,26 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> contextlib.Abstract
     file = containers.as_file(source, name)
     if not file.read(1):
         file.close()
-        raise UserError(f"{name}: the sound is empty (0 bytes); get the file again")
+        raise UserError(f"{name}: the audio is empty (0 bytes); get the file again")
     file.seek(0)
     return file
 
 
 @contextlib.contextmanager
-def _sound(file: io.IOBase, name: str) -> Iterator[tuple[soundfile.SoundFile, bool]]:
-    """The sound in a file, and whether an MP3 is known to be cut off.
+def _audio(file: io.IOBase, name: str) -> Iterator[tuple[soundfile.SoundFile, bool]]:
+    """The audio in a file, and whether an MP3 is known to be cut off.
 
     Of an MP3 that does not tell its length rightly the frames are counted (`mp3.py`).
     """
-    with soundfile.SoundFile(file) as sound:
-        if sound.subtype != "MPEG_LAYER_III":
-            yield sound, False
+    with soundfile.SoundFile(file) as audio:
+        if audio.subtype != "MPEG_LAYER_III":
+            yield audio, False
             return
     file.seek(0)
     data = file.read()
     anew = mp3.counted(data, name)
-    with soundfile.SoundFile(io.BytesIO(anew.data if anew else data)) as sound:
-        yield sound, bool(anew and anew.cut_off)
+    with soundfile.SoundFile(io.BytesIO(anew.data if anew else data)) as audio:
+        yield audio, bool(anew and anew.cut_off)
 
 
 def _decode(
@@ -226,47 +226,47 @@ def _decode(
 ) -> tuple[np.ndarray, int, int]:
     """`seconds` from `start`, float32[n, channels], the rate, and the frames of the whole sound."""
     try:
-        with _sound(file, name) as (sound, cut_off):
-            rate, frames, report = sound.samplerate, sound.frames, sound.extra_info
+        with _audio(file, name) as (audio, cut_off):
+            rate, frames, report = audio.samplerate, audio.frames, audio.extra_info
             _check_header(file, rate, frames, report, name)
             first = round(start * rate)
             if first and first >= frames:
                 raise UserError(
-                    f"{name}: the sound ends after {frames / rate:.2f} s, before {start:g} s"
+                    f"{name}: the audio ends after {frames / rate:.2f} s, before {start:g} s"
                 )
             before = min(first, round(WARM_UP * rate))
             if first > before:
-                sound.seek(first - before)
+                audio.seek(first - before)
             wanted, left = math.ceil(seconds * rate), frames - first
             count = before + min(left, wanted)
-            containers.check_samples(count, sound.channels, rate, name)
-            wave = sound.read(count, dtype="float32", always_2d=True)[before:]
+            containers.check_samples(count, audio.channels, rate, name)
+            wave = audio.read(count, dtype="float32", always_2d=True)[before:]
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
-            f"{name}: not a sound that can be decoded ({reason}); expected WAV, FLAC, OGG, MP3, "
+            f"{name}: no audio that can be decoded ({reason}); expected WAV, FLAC, OGG, MP3, "
             "M4A or WebM: convert it, or get the file again"
         ) from None
     if len(wave) == 0:
-        raise UserError(f"{name}: the sound has no samples; get the file again")
+        raise UserError(f"{name}: the audio has no samples; get the file again")
     cut_off = cut_off or _cut_off(file, report)
     if len(wave) < min(left, wanted) or (left < wanted and cut_off):
         raise UserError(
-            f"{name}: the sound is cut off after {start + len(wave) / rate:.2f} s; "
+            f"{name}: the audio is cut off after {start + len(wave) / rate:.2f} s; "
             "get the file again"
         )
     return wave, rate, frames
 
 
 def _check_header(file: io.IOBase, rate: int, frames: int, report: str, name: str) -> None:
-    """UserError for a header that is wrong about the sound, or would lose a part of it unsaid."""
+    """UserError for a header that is wrong about the audio, or would lose a part of it unsaid."""
     if not RATES[0] <= rate <= RATES[1]:
         raise UserError(
-            f"{name}: the header says {rate} Hz, which no sound has; convert it to WAV at 48000 Hz"
+            f"{name}: the header says {rate} Hz, which no audio has; convert it to WAV at 48000 Hz"
         )
-    if frames >= UNKNOWN:  # libsndfile would end in an error, not at the end of the sound
+    if frames >= UNKNOWN:  # libsndfile would end in an error, not at the end of the audio
         raise UserError(
-            f"{name}: the header does not say how long the sound is, as of FLAC written to a pipe; "
+            f"{name}: the header does not say how long the audio is, as of FLAC written to a pipe; "
             "convert it to WAV, or to FLAC in a file"
         )
     longer = LONG_FILE.search(report)
@@ -283,7 +283,7 @@ def _check_header(file: io.IOBase, rate: int, frames: int, report: str, name: st
 
 
 def _cut_off(file: io.IOBase, report: str) -> bool:
-    """Whether the file ends before the sound does, which libsndfile passes over in silence."""
+    """Whether the file ends before the audio does, which libsndfile passes over in silence."""
     chunk = SHORT_CHUNK.search(report)  # WAV and its kin
     if chunk:
         stated, found = int(chunk[1]), int(chunk[2])

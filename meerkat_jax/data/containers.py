@@ -33,7 +33,7 @@ FORMATS = {  # FFmpeg's demuxer: what users call it
     "aac": "AAC",
 }
 HEAD = 4096  # bytes that decide
-STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # brands of MP4 that are pictures
+STILLS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # brands of MP4 that are images
 ATOMS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that a MOV begins with
 OGG_VIDEO = (
     b"\x80theora",
@@ -148,7 +148,7 @@ class _Timed:
 class Opened:
     """One stream of an open container, and the common clock.
 
-    Times count from the earliest start among the pictures and sounds of the file, as in players.
+    Times count from the earliest start among the images and audio clips of the file, as in players.
     """
 
     def __init__(self, container: Any, kind: str, deadline: Deadline) -> None:
@@ -157,7 +157,7 @@ class Opened:
         streams = [s for s in (*container.streams.video, *container.streams.audio) if not _cover(s)]
         wanted = [stream for stream in streams if stream.type == kind]
         if not wanted:
-            what = "sound" if kind == "audio" else "picture"
+            what = "sound" if kind == "audio" else "image"
             raise UserError(f"{deadline.name}: the file has no {what}")
         self.stream = wanted[0]
         if self.stream.codec_context is None:
@@ -209,7 +209,7 @@ class Opened:
 
 
 def _cover(stream: Any) -> bool:
-    """Whether it is the picture on the cover of a sound."""
+    """Whether it is the image on the cover of an audio clip."""
     import av
 
     return bool(stream.disposition & av.stream.Disposition.attached_pic)

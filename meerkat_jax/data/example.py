@@ -1,7 +1,7 @@
-"""The one record that every source becomes: a picture, a sound, and questions about the two.
+"""The one record that every source becomes: an image, a sound, and questions about the two.
 
-A picture-sound pair is stored once with all questions about it, because they share the prefix of
-picture and sound tokens that is most of a sequence. Serialised as msgpack: bytes stay bytes,
+An image-sound pair is stored once with all questions about it, because they share the prefix of
+image and audio tokens that is most of a sequence. Serialised as msgpack: bytes stay bytes,
 nothing is executed on reading.
 """
 
@@ -19,7 +19,7 @@ TASKS = ("arig", "igatl", "avfact1", "avfact2", "avfact3", "avfact4", "avqa", "a
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A labelled box; corners in 0..1 of the picture's width and height."""
+    """A labelled box; corners in 0..1 of the image's width and height."""
 
     label: str
     x0: float
@@ -56,10 +56,10 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A picture-sound pair: encoded media, what is seen and heard, and the questions.
+    """An image-sound pair: encoded media, what is seen and heard, and the questions.
 
     `boxes` are of what sounds and is seen (where AVACE's attention belongs; empty: left out of that
-    loss). `matched` says whether picture and sound go together (False: left out of AVOpT's loss).
+    loss). `matched` says whether image and audio go together (False: left out of AVOpT's loss).
     """
 
     id: str

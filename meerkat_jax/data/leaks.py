@@ -1,4 +1,4 @@
-"""What must not be in two splits: pictures, clips and source videos, over all data sets together.
+"""What must not be in two splits: images, clips and source videos, over all data sets together.
 
 Every example has keys ("video:--4gqARaEJE"); a built folder keeps those of each split, hashed to 64
 bits, in `keys/<split>.npy`. A name is needed only when something is wrong; it is looked up in the
@@ -84,7 +84,7 @@ def refuse(folders: Sequence[Path], held: Sequence[Path] = ()) -> None:
             both = np.intersect1d(train, keys, assume_unique=True)
             if len(both):
                 raise UserError(
-                    f"{len(both)} pictures or videos are in the training split of {folder} and in "
+                    f"{len(both)} images or videos are in the training split of {folder} and in "
                     f"the test split of {other}, {_name(folder, int(both[0]))} for one; build "
                     f"{folder.name} anew (--overwrite) with --exclude={other} beside its others"
                 )

@@ -18,17 +18,19 @@ from meerkat_jax.data.image import SIDEWAYS, read_turned, turned_back
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.skips import Bad
 
-LONGEST_SIDE = 512  # pixels of a stored picture
+LONGEST_SIDE = 512  # pixels of a stored image
 QUALITY = 92  # of its JPEG
 RATE = 48_000  # Hz of a stored sound
-SOUNDS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
+AUDIO_FORMATS = {"flac": ("FLAC", "PCM_16"), "opus": ("OGG", "OPUS")}
 OPUS_EFFORT = 0.7  # of libsndfile's scale: about 80 kbit/s for one channel
-# What is noted of pictures with an EXIF turn.
-AS_STORED = "the picture's EXIF turn is not applied: its boxes are of what is stored"
-UPRIGHT = "the picture's EXIF turn is applied: its boxes, if any, are of what is upright"
-SHORT = 0.25  # seconds that a sound may end before what is annotated: last frames are often lost
+# What is noted of images with an EXIF turn.
+AS_STORED = "the image's EXIF turn is not applied: its boxes are of what is stored"
+UPRIGHT = "the image's EXIF turn is applied: its boxes, if any, are of what is upright"
+SHORT = (
+    0.25  # seconds that an audio clip may end before what is annotated: last frames are often lost
+)
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
 WAVES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au")
 
 
@@ -62,49 +64,49 @@ class Shelf:
         return self.folders[folder]
 
 
-def find_picture(shelf: Shelf, places: Sequence[Place]) -> tuple[str, float] | None:
-    """The file of a picture, or a video and a time in it; None when neither is there."""
-    return shelf.find(places, PICTURES + video.SUFFIXES)
+def find_image(shelf: Shelf, places: Sequence[Place]) -> tuple[str, float] | None:
+    """The file of an image, or a video and a time in it; None when neither is there."""
+    return shelf.find(places, IMAGES + video.SUFFIXES)
 
 
-def find_sound(shelf: Shelf, places: Sequence[Place]) -> tuple[str, float] | None:
-    """The file of a sound or a video, and when the clip begins; None when neither is there."""
-    return shelf.find(places, WAVES + video.SUFFIXES + video.SOUND_SUFFIXES)
+def find_audio(shelf: Shelf, places: Sequence[Place]) -> tuple[str, float] | None:
+    """The file of an audio clip or video, and when the clip begins; None if neither is there."""
+    return shelf.find(places, WAVES + video.SUFFIXES + video.AUDIO_SUFFIXES)
 
 
-def encode_picture(
+def encode_image(
     path: str,
     at: float,
     stored: bool = False,
     sizes: Sequence[tuple[float, float]] = (),
 ) -> tuple[bytes, tuple[str, ...]]:
-    """JPEG of a picture, or of a video's frame, with its longest side at most LONGEST_SIDE.
+    """JPEG of an image, or of a video's frame, with its longest side at most LONGEST_SIDE.
 
-    `stored` and `sizes` are those of the entry: with an EXIF turn the picture is what its boxes are
+    `stored` and `sizes` are those of the entry: with an EXIF turn the image is what its boxes are
     of, so that the two never part, and that is noted. A JPEG without one that is small enough is
     taken as it is. Bad when it cannot be read, or its sides are those of `sizes` swapped.
     """
     noted: tuple[str, ...] = ()
     try:
         if containers.detect_path(path):
-            picture = Image.fromarray(video.load_frame(path, at))
-            _refuse_swapped(path, picture.size, sizes)
+            image = Image.fromarray(video.load_frame(path, at))
+            _refuse_swapped(path, image.size, sizes)
         else:
-            picture, turn = read_turned(path)
+            image, turn = read_turned(path)
             if turn is None:
-                _refuse_swapped(path, picture.size, sizes)
+                _refuse_swapped(path, image.size, sizes)
             else:
-                stored = _as_stored(path, picture.size, turn, stored, sizes)
-                picture = turned_back(picture, turn) if stored else picture
+                stored = _as_stored(path, image.size, turn, stored, sizes)
+                image = turned_back(image, turn) if stored else image
                 noted = (AS_STORED if stored else UPRIGHT,)
-            data = Path(path).read_bytes() if max(picture.size) <= LONGEST_SIDE else b""
+            data = Path(path).read_bytes() if max(image.size) <= LONGEST_SIDE else b""
             if data[:3] == b"\xff\xd8\xff" and _plain(data):
                 return data, noted
     except UserError as error:
-        raise Bad("picture cannot be read", str(error)) from None
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        raise Bad("image cannot be read", str(error)) from None
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     out = io.BytesIO()
-    picture.convert("RGB").save(out, "JPEG", quality=QUALITY)
+    image.convert("RGB").save(out, "JPEG", quality=QUALITY)
     return out.getvalue(), noted
 
 
@@ -115,34 +117,34 @@ def _as_stored(
     stored: bool,
     sizes: Sequence[tuple[float, float]],
 ) -> bool:
-    """Whether boxes are of a picture as it is stored: what `sizes` tell, else `stored`."""
+    """Whether boxes are of an image as it is stored: what `sizes` tell, else `stored`."""
     told = {_wide(size) for size in sizes} - {None}
     if turn not in SIDEWAYS or _wide(upright) is None or not told:
         return stored
     if len(told) > 1:
-        raise Bad("boxes are of pictures with other sides", f"{path}: {list(sizes)}")
+        raise Bad("boxes are of images with other sides", f"{path}: {list(sizes)}")
     return told != {_wide(upright)}
 
 
 def _refuse_swapped(path: str, size: tuple[int, int], sizes: Sequence[tuple[float, float]]) -> None:
-    """Bad where a picture was turned and its boxes were not, and nothing tells how."""
+    """Bad where an image was turned and its boxes were not, and nothing tells how."""
     if size[0] != size[1] and size[::-1] in sizes:
         found = f"{path}: {size[0]} x {size[1]}, boxes are of {size[1]} x {size[0]}"
-        raise Bad("boxes are of the picture with its sides swapped", found)
+        raise Bad("boxes are of the image with its sides swapped", found)
 
 
 def _wide(size: tuple[float, float]) -> bool | None:
-    """Whether a picture is wider than high; None for a square."""
+    """Whether an image is wider than high; None for a square."""
     return None if size[0] == size[1] else size[0] > size[1]
 
 
 def _plain(data: bytes) -> bool:
     """Whether a JPEG has nothing that readers treat in different ways: no turn, three colours."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return picture.mode == "RGB" and picture.getexif().get(0x0112, 1) == 1
+    with Image.open(io.BytesIO(data)) as image:
+        return image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
 
 
-def encode_sound(
+def encode_audio(
     path: str,
     at: float,
     seconds: float,
@@ -150,7 +152,7 @@ def encode_sound(
     kind: str = "flac",
     claimed: bool = False,
 ) -> tuple[bytes, tuple[str, ...]]:
-    """At most `seconds` of a sound from `at` on: mono, RATE Hz, as `kind` of SOUNDS.
+    """At most `seconds` of an audio clip from `at` on: mono, RATE Hz, as `kind` of SOUNDS.
 
     And what is to be noted of it. Bad when it cannot be read, ends before `needed` seconds, or is
     silent although it is `claimed` that something is heard.
@@ -167,8 +169,8 @@ def encode_sound(
     if is_silent(wave):
         if claimed:
             raise Bad("sound is silent, but something is said to be heard", f"{path} from {at:g} s")
-        noted += ("the sound is silent",)
-    container, codec = SOUNDS[kind]
+        noted += ("the audio is silent",)
+    container, codec = AUDIO_FORMATS[kind]
     effort = {"compression_level": OPUS_EFFORT} if kind == "opus" else {}
     out = io.BytesIO()
     soundfile.write(out, wave, RATE, format=container, subtype=codec, **effort)

@@ -126,7 +126,7 @@ def _header(head: bytes) -> Frame | None:
     sampled = HERTZ[hertz] >> {3: 0, 2: 1, 0: 2}[version]
     kilobits = (RATES_1 if one else RATES_2)[rate - 1]
     size = (144 if one else 72) * 1000 * kilobits // sampled + (third >> 1 & 1)
-    side = (17 if mono else 32) if one else (9 if mono else 17)  # bytes before the sound
+    side = (17 if mono else 32) if one else (9 if mono else 17)  # bytes before the audio
     return Frame((int.from_bytes(head, "big") & SAME, mono), size, 4 + side)
 
 

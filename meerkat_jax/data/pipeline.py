@@ -146,7 +146,7 @@ def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.nda
 def encode_media(
     example: Example, shapes: Shapes, needs_image: bool = True, needs_audio: bool = True
 ) -> dict[str, np.ndarray]:
-    """Picture and sound as arrays, empty ones for what is not asked for.
+    """Image and sound as arrays, empty ones for what is not asked for.
 
     image uint8[H, W, 3] squashed to the tower's size, or [0, 0, 3]; audio float32[samples], or [0].
     """

@@ -1,7 +1,7 @@
-"""Where picture, sound, instruction and answer stand in a sequence, as plain data.
+"""Where image, sound, instruction and answer stand in a sequence, as plain data.
 
-A sequence is a prefix, which all questions about a picture-sound pair share, then the instruction,
-then the answer. `llama2` is the chat form of Llama-2 with the picture first; `release` is the order
+A sequence is a prefix, which all questions about an image-sound pair share, then the instruction,
+then the answer. `llama2` is the chat form of Llama-2 with the image first; `release` is the order
 of the authors' code: sound first and no chat markers. All styles: data/styles.py.
 
     llama2:  <s> [INST] <image> V </image> <audio> A </audio>   instruction [/INST]   answer </s>
@@ -44,7 +44,7 @@ ROLES = ("user", "assistant")
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Static layout: runs of token ids with the places of picture and sound between them."""
+    """Static layout: runs of token ids with the places of image and audio between them."""
 
     prefix: tuple[Part, ...]
     question: tuple[Piece, ...]
@@ -77,7 +77,7 @@ class Prompt:
         return _filled(self.tokenizer, self.answer, {"response": self._said(response)})
 
     def text_ids(self, messages: str | Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a conversation without picture and sound, as the published template has them.
+        """Ids of a conversation without image and audio, as the published template has them.
 
         messages: an instruction, or {"role": ..., "content": ...} each: "system" (may be left out),
         then "user" and "assistant" in turn. After a question the answer is to begin.
@@ -159,7 +159,7 @@ def style_note(tokenizer: Tokenizer, style: str | None) -> str | None:
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
-    """Text of a style, cut at special tokens and at the places of picture and sound."""
+    """Text of a style, cut at special tokens and at the places of image and audio."""
     ids = tokenizer.specials
     named = {"{begin}": tokenizer.bos_id, "{end}": tokenizer.eos_id}
     for sense in ("image", "audio"):

@@ -22,7 +22,7 @@ GRID = 16  # cells of the map of boxes, each way
 CLAIMS = ("avfact1", "avfact2", "avfact3", "avfact4")
 OF_BOXES = ("avfact1", "avfact3")  # claims about a box
 OF_TIMES = ("avfact3", "avfact4")  # claims about an interval
-TWICE = ("picture", "sound", "picture with sound", "id")
+TWICE = ("image", "sound", "image with sound", "id")
 ROUNDING = 1e-3  # between a box as it is kept and as it stands in a text
 
 
@@ -87,7 +87,7 @@ class Statistics:
         self.audio_labels: Counter[str] = Counter()
         self.boxes = 0
         self.boxes_each: Counter[int] = Counter()  # distinct boxes of a record
-        self.areas: Counter[int] = Counter()  # per cent of the picture, rounded down
+        self.areas: Counter[int] = Counter()  # per cent of the image, rounded down
         self.places = np.zeros((GRID, GRID))  # boxes over each cell, in parts
         self.seconds: Counter[float] = Counter()  # of sounds, to a tenth
         self.unread = 0  # sounds that cannot be opened

@@ -3,13 +3,13 @@
 A style is the text around what is said. In it stand
 
     {begin} {end}               the tokenizer's begin token (if it has one) and end token
-    {image} {audio}             a picture's or a sound's features between their two markers
+    {image} {audio}             an image's or a sound's features between their two markers
     {system} {instruction} {response}   what somebody says
     ▁                           the space that sentencepiece puts before a text; nothing for others
     <|...|>                     a special token of that name
 
 and between special tokens, markers included, the text is tokenised in one stretch, what is said
-with all that stands around it. Without picture and sound that gives the ids of the published chat
+with all that stands around it. Without image and audio that gives the ids of the published chat
 template; the markers stand where they cut no word, so that without them the ids are the same
 (for what begins with neither a space nor a line break).
 

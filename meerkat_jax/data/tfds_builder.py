@@ -41,17 +41,17 @@ from meerkat_jax.data.tfds_features import features, to_record  # noqa: E402
 
 _PAIRS = "class-descriptions-boxable.csv and the other tables of openimages/"
 DESCRIPTIONS = {  # name -> what it is, and the annotation files that it is made of
-    "openimages_audioset": ("pictures joined with clips by weak labels", f"{_PAIRS} and audioset/"),
-    "openimages_strong": ("pictures joined with clips by timed labels", f"{_PAIRS} and audioset/"),
-    "openimages_vggsound": ("pictures joined with clips of VGGSound", f"{_PAIRS} and vggsound/"),
+    "openimages_audioset": ("images joined with clips by weak labels", f"{_PAIRS} and audioset/"),
+    "openimages_strong": ("images joined with clips by timed labels", f"{_PAIRS} and audioset/"),
+    "openimages_vggsound": ("images joined with clips of VGGSound", f"{_PAIRS} and vggsound/"),
     "vggss": ("VGG-SS: boxes around what is heard in clips of VGGSound", "vggss.json"),
     "avsbench": ("AVSBench: boxes of masks of what is heard", "s4_meta_data.csv and s4_data/"),
-    "pascal_sound": ("pictures of PASCAL VOC with sounds", "pairs.csv and Annotations/"),
+    "pascal_sound": ("images of PASCAL VOC with sounds", "pairs.csv and Annotations/"),
     "flickr_soundnet": ("Flickr-SoundNet: boxes by up to three people", "Annotations/ and a list"),
     "llp": ("LLP: when an event is both heard and seen", "AVVP_test_pd.csv and two more .csv"),
     "avqa": ("AVQA: questions with answers to choose from", "train_qa.json, val_qa.json"),
     "music_avqa": ("MUSIC-AVQA: questions about music", "avqa-train.json, avqa-test.json"),
-    "valor": ("VALOR-32K: captions of sound and picture", "desc_train.json, desc_test.json"),
+    "valor": ("VALOR-32K: captions of sound and image", "desc_train.json, desc_test.json"),
     "avfit": ("AVFIT as its authors released it", "<data set>/<data set>_train.json and so on"),
     "jsonl": ("your own data", "annotations.jsonl"),
 }
@@ -71,7 +71,7 @@ class AvfitConfig(tfds.core.BuilderConfig):
     seed: int = 0
     cap: int = 10_000
     seconds: float = 10.0
-    sound: str = "flac"
+    audio: str = "flac"
     exclude: tuple[str | os.PathLike, ...] = ()
     max_skipped: float = 0.01
     max_leaking: float | None = None
@@ -83,8 +83,8 @@ class AvfitConfig(tfds.core.BuilderConfig):
         """UserError for a value that cannot be."""
         self.source = self.source or self.name
         find(self.source)
-        if self.sound not in media.SOUNDS:
-            raise UserError(f"sound={self.sound!r}: expected {' or '.join(media.SOUNDS)}")
+        if self.audio not in media.AUDIO_FORMATS:
+            raise UserError(f"audio={self.audio!r}: expected {' or '.join(media.AUDIO_FORMATS)}")
         if isinstance(self.exclude, str | os.PathLike):
             raise UserError(f"exclude={str(self.exclude)!r}: expected a list of folders")
         least = {"cap": 0, "seconds": 0.1, "max_skipped": 0, "max_leaking": 0, "limit": 1}
@@ -100,7 +100,7 @@ def _configs() -> list[AvfitConfig]:
 
 
 class MeerkatAvfit(tfds.core.ShardBasedBuilder):
-    """AVFIT: pictures with sounds, and questions about the two."""
+    """AVFIT: images with sounds, and questions about the two."""
 
     VERSION = tfds.core.Version(f"{shards.VERSION}.0.0")
     BUILDER_CONFIGS = _configs()
@@ -109,8 +109,8 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Instructions about a picture and a sound: where, when, true or false, "
-            "questions, captions.",
+            description="Instructions about an image and an audio clip: where, when, true or "
+            "false, questions, captions.",
             features=features(),
             disable_shuffling=True,  # the order of the plan, as in a built folder
             metadata=tfds.core.MetadataDict(),
@@ -123,7 +123,7 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
             config.source,
             _manual_dir(dl_manager, config.source),
             Options(config.seed, config.cap, config.seconds),
-            shards.Settings(config.sound, config.shard),
+            shards.Settings(config.audio, config.shard),
             config.max_skipped,
             tuple(Path(folder).expanduser() for folder in config.exclude),
             config.limit,

@@ -18,7 +18,7 @@ from meerkat_jax.data.example import Box, Example, Segment
 
 
 def features() -> tfds.features.FeaturesDict:
-    """Of a record; corners in 0 to 1 of the picture, as x0, y0, x1, y1, times in seconds."""
+    """Of a record; corners in 0 to 1 of the image, as x0, y0, x1, y1, times in seconds."""
     of = tfds.features
     whose = of.Sequence(np.int32, doc="index of the question")
     return of.FeaturesDict(
@@ -45,7 +45,7 @@ def features() -> tfds.features.FeaturesDict:
             "image_labels": of.Sequence(of.Text()),
             "audio_labels": of.Sequence(of.Text()),
             "boxes": of.FeaturesDict(_boxes(), doc="of what is both seen and heard"),
-            "matched": of.Scalar(np.bool_, doc="whether picture and sound go together"),
+            "matched": of.Scalar(np.bool_, doc="whether image and audio go together"),
         }
     )
 

@@ -1,7 +1,7 @@
-"""What containers hold: the frame that is shown at a time, and the sound from a time on.
+"""What containers hold: the frame that is shown at a time, and the audio from a time on.
 
 Times are those of the file's common clock (`containers.Opened`), by the time stamps of frames and
-samples: a variable frame rate, a sound that begins later than the picture, and packets that are
+samples: a variable frame rate, an audio clip that begins later than the image, and packets that are
 missing do not shift anything. A frame that the file says to turn or to mirror is upright.
 """
 
@@ -30,11 +30,11 @@ from meerkat_jax.data.containers import (
 SUFFIXES = (
     ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".ts", ".wmv", ".ogv"
 )  # fmt: skip
-SOUND_SUFFIXES = (".m4a", ".aac", ".wma", ".mka")  # sounds that libsndfile does not read
+AUDIO_SUFFIXES = (".m4a", ".aac", ".wma", ".mka")  # sounds that libsndfile does not read
 LATE = 1.0  # seconds that a time may lie behind the last frame, or before the first, and show it
 SEEK_BACK = 1.0  # seconds before the wanted time at which sound is sought
-JITTER = 0.02  # seconds by which rounded time stamps may differ from where a sound goes on
-LOST = 0.5  # seconds by which a sound may end before its stated end and not be cut off
+JITTER = 0.02  # seconds by which rounded time stamps may differ from where an audio clip goes on
+LOST = 0.5  # seconds by which an audio clip may end before its stated end and not be cut off
 
 
 def load_frame(
@@ -82,7 +82,7 @@ def load_channels(
 
     Samples lie where their time stamps say; between them is silence. The samples of all count from
     the common clock's zero, as `start` does. `limit`: seconds that this may take. UserError when
-    the file has no sound, is damaged or cut off there, ends before, or states too many samples.
+    the file has no audio, is damaged or cut off there, ends before, or states too many samples.
     """
 
     def read(file: Opened, sought: bool) -> tuple[np.ndarray, int, int] | None:
@@ -101,7 +101,7 @@ def load_channels(
         if track is None and sought:
             return None
         if track is None:
-            raise UserError(f"{file.deadline.name}: no sound can be decoded; save it anew")
+            raise UserError(f"{file.deadline.name}: no audio can be decoded; save it anew")
         return track.finish(file, over)
 
     return _sought(source, "audio", start - SEEK_BACK, name, limit, read)
@@ -159,7 +159,7 @@ def _upright(frame: Any, name: str) -> np.ndarray:
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return pixels
-    # It takes the row (x, y, 1) of the picture to that of the display, y downwards.
+    # It takes the row (x, y, 1) of the image to that of the display, y downwards.
     a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(data), np.int32)[:5])
     straight, turned = min(abs(a), abs(d)), min(abs(b), abs(c))
     if max(straight, turned) == 0:  # no transformation at all
@@ -196,7 +196,7 @@ class _Track:
         """Lay a frame where its time stamp says; the later one stays where two overlap."""
         if (frame.sample_rate, frame.layout.nb_channels) != (self.rate, self.channels):
             raise UserError(
-                f"{self.name}: the sound changes from {self.channels} channels at {self.rate} Hz "
+                f"{self.name}: the audio changes from {self.channels} channels at {self.rate} Hz "
                 f"to {frame.layout.nb_channels} at {frame.sample_rate}; save it anew"
             )
         data = _samples(frame)
@@ -223,12 +223,12 @@ class _Track:
             )
         ):
             raise UserError(
-                f"{self.name}: the sound is cut off after {ended:.2f} s of {file.seconds():.2f} s; "
+                f"{self.name}: the audio is cut off after {ended:.2f} s of {file.seconds():.2f} s; "
                 "get the file again"
             )
         if self.end <= 0:
             raise UserError(
-                f"{self.name}: the sound ends after {ended:.2f} s, before {self.start:g} s"
+                f"{self.name}: the audio ends after {ended:.2f} s, before {self.start:g} s"
             )
         return self.wave[: self.end], self.rate, round(ended * self.rate)
 

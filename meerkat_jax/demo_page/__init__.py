@@ -1,1 +1,1 @@
-"""The page on which people ask about a picture and a sound of their own."""
+"""The page on which people ask about an image and an audio clip of their own."""

@@ -1,7 +1,7 @@
 """An answer as HTML: boxes, attention, segments under the spectrogram, and the transport plan.
 
 The figures are those of the report. The plan comes as numbers in the page, and page.js lights up
-which patches of picture and sound it ties to the one that is pointed at.
+which patches of image and audio it ties to the one that is pointed at.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from meerkat_jax.inference.answers import Answer
 from meerkat_jax.report.figures import (
     audio_player,
     clip_figure,
-    picture_figure,
-    picture_uri,
+    image_figure,
+    image_uri,
     spectrogram_uri,
 )
 
-MOST_SOUND = 4_000_000  # bytes of the clip that is laid into the page
+MOST_AUDIO = 4_000_000  # bytes of the clip that is laid into the page
 VERDICTS = {True: "It says: true", False: "It says: false"}
 
 
-def draw_answer(answer: Answer, question: str, picture: np.ndarray | None, sound: bytes) -> str:
+def draw_answer(answer: Answer, question: str, image: np.ndarray | None, audio: bytes) -> str:
     """HTML of an answer with its view.
 
-    picture uint8[H, W, 3] in its own proportions (None: the one that the model saw); sound: WAV
+    image uint8[H, W, 3] in its own proportions (None: the one that the model saw); sound: WAV
     bytes of what is heard.
     """
     view = answer.view
-    picture = view.image if picture is None else picture
+    image = view.image if image is None else image
     boxes = [("answer", box) for box in answer.boxes]
-    drawn = picture_figure(picture, boxes, f"The picture, with {_listed(answer)}")
-    heat = picture_figure(picture, boxes, "Attention of the sound on it", view.attention)
-    pointed = "What it points at" if boxes else "The picture; the answer points at no place in it"
+    drawn = image_figure(image, boxes, f"The image, with {_listed(answer)}")
+    heat = image_figure(image, boxes, "Attention of the audio on it", view.attention)
+    pointed = "What it points at" if boxes else "The image; the answer points at no place in it"
     tracks = [("answered", "answer", answer.segments)]
     clip = clip_figure(view.logmel, tracks, view.seconds)
     return (
         f'<section class="meerkat" aria-label="The answer, drawn">{_said(answer, question)}'
         '<div class="figures">'
-        f"{_figure(drawn, pointed)}{_figure(heat, 'Where the sound draws attention')}"
-        f"{_figure(clip + audio_player(sound, MOST_SOUND), 'When, and the sound that it heard')}"
-        f"</div>{_plan(answer, picture)}</section>"
+        f"{_figure(drawn, pointed)}{_figure(heat, 'Where the audio draws attention')}"
+        f"{_figure(clip + audio_player(audio, MOST_AUDIO), 'When, and the audio that it heard')}"
+        f"</div>{_plan(answer, image)}</section>"
     )
 
 
@@ -60,17 +60,17 @@ def _said(answer: Answer, question: str) -> str:
     )
 
 
-def _plan(answer: Answer, picture: np.ndarray) -> str:
+def _plan(answer: Answer, image: np.ndarray) -> str:
     """Two grids of patches, and the plan between them as uint16, a share of its largest entry."""
     view = answer.view
     rows, columns, notes, times = view.grid
     plan = np.nan_to_num(np.asarray(view.plan, np.float32))
     levels = np.rint(65535 * plan / max(float(plan.max()), 1e-12)).astype("<u2")
     packed = base64.b64encode(levels.tobytes()).decode()
-    seen = _grid("seen", columns, rows, picture_uri(picture), "Patches of the picture")
+    seen = _grid("seen", columns, rows, image_uri(image), "Patches of the image")
     # Low notes are the first tokens, and the lowest row of a spectrogram.
-    heard = _grid("heard", times, notes, spectrogram_uri(view.logmel), "Patches of the sound", True)
-    height = picture.shape[0] / picture.shape[1]
+    heard = _grid("heard", times, notes, spectrogram_uri(view.logmel), "Patches of the audio", True)
+    height = image.shape[0] / image.shape[1]
     return (
         f'<figure class="plan" data-plan="{packed}" data-seconds="{view.seconds:g}" '
         f'style="--height:{height:.4f}"><div>{seen}{heard}</div>'

@@ -24,7 +24,7 @@ PLAYED_RATE = 16_000  # Hz
 VIDEO_RATE = 48_000
 
 
-def check_picture(path: str, limits: Limits) -> None:
+def check_image(path: str, limits: Limits) -> None:
     """Raises UserError when the file is gone, too large or has too many pixels; decodes nothing."""
     name = _check_file(path, limits)
     pixels = math.prod(read_size(path) or (0,)) / 1e6
@@ -34,18 +34,18 @@ def check_picture(path: str, limits: Limits) -> None:
         )
 
 
-def check_sound(path: str, limits: Limits) -> None:
+def check_audio(path: str, limits: Limits) -> None:
     """Raises UserError when the file is gone, too large or too long; decodes nothing."""
     name = _check_file(path, limits)
     _check_seconds(name, count_seconds(path) or 0, limits)
 
 
-def read_picture(content: bytes) -> np.ndarray:
+def read_image_file(content: bytes) -> np.ndarray:
     """uint8[H, W, 3] for the page: upright, in its proportions, the longest side 640 at most."""
     return np.array(read_image(content, longest=SHOWN_SIZE))
 
 
-def read_sound(content: bytes, seconds: float) -> bytes:
+def read_audio_file(content: bytes, seconds: float) -> bytes:
     """WAV bytes of the `seconds` that are heard, mono."""
     wave, _ = load_audio(content, PLAYED_RATE, seconds)
     file = io.BytesIO()
@@ -63,17 +63,17 @@ def split_video(path: str, seconds: float, limits: Limits) -> tuple[Path, Path |
     length = isolated.media_seconds(path, "video", name)
     _check_seconds(name, length, limits)
     at = min(length, seconds) / 2
-    picture = Path(path).with_suffix(".frame.png")
-    Image.fromarray(isolated.load_frame(path, at, name)).save(picture)
-    note = f"the picture is the frame at {at:.1f} s"
+    image = Path(path).with_suffix(".frame.png")
+    Image.fromarray(isolated.load_frame(path, at, name)).save(image)
+    note = f"the image is the frame at {at:.1f} s"
     try:
         wave, info = load_audio(path, VIDEO_RATE, seconds, name=name)
     except UserError as error:
-        return picture, None, f"{note}; {error}"
+        return image, None, f"{note}; {error}"
     wave = wave[: round(min(seconds, info.seconds) * VIDEO_RATE)]
-    sound = Path(path).with_suffix(".sound.wav")
-    soundfile.write(sound, wave, VIDEO_RATE)
-    return picture, sound, f"{note}, the sound its first {len(wave) / VIDEO_RATE:.1f} s"
+    audio = Path(path).with_suffix(".sound.wav")
+    soundfile.write(audio, wave, VIDEO_RATE)
+    return image, audio, f"{note}, the audio its first {len(wave) / VIDEO_RATE:.1f} s"
 
 
 def _check_file(path: str, limits: Limits) -> str:

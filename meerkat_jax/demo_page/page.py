@@ -30,8 +30,8 @@ CSP = (
 )
 HEAD = f'<meta http-equiv="Content-Security-Policy" content="{CSP}"><script>{{script}}</script>'
 TITLE = """# Who makes that sound, where, and when?
-Give a picture and a sound, then ask. Answers can point: at a place in the picture, at a time in the
-sound."""
+Give an image and an audio clip, then ask. Answers can point: at a place in the image, at a time in
+the audio."""
 TASKS = (
     ("Where does it sound?", "arig"),
     ("When does it sound?", "igatl"),
@@ -53,18 +53,18 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
         state = gr.State(Talk(), time_to_live=round(60 * limits.keep_minutes))
         with gr.Row(equal_height=False):
             with gr.Column(min_width=300):
-                picture = gr.Image(
-                    label="Picture", type="filepath", height=260, elem_id="picture",
+                image = gr.Image(
+                    label="Image", type="filepath", height=260, elem_id="image",
                     sources=["upload", "webcam", "clipboard"], buttons=[],
                 )  # fmt: skip
-                sound = gr.Audio(
-                    label="Sound", type="filepath", elem_id="sound", buttons=[],
+                audio = gr.Audio(
+                    label="Audio", type="filepath", elem_id="audio", buttons=[],
                     sources=["upload", "microphone"],
                 )  # fmt: skip
                 video = gr.UploadButton(
                     "Take both from a video", file_types=["video"], size="sm", elem_id="video"
                 )
-                for component in (picture, sound, video):
+                for component in (image, audio, video):
                     _as_sent(component)
                 gr.Markdown("Or begin with an example:")
                 with gr.Row(elem_classes="few"):
@@ -77,7 +77,7 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
                 with gr.Row(elem_classes="few"):
                     tasks = [gr.Button(title, size="sm", min_width=130) for title, _ in TASKS]
                 question = gr.Textbox(
-                    label="Question", placeholder="Which object makes the sound?", lines=1,
+                    label="Question", placeholder="Which object makes the audio?", lines=1,
                     max_length=limits.characters, elem_id="question",
                 )  # fmt: skip
                 with gr.Row():
@@ -96,7 +96,7 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
         drawn = gr.HTML(IDLE, elem_id="drawn")
         gr.Markdown(_small_print(limits, source), elem_classes="fine")
 
-        inputs, outputs = [state, picture, sound, grammar, follow], [state, chat, drawn]
+        inputs, outputs = [state, image, audio, grammar, follow], [state, chat, drawn]
         answer = functools.partial(_answer, desk)
         asking = {"concurrency_limit": slots, "concurrency_id": "ask", "show_progress": "minimal"}
         asking |= {"api_visibility": "private"}
@@ -106,10 +106,10 @@ def build_page(desk: Desk, samples: Sequence[Sample], source: str, slots: int) -
             fixed = functools.partial(answer, instruction(task, "train", 0))
             button.click(fixed, inputs, outputs, **asking)
         for button, sample in zip(examples, samples, strict=True):
-            values = str(sample.picture), str(sample.sound), sample.question
-            button.click(functools.partial(tuple, values), None, [picture, sound, question])
+            values = str(sample.image), str(sample.audio), sample.question
+            button.click(functools.partial(tuple, values), None, [image, audio, question])
         split = functools.partial(_split, desk)
-        video.upload(split, video, [picture, sound], concurrency_limit=4, api_visibility="private")
+        video.upload(split, video, [image, audio], concurrency_limit=4, api_visibility="private")
         anew.click(lambda: (Talk(), [], IDLE), None, outputs)
     return page
 
@@ -147,7 +147,7 @@ def launch(
 def _as_sent(component: gr.components.Component) -> None:
     """Let the files of a component stay as they came, and come from the visitor alone.
 
-    Gradio would decode a picture before its pixels are counted, and fetch what an address names
+    Gradio would decode an image before its pixels are counted, and fetch what an address names
     that a forged request gives instead of a file. (A class of its own would make Gradio write a
     stub beside this module.)
     """
@@ -166,13 +166,13 @@ def _answer(
     desk: Desk,
     question: str,
     talk: Talk,
-    picture: str | None,
-    sound: str | None,
+    image: str | None,
+    audio: str | None,
     grammar: str,
     follow: bool,
 ) -> Iterator[tuple[Talk, list[dict], Any]]:
     try:
-        for now, drawn in desk.ask(talk, picture, sound, question, GRAMMARS[grammar], follow):
+        for now, drawn in desk.ask(talk, image, audio, question, GRAMMARS[grammar], follow):
             yield now, _messages(now), gr.skip() if drawn is None else drawn
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from None
@@ -188,16 +188,16 @@ def _messages(talk: Talk) -> list[dict[str, str]]:
 
 def _split(desk: Desk, video: str) -> tuple[str, str | None]:
     try:
-        picture, sound, note = split_video(video, desk.seconds, desk.limits)
+        image, audio, note = split_video(video, desk.seconds, desk.limits)
     except UserError as error:
         raise gr.Error(str(error).replace(video, Path(video).name), print_exception=False) from None
     gr.Info(note)
-    return str(picture), sound and str(sound)
+    return str(image), audio and str(audio)
 
 
 def _small_print(limits: Limits, source: str) -> str:
     return (
-        f"Files of at most {limits.megabytes:g} MB, pictures of at most {limits.megapixels:g} "
+        f"Files of at most {limits.megabytes:g} MB, images of at most {limits.megapixels:g} "
         f"million pixels, sounds and videos of at most {limits.seconds:g} s. What you send is kept "
         f"in a temporary folder of this computer and deleted after {limits.keep_minutes:g} "
         f"minutes, and when the page is shut down; nothing goes to any other. Examples: {source}."

@@ -1,4 +1,4 @@
-"""Pictures and sounds to begin with, composed when the page starts: none is part of the project.
+"""Images and audio clips to begin with, composed when the page starts: none is part of the project.
 
 A model of the mini data set gets scenes of its own things, of which it has seen no such scene. Any
 other model, and one whose media are not in the cache, gets shapes and timbres made by our code.
@@ -36,11 +36,11 @@ KINDS: tuple[tuple[str, str, Callable[[Example], bool]], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture and a sound on disk, what they show, and a question that fits."""
+    """An image and an audio clip on disk, what they show, and a question that fits."""
 
     title: str
-    picture: Path
-    sound: Path
+    image: Path
+    audio: Path
     question: str
 
 
@@ -57,11 +57,11 @@ def compose_samples(
         while not fits(example := scene(mini, things, "compositions", index)):
             index += 1
         index += 1
-        picture, sound = folder / f"example{number}.jpg", folder / f"example{number}.wav"
-        picture.write_bytes(example.image)
+        image, audio = folder / f"example{number}.jpg", folder / f"example{number}.wav"
+        image.write_bytes(example.image)
         wave, rate = soundfile.read(io.BytesIO(example.audio))
-        soundfile.write(sound, wave, rate, "PCM_16")  # which every browser plays, as mu-law is not
-        samples.append(Sample(title, picture, sound, instruction(task, "train", 0)))
+        soundfile.write(audio, wave, rate, "PCM_16")  # which every browser plays, as mu-law is not
+        samples.append(Sample(title, image, audio, instruction(task, "train", 0)))
     return samples, media.notes
 
 

@@ -1,6 +1,6 @@
-"""Do picture and sound find each other? What AVOpT and AVACE make of one pair, as numbers.
+"""Do image and audio find each other? What AVOpT and AVACE make of one pair, as numbers.
 
-The paper argues with three things: transport costs less for a picture with its own sound than with
+The paper argues with three things: transport costs less for an image with its own sound than with
 another (AVOpT), attention lies in the box of what sounds (AVACE), and a transport plan is no even
 spread. Each is a pure function here, beside what chance or an even spread would give.
 
@@ -30,14 +30,14 @@ def mass_inside(attention: np.ndarray, boxes: Sequence[Box]) -> float:
     """Share of attention float[h, w] that lies in the boxes.
 
     A patch that they cover in part counts in that part, so even attention gives their share of the
-    picture's area exactly.
+    image's area exactly.
     """
     attention = np.asarray(attention, np.float64)
     return float((attention * coverage(boxes, attention.shape)).sum() / attention.sum())
 
 
 def area(boxes: Sequence[Box], grid: tuple[int, int]) -> float:
-    """The boxes' share of the picture: what even attention puts in them."""
+    """The boxes' share of the image: what even attention puts in them."""
     return float(coverage(boxes, grid).mean())
 
 
@@ -76,7 +76,7 @@ def entropy(plan: np.ndarray) -> float:
 def partners(
     seen: Sequence[Collection[str]], heard: Sequence[Collection[str]], seed: int = 0
 ) -> list[int | None]:
-    """For each picture the number of another pair's sound, in which nothing seen is heard.
+    """For each image the number of another pair's sound, in which nothing seen is heard.
 
     seen, heard: class names of n pairs. Drawn with `seed`; None where there is no such sound, or
     where it is not known what is seen.

@@ -1,7 +1,7 @@
 """What one scores without looking, without hearing, or with the same answer every time.
 
 Constants are chosen on the very truths that they are scored on, which favours them: a model above
-them has used picture and sound. Boxes and intervals of the baselines carry the right label.
+them has used image and audio. Boxes and intervals of the baselines carry the right label.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def boxes(questions: Sequence[Question]) -> dict[str, dict[str, float]]:
 
 
 def constant_box(true: Sequence[Sequence[Box]], people: People = None) -> dict[str, float]:
-    """Scores of the mean true box or of the picture's centre, whichever is better."""
+    """Scores of the mean true box or of the image's centre, whichever is better."""
     corners = [(b.x0, b.y0, b.x1, b.y1) for sample in true for b in sample]
     candidates = [CENTRE] + ([Box("", *np.mean(corners, axis=0).tolist())] if corners else [])
     scores = [grounding_scores([[b]] * len(true), true, annotators=people) for b in candidates]

@@ -6,7 +6,7 @@ holds: `{"<benchmark>/<task>": {"<metric>": x, "intervals": {"<metric>": [low, h
 is measured is in measures.py, the intervals (95 %) in bootstrap.py.
 
 Grounding in space and time is scored apart for the scenes where it is hard: `several_objects` (two
-and more things in the picture) and `two_sounds` (two sounds at one moment). The baselines are
+and more things in the image) and `two_sounds` (two sounds at one moment). The baselines are
 described in baselines.py.
 """
 
@@ -123,7 +123,7 @@ def class_names(records: Sequence[Answered]) -> frozenset[str]:
 
 
 def has_several_objects(record: Answered) -> bool:
-    """Whether the picture shows two things or more."""
+    """Whether the image shows two things or more."""
     return len(record.question.truth.get("objects") or ()) > 1
 
 

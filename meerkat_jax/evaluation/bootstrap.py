@@ -1,6 +1,6 @@
 """How sure is a score? Percentile bootstrap intervals over the samples of a benchmark.
 
-A benchmark's samples (pictures, clips, questions) are drawn anew with replacement, as many as there
+A benchmark's samples (images, clips, questions) are drawn anew with replacement, as many as there
 are, and scored; the middle 95 % of what many such draws score is the interval. Nearly all scores
 here are functions of sums over samples (a mean, an F1 of pooled counts, BLEU), so a draw costs a
 matrix product and not a new evaluation: that is `Summed`. For a score that is none of these there

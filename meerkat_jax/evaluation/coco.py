@@ -6,7 +6,7 @@ Python. The two jars are called by the same commands as that package's, but once
 on standard input and in UTF-8 whatever the locale; the package itself writes into its own folder.
 
 ROUGE-L is a mean over captions. BLEU and METEOR pool counts over captions before they divide, so
-they are functions of sums and not means. CIDEr is a mean, but weighs words by how many pictures'
+they are functions of sums and not means. CIDEr is a mean, but weighs words by how many images'
 references have them. `caption_sums` keeps what each caption adds, so that a bootstrap draw is
 scored as that set of captions would be, but with CIDEr's word weights of the whole set.
 """

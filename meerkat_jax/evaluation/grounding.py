@@ -1,4 +1,4 @@
-"""Scores of boxes on pictures: cIoU and its AUC as in sound-source localisation, and plain box IoU.
+"""Scores of boxes on images: cIoU and its AUC as in sound-source localisation, and plain box IoU.
 
 cIoU (the paper's ARIG scores) is taken on a 224 x 224 grid between the union of the answered boxes
 and the truth: `sum(pred * gt) / (sum(gt) + sum(pred * [gt == 0]))`. The truth is the union of the
@@ -8,9 +8,9 @@ AUC of that share over thresholds 0, 0.05, ..., 1. Labels play no part.
 
 Grid, maps, thresholds and comparisons are those of the published evaluation codes
 (github.com/hche11/Localizing-Visual-Sounds-the-Hard-Way, github.com/stoneMo/EZ-VSL). These score
-heat maps, the half of the picture that responds most; here a model answers boxes. Two samples are
+heat maps, the half of the image that responds most; here a model answers boxes. Two samples are
 not as there, and neither occurs in a benchmark: without truth and answer cIoU is 1 (there 0 / 0),
-and corners beyond the picture are cut off (there they count from the other side).
+and corners beyond the image are cut off (there they count from the other side).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def observe(
         answered: the model's answers to their questions; what it said of claims (AVFact) is weighed
             against the opposite.
         batch: pairs that are looked at together.
-        seed: draws which other sound each picture is compared with.
+        seed: draws which other sound each image is compared with.
         only: numbers of the pairs to measure (one host's share, say); other sounds are drawn from
             all `examples` whatever these are.
     """
@@ -73,12 +73,12 @@ def _rows(sampler, scorer, pairs, strangers, said) -> Iterator[Row]:
     shapes, grid = sampler.assembly.shapes, sampler.assembly.model.image_grid
     images = np.stack([load_image(one.image, shapes.image_size) for one in pairs])
 
-    def looked(sounds: Sequence[bytes]) -> dict[str, jax.Array]:
-        clips = [load_audio(s, shapes.sample_rate, shapes.seconds)[0] for s in sounds]
+    def encoded(files: Sequence[bytes]) -> dict[str, jax.Array]:
+        clips = [load_audio(file, shapes.sample_rate, shapes.seconds)[0] for file in files]
         return sampler.encode_and_align(images, np.stack(clips))
 
-    own = looked([one.audio for one in pairs])
-    other = looked([(other or one).audio for one, other in zip(pairs, strangers, strict=True)])
+    own = encoded([one.audio for one in pairs])
+    other = encoded([(other or one).audio for one, other in zip(pairs, strangers, strict=True)])
     own["cache"] = sampler.prefill(own)  # once, for all claims
     chances = _verdicts(scorer, own, said)
     attention = np.asarray(own["attention"])

@@ -1,4 +1,4 @@
-"""An answer drawn: boxes on the picture, segments under the spectrogram, the words below."""
+"""An answer drawn: boxes on the image, segments under the spectrogram, the words below."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07800", "#56b4e9")
 RANGE = 80.0  # dB under the loudest that are drawn
 
 
-def annotate(picture: Image.Image, answer: Answer, prompt: str) -> Image.Image:
-    """`picture` (any size) with its boxes, the spectrogram with its segments, prompt and answer.
+def annotate(image: Image.Image, answer: Answer, prompt: str) -> Image.Image:
+    """`image` (any size) with its boxes, the spectrogram with its segments, prompt and answer.
 
     Needs the answer's view. One colour for each label, in boxes and segments alike.
     """
     labels = dict.fromkeys(item.label for item in (*answer.boxes, *answer.segments))
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
     rows = [
-        _boxes(picture, answer, colours),
+        _boxes(image, answer, colours),
         _spectrogram(answer.view.logmel),
         *(_lane(segment, answer.view.seconds, colours) for segment in answer.segments),
         _axis(answer.view.seconds),
@@ -40,9 +40,9 @@ def annotate(picture: Image.Image, answer: Answer, prompt: str) -> Image.Image:
     return page
 
 
-def _boxes(picture: Image.Image, answer: Answer, colours: dict[str, str]) -> Image.Image:
-    height = max(1, round(WIDTH * picture.height / picture.width))
-    drawn = picture.convert("RGB").resize((WIDTH, height), Image.Resampling.BICUBIC)
+def _boxes(image: Image.Image, answer: Answer, colours: dict[str, str]) -> Image.Image:
+    height = max(1, round(WIDTH * image.height / image.width))
+    drawn = image.convert("RGB").resize((WIDTH, height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(drawn)
     for box in answer.boxes:
         x0, y0, x1, y1 = box.x0 * WIDTH, box.y0 * height, box.x1 * WIDTH, box.y1 * height

@@ -14,10 +14,10 @@ from meerkat_jax.data.verdict import parse_verdict
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """What the model was given and how it related picture and sound.
+    """What the model was given and how it related image and audio.
 
     image uint8[H, W, 3] as the tower sees it; logmel float[F, mels] in dB; attention float[h, w],
-    the sound's on the picture (AVACE); plan float[V, A] (AVOpT), V = h*w row by row, A = freq*time;
+    the audio's on the image (AVACE); plan float[V, A] (AVOpT), V = h*w row by row, A = freq*time;
     grid (h, w, freq, time); seconds, the length of what is heard.
     """
 
@@ -33,10 +33,10 @@ class View:
 class Answer:
     """An answer as the model wrote it, and what can be read in it.
 
-    boxes have corners in 0..1 of the picture's width and height, segments are in seconds; verdict
+    boxes have corners in 0..1 of the image's width and height, segments are in seconds; verdict
     is what the text says of a claim (True or False, Yes or No), None when it says neither or both;
     `mended` of the boxes and segments were not in the exact form. `notes` are for people: what was
-    wrong with the input (a sound that is too long, silent or absent) or with the answer.
+    wrong with the input (an audio clip that is too long, silent or absent) or with the answer.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Answer:
 
     @property
     def attention(self) -> np.ndarray | None:
-        """float[h, w]: where in the picture the sound draws attention (AVACE's map)."""
+        """float[h, w]: where in the image the audio draws attention (AVACE's map)."""
         return None if self.view is None else self.view.attention
 
     def to_json(self) -> dict[str, Any]:

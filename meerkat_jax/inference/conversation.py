@@ -1,4 +1,4 @@
-"""A conversation: questions one after another about the same picture and sound."""
+"""A conversation: questions one after another about the same image and audio."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Engine:
     def __init__(self, model: Model, slots: int = 8, waiting: int = 64, pairs: int = 16):
         """`slots` questions are answered at a time and at most `waiting` more wait.
 
-        What the model made of the last `pairs` pictures and sounds is kept on the device.
+        What the model made of the last `pairs` images and audio clips is kept on the device.
         """
         for name, value in (("slots", slots), ("waiting", waiting), ("pairs", pairs)):
             if value < 1:
@@ -111,7 +111,7 @@ class Engine:
     ) -> Reply:
         """Begin an answer, as `Meerkat.ask` gives it.
 
-        turns: earlier (question, answer) pairs of a conversation about the same picture and sound;
+        turns: earlier (question, answer) pairs of a conversation about the same image and audio;
         max_new: the most tokens (default and at most: N).
 
         Raises:

@@ -1,8 +1,8 @@
 """What is asked, made ready for the model, and what it wrote, read back for people.
 
-A picture is a path, encoded bytes, a PIL image or uint8[H, W, 3]; a sound is a path, encoded bytes
-or (samples [n] or [n, channels], sample rate). Either, not both, may be None: the model then sees
-plain grey or hears silence. Of a sound longer than the model's `seconds`, the beginning is heard.
+An image is a path, encoded bytes, a PIL image or uint8[H, W, 3]; audio is a path, encoded bytes or
+(samples [n] or [n, channels], sample rate). Either, not both, may be None: the model then gets a
+grey image or silence. Of audio longer than the model's `seconds` only the beginning is used.
 """
 
 from __future__ import annotations
@@ -70,28 +70,28 @@ def load(assembly: Assembly, asked: Request, cache: MediaCache | None = None) ->
     """
     shapes, notes = assembly.shapes, []
     if asked.image is None and asked.audio is None:
-        raise UserError("neither a picture nor a sound is given; give one of them at least")
+        raise UserError("neither an image nor an audio clip is given; give one of them at least")
     if asked.image is None:
         image = np.full((shapes.image_size,) * 2 + (3,), GREY, np.uint8)
-        notes.append("no picture was given: the model saw plain grey")
+        notes.append("no image was given: the model saw plain grey")
     else:
         decode_image = functools.partial(load_image, size=shapes.image_size)
-        image = _decoded("image", _picture_source(asked.image), decode_image, cache)
+        image = _decoded("image", _image_source(asked.image), decode_image, cache)
     if asked.audio is None:
         audio = np.zeros(round(shapes.seconds * shapes.sample_rate), np.float32)
-        notes.append("no sound was given: the model heard silence")
+        notes.append("no audio was given: the model heard silence")
     else:
         decode_audio = functools.partial(
             load_audio, sample_rate=shapes.sample_rate, seconds=shapes.seconds
         )
-        audio, info = _decoded("audio", _sound_source(asked.audio), decode_audio, cache)
+        audio, info = _decoded("audio", _audio_source(asked.audio), decode_audio, cache)
         if info.truncated:
             notes.append(
-                f"the sound is {info.seconds:.1f} s long: heard were its first {shapes.seconds:g} s"
+                f"the audio is {info.seconds:.1f} s long: heard were its first {shapes.seconds:g} s"
             )
         notes += info.notes
         if info.silent:
-            notes.append("the sound is silent")
+            notes.append("the audio is silent")
     questions = [spell(assembly, prompt, asked.turns) for prompt in asked.prompts]
     seeds = asked.seeds or [0] * len(questions)
     grammars = asked.grammars or [None] * len(questions)
@@ -178,21 +178,21 @@ def read(
     return read_answer(text, assembly.shapes.seconds, notes, view)
 
 
-def _picture_source(image: ImageLike) -> str | os.PathLike | bytes:
+def _image_source(image: ImageLike) -> str | os.PathLike | bytes:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UserError(f"picture array {image.dtype}{image.shape}; expected uint8[H, W, 3]")
+            raise UserError(f"image array {image.dtype}{image.shape}; expected uint8[H, W, 3]")
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         file = io.BytesIO()
         image.save(file, "PNG", compress_level=1)
         return file.getvalue()
     if not isinstance(image, str | os.PathLike | bytes):
-        raise UserError(f"picture is a {type(image).__name__}; expected a path, bytes or an array")
+        raise UserError(f"image is a {type(image).__name__}; expected a path, bytes or an array")
     return image
 
 
-def _sound_source(audio: AudioLike) -> str | os.PathLike | bytes:
+def _audio_source(audio: AudioLike) -> str | os.PathLike | bytes:
     if isinstance(audio, tuple):
         try:
             samples, rate = np.asarray(audio[0]), int(audio[1])

@@ -1,7 +1,7 @@
 """Answers from the model: one prefix per pair, a key-value cache, a compiled call per shape bucket.
 
-A picture and a sound are encoded once; the cache of their prefix is filled once and shared out to
-the pair's questions; the questions follow, padded at the right; then one token per row and turn, in
+A pair is encoded once; the cache of its prefix is filled once and broadcast to the pair's
+questions; the questions follow, padded at the right; then one token per row and turn, in
 a loop on the device that ends when every row has ended. Batches are padded up to few sizes
 (`bucket`), so that few programs are compiled; a padded row has ended before it begins.
 

@@ -15,7 +15,7 @@ UNFINISHED = "\ufffd"  # what stands for bytes that are no whole character yet
 class Reply:
     """Iterate for pieces of text as they come, or wait for the whole `answer`.
 
-    `prompt_tokens` counts picture, sound and question; `finish` says why it is over: "stop" (the
+    `prompt_tokens` counts image, audio and question; `finish` says why it is over: "stop" (the
     model ended it), "length" (it was cut off) or "cancelled"; None before that.
     """
 

@@ -38,7 +38,7 @@ VERSION = 24  # raise it when scenes, questions or manifest change: old folders 
 # Parts of a split that a phase can read alone, as "train/matched".
 PARTS: dict[str, Callable[[Example], bool]] = {
     "matched": lambda example: example.matched,  # something seen is heard
-    "crowded": lambda example: len(example.image_labels) > 1,  # more names in a picture
+    "crowded": lambda example: len(example.image_labels) > 1,  # more names in an image
 }
 
 
@@ -77,7 +77,7 @@ def choose_classes(media: MediaSet, count: int) -> tuple[str, ...]:
 
 
 def instances(config: MiniConfig, media: MediaSet, split: str) -> dict[str, Media]:
-    """The one picture and sound of each class that a split is made of."""
+    """The one image and audio of each class that a split is made of."""
     names = choose_classes(media, config.classes)
     if split != "instances":
         return {name: media.media[name, "a"] for name in names}
@@ -87,11 +87,11 @@ def instances(config: MiniConfig, media: MediaSet, split: str) -> dict[str, Medi
 def scene(config: MiniConfig, media: dict[str, Media], split: str, index: int) -> Example:
     """One scene as a record. Pure in its arguments; `media` is what `instances` gives."""
     rng = compose.scene_generator(config.seed, split, index)
-    aspect = {name: one.picture.shape[1] / one.picture.shape[0] for name, one in media.items()}
+    aspect = {name: one.image.shape[1] / one.image.shape[0] for name, one in media.items()}
     plan = compose.plan_scene(rng, sorted(media), aspect, split)
     new = split == "augmentations"
-    image, boxes = compose.render_picture(rng, plan, media, new)
-    audio = compose.render_sound(rng, plan, media, config.sample_rate, new)
+    image, boxes = compose.render_image(rng, plan, media, new)
+    audio = compose.render_audio(rng, plan, media, config.sample_rate, new)
     return Example(
         id=f"mini-{split}-{index:06d}",
         source="mini",

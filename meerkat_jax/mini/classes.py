@@ -81,7 +81,7 @@ MORE_CUTOUTS: dict[str, str] = {
 class Photo(NamedTuple):
     """A photograph and a recording inside one resource file; `crop` is (x0, y0, x1, y1) in 0..1."""
 
-    picture: str
+    image: str
     sound: str
     crop: tuple[float, float, float, float]
 

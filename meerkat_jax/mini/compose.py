@@ -1,4 +1,4 @@
-"""Compose scenes from single pictures and single sounds: what is where, what sounds when.
+"""Compose scenes from single images and single sounds: what is where, what sounds when.
 
 A scene is planned first (names, boxes, segments: pure and cheap), then rendered. Everything is
 drawn from one `numpy` generator seeded by (seed, split, index), so a scene does not depend on the
@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.mini.thing import Media
 
-PICTURE_SIZE = 200  # so that a pixel is 0.005 of the picture: boxes are exact in three decimals
+IMAGE_SIZE = 200  # so that a pixel is 0.005 of the image: boxes are exact in three decimals
 CLIP_SECONDS = 10.0
 SPLITS = ("train", "compositions", "augmentations", "instances")
 
@@ -31,7 +31,7 @@ SHARE_SIMULTANEOUS = 0.5  # of the scenes with two sounds; the others may overla
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a scene holds. `objects` are the pictures' boxes, `sounds` the segments."""
+    """What a scene holds. `objects` are the images' boxes, `sounds` the segments."""
 
     objects: tuple[Box, ...]
     sounds: tuple[Segment, ...]
@@ -63,7 +63,7 @@ def plan_scene(
 ) -> Plan:
     """Draw 1 to 3 pictured and 0 to 2 sounding classes, their boxes and their segments.
 
-    `aspect` is width / height of each class's picture; `split` says how often two things sound.
+    `aspect` is width / height of each class's image; `split` says how often two things sound.
     """
     two_sounds = SHARE_TWO_SOUNDS_TRAIN if split == "train" else SHARE_TWO_SOUNDS
     n_seen = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
@@ -71,7 +71,7 @@ def plan_scene(
     seen, others = order[:n_seen], order[n_seen:]
     draw = rng.random()
     if draw < SHARE_MATCHED:
-        # the second sound belongs to something else in the picture as often as to something unseen
+        # the second sound belongs to something else in the image as often as to something unseen
         second = seen[1] if n_seen > 1 and rng.random() < 0.6 else others[0]
         heard, quiet = [seen[0], second], ""
     elif draw < SHARE_MATCHED + SHARE_MISMATCHED:
@@ -86,11 +86,11 @@ def plan_scene(
 def _place(
     rng: np.random.Generator, names: Sequence[str], aspect: dict[str, float]
 ) -> tuple[Box, ...]:
-    """Boxes that do not overlap; longest side .33 to .6 of the picture, smaller when crowded."""
+    """Boxes that do not overlap; longest side .33 to .6 of the image, smaller when crowded."""
     largest = {1: 0.6, 2: 0.52, 3: 0.44}[len(names)]
     while True:
         boxes: list[Box] = []
-        # in any order: what finds the picture empty gets larger, which must not tell what sounds
+        # in any order: what finds the image empty gets larger, which must not tell what sounds
         for name in rng.permutation(names).tolist():
             for _ in range(20):
                 side = rng.uniform(0.33, largest)
@@ -123,23 +123,23 @@ def _time(rng: np.random.Generator, names: Sequence[str]) -> tuple[Segment, ...]
     )
 
 
-def render_picture(
+def render_image(
     rng: np.random.Generator, plan: Plan, media: dict[str, Media], new_augmentations: bool
 ) -> tuple[bytes, tuple[Box, ...]]:
     """JPEG bytes of the scene and the boxes as pasted (whole pixels, after any rotation)."""
     canvas = Image.fromarray(_background(rng))
     boxes = []
     for box in plan.objects:
-        stamp = Image.fromarray(media[box.label].picture)
-        size = ((box.x1 - box.x0) * PICTURE_SIZE, (box.y1 - box.y0) * PICTURE_SIZE)
+        stamp = Image.fromarray(media[box.label].image)
+        size = ((box.x1 - box.x0) * IMAGE_SIZE, (box.y1 - box.y0) * IMAGE_SIZE)
         stamp = stamp.resize([max(8, round(s)) for s in size], Image.Resampling.BILINEAR)
         if rng.random() < 0.5:
             stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         stamp = _jitter(rng, stamp, new_augmentations)
-        x = min(round(box.x0 * PICTURE_SIZE), PICTURE_SIZE - stamp.width)
-        y = min(round(box.y0 * PICTURE_SIZE), PICTURE_SIZE - stamp.height)
+        x = min(round(box.x0 * IMAGE_SIZE), IMAGE_SIZE - stamp.width)
+        y = min(round(box.y0 * IMAGE_SIZE), IMAGE_SIZE - stamp.height)
         canvas.paste(stamp, (x, y), stamp)
-        corners = np.array([x, y, x + stamp.width, y + stamp.height]) / PICTURE_SIZE
+        corners = np.array([x, y, x + stamp.width, y + stamp.height]) / IMAGE_SIZE
         boxes.append(Box(box.label, *corners.round(3).tolist()))
     buffer = io.BytesIO()
     canvas.save(buffer, "JPEG", quality=90)
@@ -158,20 +158,20 @@ def _jitter(rng: np.random.Generator, stamp: Image.Image, new: bool) -> Image.Im
         turned = stamp.rotate(angle, Image.Resampling.BICUBIC, expand=True)
         stamp = turned.crop(turned.getchannel("A").point(lambda a: 255 * (a > 32)).getbbox())
         stamp = stamp.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0)))
-        stamp.thumbnail((PICTURE_SIZE // 2, PICTURE_SIZE // 2))
+        stamp.thumbnail((IMAGE_SIZE // 2, IMAGE_SIZE // 2))
     return stamp
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """Smooth colour noise, a gradient, stripes or a chequer; uint8[200, 200, 3]."""
-    axis = np.arange(PICTURE_SIZE, dtype=np.float32) / PICTURE_SIZE
+    axis = np.arange(IMAGE_SIZE, dtype=np.float32) / IMAGE_SIZE
     x, y = axis, axis[:, None]
     one, two = rng.uniform(30, 225, (2, 3))
     kind = rng.integers(4)
     if kind == 0:
         n = int(rng.integers(3, 12))
         small = Image.fromarray(rng.integers(30, 226, (n, n, 3), dtype=np.uint8))
-        return np.asarray(small.resize((PICTURE_SIZE,) * 2, Image.Resampling.BICUBIC))
+        return np.asarray(small.resize((IMAGE_SIZE,) * 2, Image.Resampling.BICUBIC))
     if kind == 1:
         angle = rng.uniform(0, 2 * np.pi)
         mix = 0.5 + 0.7 * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
@@ -185,15 +185,15 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     ramp = np.linspace(0, 1, 256)[:, None]
     colours = (one * ramp + two * (1 - ramp)).astype(np.int16)
     side = len(_grain())
-    top, left = rng.integers(0, side - PICTURE_SIZE + 1, 2)
-    grain = _grain()[top : top + PICTURE_SIZE, left : left + PICTURE_SIZE, None]
+    top, left = rng.integers(0, side - IMAGE_SIZE + 1, 2)
+    grain = _grain()[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE, None]
     pixels = np.take(colours, (255 * mix).clip(0, 255).astype(np.uint8), axis=0) + grain
     return pixels.clip(0, 255).astype(np.uint8)
 
 
 @functools.cache
 def _grain() -> np.ndarray:
-    """Where pictures cut their grain from, int16[512, 512]: drawing it anew would cost more."""
+    """Where images cut their grain from, int16[512, 512]: drawing it anew would cost more."""
     return np.random.default_rng(0).normal(0, 6, (512, 512)).round().astype(np.int16)
 
 
@@ -203,7 +203,7 @@ def _noise() -> np.ndarray:
     return np.random.default_rng(1).standard_normal(1 << 20, dtype=np.float32)
 
 
-def render_sound(
+def render_audio(
     rng: np.random.Generator,
     plan: Plan,
     media: dict[str, Media],

@@ -134,7 +134,7 @@ def number_rows(
 ) -> jax.Array:
     """Start the word vectors of numbers as waves of their values, at the size of the others.
 
-    The waves are those of the places (`grid_embedding`) in the picture or in the sound: a number
+    The waves are those of the places (`grid_embedding`) in the image or in the sound: a number
     is like the tokens that it points to, and what is read at a place is near the number to say.
 
     table float[C, D]; values float[C] by "kind/place" as of `token_values`; grids (rows,
@@ -160,7 +160,7 @@ def number_rows(
 def place_rows(
     table: jax.Array, places: Sequence[Sequence[list[int]]], grid: tuple[int, int]
 ) -> jax.Array:
-    """Start the word vectors of places in the picture ("on the left") as waves of their middles.
+    """Start the word vectors of places in the image ("on the left") as waves of their middles.
 
     As numbers do: what is written then attends to the tokens that it points to.
 
@@ -186,8 +186,8 @@ def place_rows(
 def name_rows(table: jax.Array, words: Sequence[int], common: jax.Array) -> jax.Array:
     """Start the word vectors of class names with much in common.
 
-    Names then attend to names from the beginning, not to the many tokens of picture and sound, and
-    "is this name already written?" is learned behind a picture as quickly as without one. Half of
+    Names then attend to names from the beginning, not to the many tokens of image and audio, and
+    "is this name already written?" is learned behind an image as quickly as without one. Half of
     what is their own are waves of their place in `words`: without, some runs never learn it.
 
     table float[C, D]; words, rows of it, each once; common float[D] of unit variance.

@@ -1,7 +1,7 @@
-"""Pictures and sounds of single things, ready to be composed into scenes.
+"""Images and audio clips of single things, ready to be composed into scenes.
 
 Real media are cut-out photographs with a recording each (see `classes`); where they cannot be had,
-`procedural` makes shapes and timbres. Both come out alike: the picture cropped to what is opaque,
+`procedural` makes shapes and timbres. Both come out alike: the image cropped to what is opaque,
 the sound mono, trimmed, of one loudness.
 """
 
@@ -73,11 +73,11 @@ def _real(
     for instance, paths in (("a", table.CUTOUTS), ("c", table.MORE_CUTOUTS)):
         for name, path in paths.items():
             stem = stamps / table.STAMPS_FOLDER / path
-            picture, sound = stem.with_suffix(".png"), stem.with_suffix(".ogg")
+            image, sound = stem.with_suffix(".png"), stem.with_suffix(".ogg")
             media[name, instance] = Media(
                 name,
-                prepare_picture(_bytes(picture), str(picture)),
-                prepare_sound(_bytes(sound), sample_rate, str(sound)),
+                prepare_image(_bytes(image), str(image)),
+                prepare_audio(_bytes(sound), sample_rate, str(sound)),
                 instance,
             )
     notes = f"{table.STAMPS}: cut-out photographs and recordings (a; c: other individuals)"
@@ -96,13 +96,13 @@ def _photographs(package: Path, sample_rate: int) -> dict[tuple[str, str], Media
     resources = read_rcc(package / table.GCOMPRIS_FOLDER / table.PHOTO_RESOURCES)
     media = {}
     for name, photo in table.PHOTOS.items():
-        paths = [f"{table.PHOTO_FOLDER}/{file}" for file in (photo.picture, photo.sound)]
+        paths = [f"{table.PHOTO_FOLDER}/{file}" for file in (photo.image, photo.sound)]
         for path in paths:
             if path not in resources:
                 raise UserError(f"{table.PHOTO_RESOURCES} lacks {path}; another package version?")
-        picture = prepare_picture(resources[paths[0]], paths[0], photo.crop)
-        sound = prepare_sound(resources[paths[1]], sample_rate, paths[1])
-        media[name, "b"] = Media(name, picture, sound, "b")
+        image = prepare_image(resources[paths[0]], paths[0], photo.crop)
+        sound = prepare_audio(resources[paths[1]], sample_rate, paths[1])
+        media[name, "b"] = Media(name, image, sound, "b")
     return media
 
 
@@ -116,24 +116,24 @@ def _bytes(path: Path) -> bytes:
         ) from error
 
 
-def prepare_picture(
+def prepare_image(
     data: bytes, source: str, crop: tuple[float, float, float, float] | None = None
 ) -> np.ndarray:
     """Decode to uint8[height, width, 4], cropped to what is opaque, at most 200 pixels long.
 
-    crop: (x0, y0, x1, y1) in 0..1, applied first. UserError when the picture cannot be decoded or
+    crop: (x0, y0, x1, y1) in 0..1, applied first. UserError when the image cannot be decoded or
     nothing of it is opaque.
     """
     try:
         image = Image.open(io.BytesIO(data)).convert("RGBA")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{source}: not a picture ({error}); fetch its package again") from error
+        raise UserError(f"{source}: not an image ({error}); fetch its package again") from error
     if crop is not None:
         width, height = image.size
         image = image.crop((crop[0] * width, crop[1] * height, crop[2] * width, crop[3] * height))
     box = image.getchannel("A").point(lambda alpha: 255 * (alpha >= _OPAQUE)).getbbox()
     if box is None:
-        raise UserError(f"{source}: the picture is transparent everywhere")
+        raise UserError(f"{source}: the image is transparent everywhere")
     image = image.crop(box)
     shrink = LONGEST_SIDE / max(image.size)
     if shrink < 1:
@@ -143,7 +143,7 @@ def prepare_picture(
     return np.asarray(image)
 
 
-def prepare_sound(data: bytes, sample_rate: int, source: str) -> np.ndarray:
+def prepare_audio(data: bytes, sample_rate: int, source: str) -> np.ndarray:
     """Decode to float32[samples]: mono, trimmed, at most 4 s, one loudness, faded at both ends.
 
     UserError when the sound cannot be decoded or is silent.

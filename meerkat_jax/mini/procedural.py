@@ -1,4 +1,4 @@
-"""Pictures and sounds made by code: the mini data set where there is no network, and in tests.
+"""Images and audio clips made by code: the mini data set where there is no network, and in tests.
 
 48 classes, eight shapes in six colours ("redstar", "tealmoon"). Each combination has its own
 texture, and one of eight timbres in one of six registers, so that neither the shape nor the colour
@@ -33,14 +33,14 @@ def make_media(sample_rate: int) -> dict[tuple[str, str], Media]:
             register = (j + timbre) % len(COLOURS)  # with the timbre before: no pair twice
             for k, instance in enumerate("ab"):
                 rng = np.random.default_rng([i, j, k])
-                picture = draw(shape, colour, texture=(i + j) % 4, rng=rng)
+                image = draw(shape, colour, texture=(i + j) % 4, rng=rng)
                 sound = play(timbre, register, sample_rate, rng)
-                media[name, instance] = Media(name, picture, sound, instance)
+                media[name, instance] = Media(name, image, sound, instance)
     return media
 
 
 def draw(shape: str, colour: str, texture: int, rng: np.random.Generator) -> np.ndarray:
-    """One picture, uint8[height, width, 4], cropped to what is opaque."""
+    """One image, uint8[height, width, 4], cropped to what is opaque."""
     turn, stretch = rng.uniform(-0.25, 0.25), rng.uniform(0.75, 1.3)
     axis = np.linspace(-1.15, 1.15, SIDE)
     x0, y0 = np.meshgrid(axis * max(1.0, 1 / stretch), axis * max(1.0, stretch))
@@ -52,11 +52,11 @@ def draw(shape: str, colour: str, texture: int, rng: np.random.Generator) -> np.
     # shaded from above, and by the texture
     weight = (0.5 - 0.25 * y) * 0.4 + 0.6 * _texture(texture, x, y, rng.uniform(4.0, 5.5))
     rgb = dark + (light - dark) * weight[..., None]
-    picture = np.concatenate([rgb, alpha[..., None]], axis=-1)
+    image = np.concatenate([rgb, alpha[..., None]], axis=-1)
     opaque = alpha > 0.1
     rows, columns = np.flatnonzero(opaque.any(1)), np.flatnonzero(opaque.any(0))
-    picture = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+    image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
 def _texture(kind: int, x: np.ndarray, y: np.ndarray, density: float) -> np.ndarray:

@@ -109,7 +109,7 @@ def mini() -> dict:
             },
             {
                 "name": "image_naming",
-                "split": "train/crowded",  # two or three things in a picture: more names a step
+                "split": "train/crowded",  # two or three things in an image: more names a step
                 "steps": 1450,
                 "batch": 8,
                 "learning_rate": 3e-3,
@@ -124,7 +124,7 @@ def mini() -> dict:
                 "batch": 8,
                 "learning_rate": 3e-3,
                 "warmup": 50,
-                "freeze": ["^llama/", *MEETING, "^image_"],  # names stay where pictures found them
+                "freeze": ["^llama/", *MEETING, "^image_"],  # names stay where images found them
                 "weights": {"audio_names": 1.0},
             },
             {  # what is heard finds what is seen: where it is, and with that how far it reaches

@@ -1,4 +1,4 @@
-"""One thing that a scene is composed of: its picture and its sound, of one loudness."""
+"""One thing that a scene is composed of: its image and its sound, of one loudness."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _QUIET = 0.02  # of the loudest frame's RMS, -34 dB: below is silence
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-    """One thing: picture uint8[height, width, 4] (RGBA), sound float32[samples] in -1..1."""
+    """One thing: image uint8[height, width, 4] (RGBA), sound float32[samples] in -1..1."""
 
     name: str
-    picture: np.ndarray
+    image: np.ndarray
     sound: np.ndarray
     instance: str = "a"
 

@@ -8,7 +8,7 @@ and "a dog"). A number is one token together with the marks around it:
     [dog, 0.125, 0.250, 0.500, 0.750]  ->  "["  "dog"  ", 0.125"  ", 0.250,"  " 0.500"  ", 0.750]"
 
 so each place of a box or a segment has numbers of its own, and the token says which comes next.
-Coordinates have tokens on a grid of 0.005, which is that of the mini data's pictures. Everything
+Coordinates have tokens on a grid of 0.005, which is that of the mini data's images. Everything
 else falls back to single characters (bytes outside ASCII), so that any text comes back unchanged.
 """
 

@@ -1,7 +1,7 @@
 """CLAP's audio tower, HTSAT (Wu et al. 2023, arXiv 2211.06687; Chen et al. 2022, arXiv 2202.00874).
 
 A log-mel spectrogram is cut into `fold` stretches of time that are laid under one another as a
-square picture, which four Swin stages read. Clips longer than the window have a fused front end:
+square image, which four Swin stages read. Clips longer than the window have a fused front end:
 one squeezed view of the whole clip and three crops of it, mixed by attentional feature fusion (Dai
 et al. 2021). The structure is that of the published checkpoints, one leaf per source tensor; there
 is no dropout, since the tower is frozen or trained at its inference statistics.
@@ -153,7 +153,7 @@ class FusionGate(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The picture's patches as tokens, with the crops of a longer clip fused in.
+    """The image's patches as tokens, with the crops of a longer clip fused in.
 
     images float[B, 1 or 4, S, S] (the whole clip first, then three crops), longer bool[B] ->
     float[B, S/patch, S/patch, width].
@@ -217,12 +217,12 @@ class ClapAudio(nn.Module):
 
     @property
     def fold(self) -> int:
-        """Stretches of time that are stacked in the picture."""
+        """Stretches of time that are stacked in the image."""
         return self.spec_size // self.mel_bins
 
     @property
     def frames(self) -> int:
-        """Mel frames of a full picture; shorter inputs are stretched to it."""
+        """Mel frames of a full image; shorter inputs are stretched to it."""
         return self.spec_size * self.fold
 
     @property

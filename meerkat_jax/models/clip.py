@@ -1,4 +1,4 @@
-"""CLIP's picture tower (Radford et al. 2021): patch tokens for the language model.
+"""CLIP's image tower (Radford et al. 2021): patch tokens for the language model.
 
 A pre-norm vision transformer with a class token, a norm before the first layer, and quick-GELU.
 Meerkat (section 3.1, and its release) reads the patch tokens of the last layer, without the norm
@@ -75,7 +75,7 @@ class ClipLayer(nn.Module):
 
 
 class ClipVision(nn.Module):
-    """The picture tower.
+    """The image tower.
 
     remat: "none" saves all for the backward pass; "full" layer inputs only, "weights" also products
     with weights, "dots" also attention's products.
@@ -99,7 +99,7 @@ class ClipVision(nn.Module):
 
         tokens float[B, V, projection_dim], row by row, V = (image_size / patch_size)^2;
         class_token float[B, D], the class token behind CLIP's last norm;
-        embedding float[B, projection_dim], CLIP's own picture embedding, not normalised;
+        embedding float[B, projection_dim], CLIP's own image embedding, not normalised;
         hidden float[B, 1 + V, D], the last layer's output, class token first;
         embedded float[B, 1 + V, D], the first layer's input.
 
@@ -156,5 +156,5 @@ class ClipVision(nn.Module):
         if shape[1:] != expected:
             raise UserError(
                 f"clip pixels have shape {shape}; expected [B, *{expected}]: "
-                f"load pictures at size {self.image_size} or set image_size to theirs"
+                f"load images at size {self.image_size} or set image_size to theirs"
             )

@@ -1,7 +1,7 @@
 """The decoder's attention: of rows, of rows with a shared prefix, and to a cache.
 
 "plain" attention is a sum over *parts* of the keys (Milakov & Gimelshein 2018): a shared prefix,
-cached slots, the new tokens. So several questions share one picture-sound prefix (`Layout`) and
+cached slots, the new tokens. So several questions share one image-sound prefix (`Layout`) and
 generation extends a cache, neither ever forming the S x S square of scores. "cudnn" is NVIDIA's
 fused attention (Dao et al. 2022) under one mask of that square; a cache is attended to plainly.
 

@@ -3,7 +3,7 @@
     python -m meerkat_jax.report.browse avfit/vggss --split=test
 
 The page, DIR/browse.html unless --out names another, opens without a network and without scripts:
-pictures with their boxes, spectrograms with their times, sounds to play, and all texts. The
+images with their boxes, spectrograms with their times, sounds to play, and all texts. The
 statistics are those of the whole split; --limit takes so many records, evenly spread, of a huge
 one.
 """
@@ -40,9 +40,9 @@ from meerkat_jax.report.statistics_html import statistics_html
 from meerkat_jax.report.tables import TASK_NAMES
 
 FRAME = Path(__file__).with_name("browse.html")
-LONGEST_SIDE = 512  # pixels of a picture in the page
+LONGEST_SIDE = 512  # pixels of an image in the page
 LONGEST_CLIP = 60.0  # seconds that are drawn
-MOST_SOUND = 4_000_000  # bytes of a sound in the page
+MOST_AUDIO = 4_000_000  # bytes of a sound in the page
 MOST_TRUTH = 300  # characters of one thing in a truth
 DRAWN = ("objects", "sounds", "interval")  # of a truth: shown in the figures
 
@@ -187,7 +187,7 @@ def _task(records: Sequence[Example], task: str, picks: Sequence[tuple[int, int]
 
 
 def card(example: Example, place: int) -> str:
-    """One question of a record with its picture and sound, as HTML."""
+    """One question of a record with its image and audio, as HTML."""
     question = example.questions[place]
     rows = {"Instruction": question.instruction, "Response": question.response}
     rows["Truth"] = _truth(question)
@@ -197,7 +197,7 @@ def card(example: Example, place: int) -> str:
     return (
         f'<article class="card"><header><span>{escape(question.task)}</span><span>{state}</span>'
         f'<span class="where">{escape(where)}</span></header><dl class="talk">{body}</dl>'
-        f'<div class="figures">{_picture(example, question)}{_sound(example, question)}'
+        f'<div class="figures">{_image(example, question)}{_audio(example, question)}'
         "</div></article>"
     )
 
@@ -229,38 +229,38 @@ def roles(example: Example, question: Question) -> Iterator[tuple[str, Box]]:
                 yield role, box
 
 
-def _picture(example: Example, question: Question) -> str:
-    seen = f"In the picture: {', '.join(example.image_labels) or 'nothing named'}"
+def _image(example: Example, question: Question) -> str:
+    seen = f"In the image: {', '.join(example.image_labels) or 'nothing named'}"
     try:
-        picture = read_image(example.image, example.id)
+        image = read_image(example.image, example.id)
     except UserError as error:
         return _figure("", str(error))
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     boxes = list(roles(example, question))
-    return _figure(figures.picture_figure(np.array(picture), boxes, seen), seen)
+    return _figure(figures.image_figure(np.array(image), boxes, seen), seen)
 
 
-def _sound(example: Example, question: Question) -> str:
+def _audio(example: Example, question: Question) -> str:
     heard = f"In the sound: {', '.join(example.audio_labels) or 'nothing named'}"
     try:
         mel = LogMel()
         wave, info = load_audio(example.audio, mel.sample_rate, LONGEST_CLIP, name=example.id)
     except UserError as error:
-        return _figure("", str(error), "sound")
+        return _figure("", str(error), "audio")
     seconds = max(0.1, min(info.seconds, LONGEST_CLIP))
     levels = mel.exact(wave[None, : round(seconds * mel.sample_rate)])[0]
     tracks = []
-    sounds = [Segment(*fields) for fields in question.truth.get("sounds") or ()]
-    if sounds and tuple(sounds) != question.segments:
-        tracks.append(("in the clip", "context", sounds))
+    audio_clips = [Segment(*fields) for fields in question.truth.get("sounds") or ()]
+    if audio_clips and tuple(audio_clips) != question.segments:
+        tracks.append(("in the clip", "context", audio_clips))
     if question.segments:
         tracks.append(("true", "true", question.segments))
     if asked := asked_interval(question):
         tracks.append(("asked about", "asked", asked))
-    player = figures.audio_player(example.audio, MOST_SOUND)
+    player = figures.audio_player(example.audio, MOST_AUDIO)
     player = player or '<p class="note">Too large, or of a kind that cannot be played here.</p>'
     drawn = figures.clip_figure(levels, tracks, seconds) + player
-    return _figure(drawn, f"{heard}. {info.seconds:.2f} s at {info.sample_rate} Hz", "sound")
+    return _figure(drawn, f"{heard}. {info.seconds:.2f} s at {info.sample_rate} Hz", "audio")
 
 
 def _figure(drawn: str, caption: str, kind: str = "") -> str:

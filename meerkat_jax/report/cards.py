@@ -1,4 +1,4 @@
-"""One answered question as a card: the words, the picture with boxes, the sound, what aligns both.
+"""One answered question as a card: the words, the image with boxes, the sound, what aligns both.
 
 All text that comes from data is escaped.
 """
@@ -58,7 +58,7 @@ def card(shown: Shown, names: frozenset[str]) -> str:
         f"<span>{escape(_measure(shown, verdict))}</span>"
         f'<span class="where">{escape(f"{question.task}{kind} · {split} · {answered.example_id}")}'
         f'</span></header><dl class="talk {state}">{body}</dl>'
-        f'<div class="figures">{_pictures(shown)}{_sound(shown)}</div></article>'
+        f'<div class="figures">{_images(shown)}{_audio(shown)}</div></article>'
     )
 
 
@@ -84,26 +84,26 @@ def _measure(shown: Shown, verdict: Judged) -> str:
     return ""
 
 
-def _pictures(shown: Shown) -> str:
+def _images(shown: Shown) -> str:
     question = shown.answered.question
     boxes = [("true", box) for box in question.boxes]
     boxes += [("answer", box) for box in parse_boxes(shown.answered.text).items]
     boxes += [("asked", box) for box in parse_boxes(question.instruction).items]
     seen = _listed(question.truth.get("image_labels"))
-    drawn = figures.picture_figure(shown.image, boxes, f"Picture of {seen}")
-    parts = [_figure(drawn, f"In the picture: {seen}")]
+    drawn = figures.image_figure(shown.image, boxes, f"Image of {seen}")
+    parts = [_figure(drawn, f"In the image: {seen}")]
     if shown.attention is not None:
-        drawn = figures.picture_figure(
-            shown.image, boxes, "Attention of the sound on the picture", shown.attention
+        drawn = figures.image_figure(
+            shown.image, boxes, "Attention of the sound on the image", shown.attention
         )
         parts.append(_figure(drawn, "Where the sound draws attention (AVACE)"))
     return "".join(parts)
 
 
-def _sound(shown: Shown) -> str:
+def _audio(shown: Shown) -> str:
     question, seconds = shown.answered.question, shown.seconds
-    sounds = [Segment(*s) for s in question.truth.get("sounds") or ()]
-    tracks = [("in the clip", "context", sounds)]
+    audio_clips = [Segment(*s) for s in question.truth.get("sounds") or ()]
+    tracks = [("in the clip", "context", audio_clips)]
     # Intervals stand in questions as plain words: "between 1.0 and 2.5".
     asked = parse_segments(question.instruction.replace(" and ", " to "), seconds).items
     answered = parse_segments(shown.answered.text, seconds).items
@@ -117,7 +117,7 @@ def _sound(shown: Shown) -> str:
         drawn += figures.plan_figure(shown.image, shown.plan, shown.grid, seconds)
     heard = _listed(question.truth.get("audio_labels"))
     caption = f"In the sound: {heard}"
-    return _figure(drawn + figures.audio_player(shown.audio_bytes), caption, "sound")
+    return _figure(drawn + figures.audio_player(shown.audio_bytes), caption, "audio")
 
 
 def _figure(drawn: str, caption: str, kind: str = "") -> str:

@@ -24,9 +24,9 @@ LOSSES = {
     "loss": "Total loss",
     "loss/language": "Answers in words alone (cross-entropy)",
     "loss/answer": "Answer tokens (cross-entropy)",
-    "loss/avopt": "AVOpT: distance of sound and picture",
+    "loss/avopt": "AVOpT: distance of sound and image",
     "loss/avace": "AVACE: attention outside the box",
-    "loss/image_names": "Picture against class names",
+    "loss/image_names": "Image against class names",
     "loss/audio_names": "Sound against class names",
 }
 

@@ -10,11 +10,11 @@ from meerkat_jax.report import plots, tables
 
 # (place in what `diagnose` returns, number, words)
 NUMBERS = (
-    ("avopt", "matched", "Transport distance of a picture and its own sound (AVOpT)"),
-    ("avopt", "shuffled", "Transport distance of a picture and another pair's sound"),
+    ("avopt", "matched", "Transport distance of an image and its own sound (AVOpT)"),
+    ("avopt", "shuffled", "Transport distance of an image and another pair's sound"),
     ("avopt", "margin", "How much nearer the own sound is, on the mean"),
-    ("avopt", "own_nearer", "Pictures to which their own sound is the nearer one"),
-    ("avopt", "auc", "Matched pairs nearer than shuffled ones, whatever the picture (AUC)"),
+    ("avopt", "own_nearer", "Images to which their own sound is the nearer one"),
+    ("avopt", "auc", "Matched pairs nearer than shuffled ones, whatever the image (AUC)"),
     ("avace/box", "mass", "Attention inside the box of what sounds (AVACE)"),
     ("avace/box", "peak", "Attention's peak inside the box of what sounds"),
     ("avace/silent", "mass", "Attention inside boxes of what is seen but silent"),
@@ -32,7 +32,7 @@ NAMED = {
 }
 _LEAD = (
     "How the two alignment modules see the scenes, how far the model's certainty can be trusted, "
-    "and which things it takes for one another. A shuffled pair is a picture with the sound of "
+    "and which things it takes for one another. A shuffled pair is an image with the sound of "
     "another scene, in which nothing that is seen is heard."
 )
 
@@ -111,7 +111,7 @@ def _charts(found: Mapping[str, Any]) -> str:
     if "avopt" in found:
         counted = found["avopt"]["histogram"]
         names = {"own sound": counted["matched"], "sound of another scene": counted["shuffled"]}
-        drawn += plots.histogram("Pictures by transport distance", counted["edges"], names)
+        drawn += plots.histogram("Images by transport distance", counted["edges"], names)
     for task, one in found.get("calibration", {}).items():
         title = "Fact checks, all types" if task == "avfact" else tables.TASK_NAMES.get(task, task)
         title += f": share of true claims by the probability of True, {one['n']} claims"

@@ -1,4 +1,4 @@
-"""Pictures of the report: boxes, attention, spectrogram, segments and transport plan.
+"""Images of the report: boxes, attention, spectrogram, segments and transport plan.
 
 Everything becomes HTML or inline SVG with the pixels as data URIs, so a page needs no other file.
 Only Pillow is needed. Solid blue is an answer, dashed orange the truth, dotted white what a
@@ -29,7 +29,7 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture_uri(pixels: np.ndarray) -> str:
+def image_uri(pixels: np.ndarray) -> str:
     """uint8[H,W,3] as a JPEG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
@@ -60,20 +60,20 @@ def spectrogram_uri(logmel: np.ndarray) -> str:
 
 
 def overlay(image: np.ndarray, weights: np.ndarray, size: int | None = None) -> np.ndarray:
-    """uint8[H,W,3] picture under a heat map float[h,w] in 0..1; `size` shrinks the longest side."""
-    picture = Image.fromarray(image).convert("L").convert("RGB")
+    """uint8[H,W,3] image under a heat map float[h,w] in 0..1; `size` shrinks the longest side."""
+    grey = Image.fromarray(image).convert("L").convert("RGB")
     if size:
-        picture.thumbnail((size, size))
+        grey.thumbnail((size, size))
     grid = Image.fromarray(np.nan_to_num(np.asarray(weights, np.float32)))
-    smooth = np.clip(np.asarray(grid.resize(picture.size, Image.Resampling.BICUBIC)), 0, 1)
+    smooth = np.clip(np.asarray(grid.resize(grey.size, Image.Resampling.BICUBIC)), 0, 1)
     opacity = (0.45 + 0.4 * smooth)[..., None]
-    return (opacity * heat(smooth) + (1 - opacity) * np.asarray(picture)).astype(np.uint8)
+    return (opacity * heat(smooth) + (1 - opacity) * np.asarray(grey)).astype(np.uint8)
 
 
-def picture_figure(
+def image_figure(
     image: np.ndarray, boxes: Sequence[tuple[str, Box]], description: str, heated=None
 ) -> str:
-    """SVG of a picture (or of its overlay with `heated` float[h,w]) with boxes drawn on it.
+    """SVG of an image (or of its overlay with `heated` float[h,w]) with boxes drawn on it.
 
     `boxes` are (role, box), the role being "true", "answer" or "asked".
     """
@@ -86,8 +86,8 @@ def picture_figure(
     order = sorted(boxes, key=lambda item: item[0] == "true")
     drawn = "".join(_box_svg(role, box, height) for role, box in order)
     return (
-        f'<svg class="picture" viewBox="0 0 300 {height:.0f}" role="img" '
-        f'aria-label="{escape(description)}"><image href="{picture_uri(shown)}" width="300" '
+        f'<svg class="image" viewBox="0 0 300 {height:.0f}" role="img" '
+        f'aria-label="{escape(description)}"><image href="{image_uri(shown)}" width="300" '
         f'height="{height:.0f}" preserveAspectRatio="none"/>{drawn}</svg>'
     )
 
@@ -111,20 +111,20 @@ def clip_figure(
 def plan_figure(
     image: np.ndarray, plan: np.ndarray, grid: tuple[int, int, int, int], seconds: float
 ) -> str:
-    """Transport plan float[V,A] as one small heat map over the picture per stretch of time.
+    """Transport plan float[V,A] as one small heat map over the image per stretch of time.
 
     `grid` is (rows, columns) of the patches and (frequency groups, time columns) of the audio
     tokens, whose index is group * columns + column. Raises ValueError when it does not fit.
     """
     maps, spans, peak = plan_maps(plan, grid, seconds)
     cells = "".join(
-        f'<img src="{picture_uri(overlay(image, m / max(peak, 1e-12), 96))}" '
+        f'<img src="{image_uri(overlay(image, m / max(peak, 1e-12), 96))}" '
         f'alt="Transport between {a:.1f} and {b:.1f} seconds">'
         for m, (a, b) in zip(maps, spans, strict=True)
     )
     return (
         '<div class="clip"><div class="row"><span class="title">transport plan</span>'
-        f'<div class="strip">{cells}</div></div></div><p class="fine">Each small picture shows '
+        f'<div class="strip">{cells}</div></div></div><p class="fine">Each small image shows '
         "where the plan carries that stretch of the sound. The brightest patch gets "
         f"{peak:.1f} times an even share.</p>"
     )

@@ -109,7 +109,7 @@ def _what(kind: str, about: About) -> str:
     }[kind]
     return (
         f"# Meerkat, {about.config.get('name', 'unnamed')}\n\n{what} Together they answer "
-        "questions about a picture and a sound, with boxes in the one and seconds in the other "
+        "questions about an image and a sound, with boxes in the one and seconds in the other "
         "(Chowdhury et al., *Meerkat: Audio-Visual Large Language Model for Grounding in Space and "
         "Time*, ECCV 2024, arXiv 2407.01851). Made with meerkat_jax.\n\n"
         "In PyTorch the language model reads and writes text; to see and hear, it takes "
@@ -220,7 +220,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)"""
 
 _ROWS = """\
 
-# The tokens that frame pictures and sounds, which the base does not have:
+# The tokens that frame images and audio clips, which the base does not have:
 from safetensors.torch import load_file
 
 rows = load_file(f"{{folder}}/{file}")["{path}"]

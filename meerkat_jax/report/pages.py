@@ -19,7 +19,7 @@ from meerkat_jax.evaluation.benchmark import Answered, judge
 from meerkat_jax.report import tables
 from meerkat_jax.report.cards import Shown, card
 
-PER_PAGE = 8  # examples; each has about 300 kB of pictures and sound
+PER_PAGE = 8  # examples; each has about 300 kB of images and sound
 FOLDER = "examples"
 _FRAME = Path(__file__).with_name("page.html")
 _STYLE = Path(__file__).with_name("report.css")

@@ -34,7 +34,7 @@ def statistics_html(found: Statistics, ids: Mapping[int, str], manifest: Mapping
             ),
             '</div><h3>Boxes</h3><div class="charts">',
             _bars("Distinct boxes of a record", sorted(found.boxes_each.items())),
-            histogram("Size, per cent of the picture", found.areas, step=5),
+            histogram("Size, per cent of the image", found.areas, step=5),
             _places(found),
             '</div><h3>Sounds and times</h3><div class="charts">',
             histogram("Length of sounds, seconds", found.seconds),
@@ -160,7 +160,7 @@ def _places(found: Statistics) -> str:
     )
     note = f"{found.boxes} boxes; the darkest cell lies in {largest / max(found.boxes, 1):.0%}"
     return (
-        '<figure class="chart"><figcaption>Places of boxes in the picture</figcaption>'
+        '<figure class="chart"><figcaption>Places of boxes in the image</figcaption>'
         f'<p class="fine">{note if found.boxes else "no boxes"}</p>'
         f'<svg class="places" viewBox="0 0 {GRID} {GRID}" role="img" '
         f'aria-label="Map of the places of boxes">{cells}</svg></figure>'

@@ -12,17 +12,17 @@ TASK_NAMES = {
     "arig": "Point at what sounds",
     "igatl": "Say when it sounds",
     "avfact1": "Fact check: box and whole clip",
-    "avfact2": "Fact check: picture and whole clip",
+    "avfact2": "Fact check: image and whole clip",
     "avfact3": "Fact check: box and interval",
-    "avfact4": "Fact check: picture and interval",
+    "avfact4": "Fact check: image and interval",
     "avqa": "Questions, all kinds",
     "avqa/which": "Question: which object sounds?",
     "avqa/count": "Question: how many objects?",
     "avqa/where": "Question: where is it?",
-    "avqa/exists": "Question: is it in the picture?",
+    "avqa/exists": "Question: is it in the image?",
     "avqa/first": "Question: which sound is first?",
     "avqa/heard_and_seen": "Question: both heard and seen?",
-    "avc": "Describe picture and sound",
+    "avc": "Describe image and audio",
 }
 METRICS = {
     "ciou": "boxes that overlap the true ones by half or more (cIoU)",
@@ -61,21 +61,21 @@ BASELINES = {
     "anything_sounds": "true where anything sounds",
     "frequent_caption": "the most frequent caption",
 }
-SUBSETS = {"several_objects": "several objects in the picture", "two_sounds": "two sounds at once"}
+SUBSETS = {"several_objects": "several objects in the image", "two_sounds": "two sounds at once"}
 SPLITS = {
     "compositions": (
         "New compositions",
-        "Scenes that were never seen in training, put together from the pictures and recordings "
+        "Scenes that were never seen in training, put together from the images and recordings "
         "that were.",
     ),
     "augmentations": (
         "New augmentations",
-        "New scenes whose pictures are turned, tinted or blurred and whose sounds are faster, "
+        "New scenes whose images are turned, tinted or blurred and whose sounds are faster, "
         "slower or echoing, as training never showed them.",
     ),
     "instances": (
         "New instances",
-        "New scenes made of other pictures and other recordings of the same kinds of things: none "
+        "New scenes made of other images and other recordings of the same kinds of things: none "
         "of these files was part of training. The hardest of the tests.",
     ),
     "vggss": ("VGG-SS", "Boxes of what sounds in videos of VGGSound; test split."),
@@ -83,17 +83,17 @@ SPLITS = {
         "Flickr-SoundNet",
         "Boxes that several people drew around what sounds; cIoU is with what they agree on.",
     ),
-    "pascal_sound": ("PASCAL Sound", "Pictures of PASCAL VOC with sounds of their classes."),
+    "pascal_sound": ("PASCAL Sound", "Images of PASCAL VOC with sounds of their classes."),
     "avsbench": (
         "AVSBench",
         "Frames of AVSBench, single source; the true box is the tight one around the mask.",
     ),
     "openimages_strong": (
         "AudioSet Strong",
-        "When a thing of a picture is heard, by the strong labels of AudioSet's evaluation split.",
+        "When a thing of an image is heard, by the strong labels of AudioSet's evaluation split.",
     ),
-    "openimages_audioset": ("AudioSet", "Pictures of Open Images with sounds of AudioSet."),
-    "openimages_vggsound": ("VGGSound", "Pictures of Open Images with sounds of VGGSound."),
+    "openimages_audioset": ("AudioSet", "Images of Open Images with sounds of AudioSet."),
+    "openimages_vggsound": ("VGGSound", "Images of Open Images with sounds of VGGSound."),
     "llp": ("LLP", "When an event is both heard and seen; test split of Look, Listen and Parse."),
     "avqa": ("AVQA", "Questions with answers to choose from; its val split, as it has no test."),
     "music_avqa": ("MUSIC-AVQA", "Questions about real videos of music; test split."),

@@ -5,7 +5,7 @@ may be there with its documented default, or empty ("n": 1, "tools": []), as tha
 the default of `temperature` alone is ours, 0. Of our own there is `meerkat_grammar`, "boxes" or
 "segments".
 
-A conversation is about one picture and one sound, which stand in its first user message as data,
+A conversation is about one image and one sound, which stand in its first user message as data,
 never as an address: the server opens no file and no connection for anyone.
 """
 
@@ -73,14 +73,14 @@ class Text(_Strict):
 
 
 class ImageUrl(_Strict):
-    """A picture as a data: URL."""
+    """An image as a data: URL."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
-class Picture(_Strict):
-    """A part that is a picture."""
+class ImagePart(_Strict):
+    """A part that is an image."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -88,14 +88,14 @@ class Picture(_Strict):
 
 
 class Audio(_Strict):
-    """A sound file in base64, or as a data: URL."""
+    """An audio clip file in base64, or as a data: URL."""
 
     data: str
     format: Literal["wav", "mp3", "flac", "ogg", "opus", "m4a", "aac", "mp4", "webm"]
 
 
-class Sound(_Strict):
-    """A part that is a sound."""
+class AudioPart(_Strict):
+    """A part that is an audio clip."""
 
     type: Literal["input_audio"]
     input_audio: Audio
@@ -107,7 +107,7 @@ def _parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-Part = Annotated[Text | Picture | Sound, Field(discriminator="type")]
+Part = Annotated[Text | ImagePart | AudioPart, Field(discriminator="type")]
 Content = Annotated[list[Part], BeforeValidator(_parts)]
 
 
@@ -278,7 +278,7 @@ def _texts(messages: list[Message]) -> list[str]:
 
 
 def _media(messages: list[Message]) -> tuple[bytes | None, bytes | None]:
-    """The picture and the sound of the first message; any others are refused."""
+    """The image and the sound of the first message; any others are refused."""
     found: dict[str, bytes] = {}
     for i, message in enumerate(messages):
         for j, part in enumerate(message.content or ()):
@@ -287,7 +287,7 @@ def _media(messages: list[Message]) -> tuple[bytes | None, bytes | None]:
                 continue
             if i > 0:
                 raise bad(
-                    f"{where}: a conversation is about one picture and one sound; give them in its "
+                    f"{where}: a conversation is about one image and one sound; give them in its "
                     "first message",
                     where,
                 )
@@ -297,7 +297,7 @@ def _media(messages: list[Message]) -> tuple[bytes | None, bytes | None]:
     return found.get("image_url"), found.get("input_audio")
 
 
-def _data(part: Picture | Sound, where: str) -> bytes:
+def _data(part: ImagePart | AudioPart, where: str) -> bytes:
     """The file in a part of a message."""
     if part.type == "input_audio":
         data, field = part.input_audio.data, f"{where}.input_audio.data"

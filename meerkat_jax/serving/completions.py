@@ -66,7 +66,7 @@ def findings(answer: Answer) -> dict[str, Any]:
 
 
 def usage(reply: Reply) -> dict[str, int]:
-    """Tokens read (of picture, sound and words) and written."""
+    """Tokens read (of image, audio and words) and written."""
     return {
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.new_tokens,

@@ -15,8 +15,8 @@ class Limits:
     """What one request may cost, and what all that are read at a time."""
 
     body: int = 32 << 20  # bytes of a request
-    pixels: int = 40_000_000  # of a picture
-    sound: float = 600.0  # seconds
+    pixels: int = 40_000_000  # of an image
+    audio: float = 600.0  # seconds
     seconds: float = 120.0  # from a request to its answer
     bodies: int = 256 << 20  # bytes of all requests that are being read and decoded
     stall: float = 10.0  # seconds without bodies.PROGRESS more of a request
@@ -27,10 +27,10 @@ def check_media(image: bytes | None, audio: bytes | None, limits: Limits) -> Non
     if image is not None:
         pixels = math.prod(read_size(image) or (0,))
         if pixels > limits.pixels:
-            message = f"a picture of {pixels} pixels; expected at most {limits.pixels}"
+            message = f"an image of {pixels} pixels; expected at most {limits.pixels}"
             raise bad(message, "messages", "picture_too_large")
     if audio is not None:
         seconds = count_seconds(audio) or 0
-        if seconds > limits.sound:
-            message = f"a sound of {seconds:.1f} s; expected at most {limits.sound:g} s"
+        if seconds > limits.audio:
+            message = f"an audio clip of {seconds:.1f} s; expected at most {limits.audio:g} s"
             raise bad(message, "messages", "sound_too_long")

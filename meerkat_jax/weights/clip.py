@@ -1,4 +1,4 @@
-"""CLIP's picture tower as published: the hub's config and tensor names -> models/clip.py.
+"""CLIP's image tower as published: the hub's config and tensor names -> models/clip.py.
 
 Source: transformers' CLIPConfig, CLIPModel and CLIPVisionModelWithProjection, of which the hub's
 openai/clip-vit-* are checkpoints. The text tower is dropped on purpose.
@@ -52,7 +52,7 @@ DROPPED = (
 def fields(config: Mapping[str, Any], where: str) -> dict[str, int]:
     """Fields of `ClipVision` for a hub config; `where` begins the error.
 
-    config: that of a whole CLIP (a section vision_config) or of its picture tower alone.
+    config: that of a whole CLIP (a section vision_config) or of its image tower alone.
     Raises UserError, by the name of the field, for what `ClipVision` does not compute.
     """
     # Old configs repeat the section as vision_config_dict, which then counts.

@@ -2,11 +2,11 @@
 
 Their trainer saves all of its model beside a config.json of model_type "mm_llms": two CLIPs, CLAP's
 audio tower, the language model (in peft's wrapping where LoRA was on), and what lies between. Of
-that a picture passes through "video_encoder", "project_video", "transform_video_to_hidden" and
+that an image passes through "video_encoder", "project_video", "transform_video_to_hidden" and
 "video_align_attention"; the like named "image" and the other attentions are computed or kept, but
 nothing that is answered depends on them. So they are dropped here, by name; a tensor that their
 model does not have is an error. Their cross-attention is among the dropped: a model whose
-constants were edited so that it replaces the picture's tokens answers otherwise than ours will.
+constants were edited so that it replaces the image's tokens answers otherwise than ours will.
 
 `read_release` gives each part under its names on the hub, for the tables of the other modules; what
 has no place on the hub goes through `rows`. AVOpT and AVACE are not theirs and start fresh: with
@@ -40,7 +40,7 @@ from meerkat_jax.weights.table import LINEAR, Change, Row, assembled, plan
 MODEL_TYPE = "mm_llms"
 # Tokens behind the published vocabulary, in their order, which is ours (weights/pretrained.py).
 ADDED = ("<image>", "</image>", "<audio>", "</audio>", "<video>", "</video>", "[PAD]")
-# Their picture stands between the markers of a video, ours between those of an image, so these two
+# Their image stands between the markers of a video, ours between those of an image, so these two
 # pairs change places.
 PLACES = np.array([4, 5, 2, 3, 0, 1, 6])
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -295,7 +295,7 @@ def _config_errors(config: Mapping[str, Any]) -> list[str]:
     ]
     if config.get("n_frames") != 1:
         wrong.append(
-            f"{CONFIG}: n_frames is {config.get('n_frames')!r}, supported: 1, a single picture"
+            f"{CONFIG}: n_frames is {config.get('n_frames')!r}, supported: 1, a single image"
         )
     return wrong + [
         f"{CONFIG}: {name} is {type(config.get(name)).__name__}, expected an object of fields"

@@ -1,4 +1,4 @@
-"""Videos and sounds in containers, of pictures and samples whose places in time are known."""
+"""Videos and sounds in containers, of images and samples whose places in time are known."""
 
 from fractions import Fraction
 
@@ -29,13 +29,13 @@ def heard_at(wave, rate=RATE):
 
 
 def grey(number):
-    """The picture of a frame, uint8[96, 128, 3]: its number shows in its brightness."""
+    """The image of a frame, uint8[96, 128, 3]: its number shows in its brightness."""
     return np.full((96, 128, 3), 16 + 2 * (number % 110), np.uint8)
 
 
-def number_of(picture):
+def number_of(image):
     """Of a `grey` frame, from its pixels."""
-    return (picture.mean() - 16) / 2
+    return (image.mean() - 16) / 2
 
 
 def film(
@@ -53,10 +53,10 @@ def film(
     gop=12,
     format=None,
 ):
-    """Write `frames` pictures and `wave`, float32[n] or [channels, n], each from a time on.
+    """Write `frames` images and `wave`, float32[n] or [channels, n], each from a time on.
 
     `lost`: two times in seconds of the sound, between which its packets are left out. `drawn`
-    gives the picture of a number, `matrix` is the display matrix.
+    gives the image of a number, `matrix` is the display matrix.
     """
     with av.open(str(path), "w", format=format) as file:
         if frames:

@@ -104,9 +104,9 @@ def write_media(root):
         soundfile.write(root / f"media/{name}.wav", wave, 48_000)
 
 
-def entry(name, picture, sound, questions, split="train", **fields):
-    places = (Place("media", picture),), (Place("media", sound),)
-    return Entry(name, split, *places, questions, (f"picture:{name}",), **fields)
+def entry(name, image, audio, questions, split="train", **fields):
+    places = (Place("media", image),), (Place("media", audio),)
+    return Entry(name, split, *places, questions, (f"image:{name}",), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def boxes(parsed):
 
 
 def test_boxes_are_where_they_belong(built):
-    # a picture of 120 x 60 is drawn 300 x 150
+    # an image of 120 x 60 is drawn 300 x 150
     (drawn,) = card(built, 0).all("svg")
     assert drawn["viewbox"] == "0 0 300 150"
     assert boxes(card(built, 0)) == {"true": (75, 75, 150, 75)}
@@ -287,30 +287,30 @@ def test_counts_are_those_made_by_hand(page):
 
 def test_the_page_has_the_style_of_the_report(page):
     sheet = re.search(r"<style>(.*?)</style>", page[1], re.DOTALL)[1]
-    assert ".spectrogram { width: 100%" in sheet and ".picture rect.scene" in sheet
+    assert ".spectrogram { width: 100%" in sheet and ".image rect.scene" in sheet
     assert "$" not in sheet
 
 
 def test_duplicates_are_found_and_named(page):
     found, text, _, _ = page
-    assert found.repeats("picture") == (2, 2, 1, [(0, 3)])
+    assert found.repeats("image") == (2, 2, 1, [(0, 3)])
     assert found.repeats("sound") == (3, 1, 1, [(0, 2)])
-    assert found.repeats("picture with sound") == (3, 1, 1, [(0, 2)])
+    assert found.repeats("image with sound") == (3, 1, 1, [(0, 2)])
     assert found.repeats("id") == (4, 0, 0, [])
     assert "onerror=alert(1)&gt;$style: 3 times" in text
 
 
 def test_the_same_id_twice_is_found():
     found = Statistics()
-    for picture in (b"a", b"b", b"c"):
-        found.add(Example("same", "s", "train", picture, b"no sound", ()))
+    for image in (b"a", b"b", b"c"):
+        found.add(Example("same", "s", "train", image, b"no audio", ()))
     assert found.repeats("id") == (1, 2, 1, [(0, 3)]) and found.unread == 3
     assert "3 sounds cannot be opened" in statistics_html(found, {}, {})
 
 
 def test_what_the_build_left_out_is_told(page):
     words = " ".join(page[2].words)
-    assert all(one in words for one in ("row twice", "picture is not there", "skipped rows"))
+    assert all(one in words for one in ("row twice", "image is not there", "skipped rows"))
 
 
 def test_a_claims_box_may_stand_in_its_words_alone():
@@ -334,7 +334,7 @@ def test_examples_are_drawn_by_the_seed_from_all_records():
 
 def test_limit_spreads_over_the_split(built, tmp_path):
     found = browse.write_page(built, tmp_path / "p.html", count=0, limit=2, say=lambda line: None)
-    assert found.records == 2 and found.repeats("picture").distinct == 2  # the first and third
+    assert found.records == 2 and found.repeats("image").distinct == 2  # the first and third
     text = (tmp_path / "p.html").read_text()
     assert "2 of 4 records" in text and "<article" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["p.html"]
@@ -349,7 +349,7 @@ def test_a_folder_without_skips_and_with_broken_media_has_a_page(tmp_path):
     writer.close()
     browse.write_page(tmp_path, tmp_path / "page.html", say=lambda line: None)
     text = (tmp_path / "page.html").read_text()
-    assert "x: not a picture" in text and "x: not a sound" in text
+    assert "x: not an image" in text and "x: not an audio clip" in text
     assert "does not tell of any" in text and "no boxes" in text
 
 

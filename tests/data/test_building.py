@@ -24,7 +24,7 @@ from meerkat_jax.data.sources.registry import SOURCES, find
 from meerkat_jax.data.split import open_split, read_manifest
 from tests.conftest import ROOT, door_environment
 from tests.data.sources.built import build, write_tree
-from tests.data.sources.fill import RATE, fill, picture, sound
+from tests.data.sources.fill import RATE, audio, fill, image
 from tests.data.sources.fill import video as write_video
 
 
@@ -168,7 +168,7 @@ def test_missing_media_are_found_before_anything_is_encoded(trees, tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(write_tree("openimages_audioset", trees), tree)
     shutil.rmtree(tree / "openimages" / "train")
-    with pytest.raises(UserError, match=r"picture is not there: \d+.*--max_skipped=0.5"):
+    with pytest.raises(UserError, match=r"image is not there: \d+.*--max_skipped=0.5"):
         build("openimages_audioset", tree, tmp_path / "out", max_skipped=0.5)
     assert not list((tmp_path / "out").glob("*.array_record"))
 
@@ -217,9 +217,9 @@ def test_nothing_left_is_no_build(trees, tmp_path):
     ("name", "spoil", "reason"),
     [
         ("audio/clip.wav", lambda data: data[:2000], "sound cannot be read"),
-        ("audio/clip.wav", lambda data: b"not a sound", "sound cannot be read"),
-        ("images/still.jpg", lambda data: data[:900], "picture cannot be read"),
-        ("images/still.jpg", lambda data: b"", "picture cannot be read"),
+        ("audio/clip.wav", lambda data: b"not an audio clip", "sound cannot be read"),
+        ("images/still.jpg", lambda data: data[:900], "image cannot be read"),
+        ("images/still.jpg", lambda data: b"", "image cannot be read"),
     ],
 )
 def test_damaged_media_are_skipped_counted_and_told(tmp_path, name, spoil, reason):
@@ -352,7 +352,7 @@ def test_a_frame_of_a_variable_rate_is_the_one_that_is_shown(tmp_path):
 def test_the_sound_of_a_video_begins_where_it_is_asked_for(tmp_path):
     path = tmp_path / "v.mp4"
     write_video(path, 6.0)
-    true = sound("v.mp4", 6.0)
+    true = audio("v.mp4", 6.0)
     wave, rate, count = video.load_channels(path, 2.0, 3.0)
     assert wave.shape == (3 * RATE, 1) and (rate, count) == (RATE, 6 * RATE)
     wave = wave[:, 0]
@@ -365,8 +365,8 @@ def test_the_sound_of_a_video_begins_where_it_is_asked_for(tmp_path):
 
 
 def test_a_video_without_sound_says_so(tmp_path):
-    write_video(tmp_path / "v.mp4", 1.0, sounds=False)
-    with pytest.raises(UserError, match="no sound"):
+    write_video(tmp_path / "v.mp4", 1.0, audio_clips=False)
+    with pytest.raises(UserError, match="no audio"):
         video.load_channels(tmp_path / "v.mp4", 0, 1)
     (tmp_path / "w.mp4").write_bytes(b"nothing")
     with pytest.raises(UserError, match="w.mp4"):
@@ -376,7 +376,7 @@ def test_a_video_without_sound_says_so(tmp_path):
 def test_a_long_sound_is_cut_from_its_time_on_and_made_mono(tmp_path):
     wave = np.random.default_rng(0).uniform(-0.5, 0.5, (RATE * 4, 3)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave, RATE)
-    data, _ = media.encode_sound(str(tmp_path / "a.wav"), 1.5, 2.0, 2.0)
+    data, _ = media.encode_audio(str(tmp_path / "a.wav"), 1.5, 2.0, 2.0)
     made, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     assert rate == RATE and made.shape == (2 * RATE,)
     expected = wave[round(1.5 * RATE) :][: 2 * RATE].mean(axis=1)
@@ -384,11 +384,11 @@ def test_a_long_sound_is_cut_from_its_time_on_and_made_mono(tmp_path):
 
 
 def test_a_small_upright_jpeg_is_kept_as_it_is_and_a_large_one_made_smaller(tmp_path):
-    picture("p").save(tmp_path / "p.jpg", quality=70)
-    kept, _ = media.encode_picture(str(tmp_path / "p.jpg"), 0)
+    image("p").save(tmp_path / "p.jpg", quality=70)
+    kept, _ = media.encode_image(str(tmp_path / "p.jpg"), 0)
     assert kept == (tmp_path / "p.jpg").read_bytes()
-    picture("p", (1024, 300)).save(tmp_path / "q.png")
-    with Image.open(io.BytesIO(media.encode_picture(str(tmp_path / "q.png"), 0)[0])) as made:
+    image("p", (1024, 300)).save(tmp_path / "q.png")
+    with Image.open(io.BytesIO(media.encode_image(str(tmp_path / "q.png"), 0)[0])) as made:
         assert made.size == (512, 150)
 
 
@@ -398,16 +398,16 @@ def test_ready_stills_come_before_videos_and_folders_below_are_searched(tmp_path
         (tmp_path / name).write_bytes(b"-")
     shelf = media.Shelf(tmp_path)
     places = lambda n: (media.Place("frames", n), media.Place("videos", n, 5.0))  # noqa: E731
-    assert media.find_picture(shelf, places("1")) == (f"{tmp_path}/frames/x/1.jpg", 0.0)
-    assert media.find_picture(shelf, places("2")) == (f"{tmp_path}/videos/2.mp4", 5.0)
-    assert media.find_picture(shelf, places("3")) is None
+    assert media.find_image(shelf, places("1")) == (f"{tmp_path}/frames/x/1.jpg", 0.0)
+    assert media.find_image(shelf, places("2")) == (f"{tmp_path}/videos/2.mp4", 5.0)
+    assert media.find_image(shelf, places("3")) is None
     for name in ("own/1.jpg", "own/1.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"-")
     named = [media.Place("own", "1", 2.0, ".mp4")]  # beside a still of the same name
-    assert media.find_picture(shelf, named) == (f"{tmp_path}/own/1.mp4", 2.0)
-    assert media.find_picture(shelf, [media.Place("own", "1", 2.0, ".png")]) is None
-    assert media.find_sound(shelf, places("1")) == (f"{tmp_path}/videos/1.mp4", 5.0)
+    assert media.find_image(shelf, named) == (f"{tmp_path}/own/1.mp4", 2.0)
+    assert media.find_image(shelf, [media.Place("own", "1", 2.0, ".png")]) is None
+    assert media.find_audio(shelf, places("1")) == (f"{tmp_path}/videos/1.mp4", 5.0)
 
 
 # ---- the door ----

@@ -20,7 +20,7 @@ from meerkat_jax.data import containers, isolated, media, video
 from meerkat_jax.data.audio import count_seconds, load_audio
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.demo_page.limits import Limits
-from meerkat_jax.demo_page.media import check_sound, read_sound, split_video
+from meerkat_jax.demo_page.media import check_audio, read_audio_file, split_video
 from meerkat_jax.generate import _fault
 from meerkat_jax.serving.chat import read_chat
 from tests.data.filming import RATE, film, grey, tone
@@ -66,9 +66,9 @@ def test_a_script_that_names_another_file_is_refused(tmp_path, secret, kind):
         with pytest.raises(UserError, match=f"a.mp4: begins with b'.*{EXPECTED}"):
             read()
     with pytest.raises(Bad, match="a.mp4"):
-        media.encode_picture(str(path), 0.0)
+        media.encode_image(str(path), 0.0)
     with pytest.raises(Bad, match="a.mp4"):
-        media.encode_sound(str(path), 0.0, 1.0, 1.0)
+        media.encode_audio(str(path), 0.0, 1.0, 1.0)
     for source in (path, path.read_bytes()):
         with pytest.raises(UserError, match="expected WAV, FLAC"):
             load_audio(source, RATE, 1.0)
@@ -108,9 +108,9 @@ def test_a_track_in_another_file_is_not_opened(tmp_path, secret):
     with av.open(str(tmp_path / "b.mov"), options=opens) as file:  # it would work
         stolen = next(file.decode(audio=0)).to_ndarray().tobytes()
         assert stolen[:100] in secret.read_bytes()
-    with pytest.raises(UserError, match="b.mov: no sound can be decoded"):
+    with pytest.raises(UserError, match="b.mov: no audio can be decoded"):
         video.load_channels(tmp_path / "b.mov", 0.0, 1.0)
-    with pytest.raises(UserError, match="b.mov: no sound can be decoded"):
+    with pytest.raises(UserError, match="b.mov: no audio can be decoded"):
         load_audio(tmp_path / "b.mov", RATE, 1.0)
 
 
@@ -123,7 +123,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
         with pytest.raises(UserError, match=f"it is {kind}, not a file"):
             load_audio(path, RATE, 1.0)
         with pytest.raises(Bad, match=f"it is {kind}, not a file"):
-            media.encode_picture(str(path), 0.0)
+            media.encode_image(str(path), 0.0)
     with pytest.raises(UserError, match="embedded null byte"):
         load_audio("a\0.wav", RATE, 1.0)
     assert time.monotonic() - start < 5
@@ -135,10 +135,8 @@ def test_content_decides_not_the_suffix(tmp_path):
     os.rename(tmp_path / "a.mp4", tmp_path / "a.jpg")
     os.rename(tmp_path / "b.webm", tmp_path / "b.wav")
     Image.fromarray(grey(0)).save(tmp_path / "c.mp4", "JPEG")
-    assert media.encode_picture(str(tmp_path / "a.jpg"), 0.5)[0][:3] == b"\xff\xd8\xff"
-    assert (
-        media.encode_picture(str(tmp_path / "c.mp4"), 0.5)[0] == (tmp_path / "c.mp4").read_bytes()
-    )
+    assert media.encode_image(str(tmp_path / "a.jpg"), 0.5)[0][:3] == b"\xff\xd8\xff"
+    assert media.encode_image(str(tmp_path / "c.mp4"), 0.5)[0] == (tmp_path / "c.mp4").read_bytes()
     assert load_audio(tmp_path / "a.jpg", RATE, 1.0)[0].max() > 0.4
     assert load_audio(tmp_path / "b.wav", RATE, 1.0)[0].max() > 0.4
 
@@ -177,11 +175,11 @@ def test_every_door_takes_m4a_and_webm(tmp_path, name, codec):
         np.testing.assert_array_equal(load_audio(source, RATE, 1.0)[0], whole)
     assert count_seconds(path.read_bytes()) == pytest.approx(2.0, abs=0.05)
     assert _fault(path, "audio") is None
-    check_sound(str(path), Limits())
+    check_audio(str(path), Limits())
     with pytest.raises(UserError, match=f"{name}: 2.0 s long; at most 1 s"):
-        check_sound(str(path), Limits(seconds=1))
-    assert read_sound(path.read_bytes(), 1.0)[:4] == b"RIFF"
-    assert media.encode_sound(str(path), 0.5, 1.0, 1.0)[0][:4] == b"fLaC"
+        check_audio(str(path), Limits(seconds=1))
+    assert read_audio_file(path.read_bytes(), 1.0)[:4] == b"RIFF"
+    assert media.encode_audio(str(path), 0.5, 1.0, 1.0)[0][:4] == b"fLaC"
     audio = {"data": base64.b64encode(path.read_bytes()).decode(), "format": name[2:]}
     content = [{"type": "input_audio", "input_audio": audio}, {"type": "text", "text": "What?"}]
     asked = {"model": "m", "messages": [{"role": "user", "content": content}]}

@@ -1,4 +1,4 @@
-"""Pictures of every ordinary kind decode to the right pixels, broken ones to one clear error."""
+"""Images of every ordinary kind decode to the right pixels, broken ones to one clear error."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def quarters(side: int = SIZE) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -44,7 +44,7 @@ def header_of(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "PPM"])
 def test_lossless_formats_are_exact_and_a_path_equals_its_bytes(kind: str, tmp_path: Path) -> None:
     data = encode(quarters(), kind)
-    path = tmp_path / "picture"
+    path = tmp_path / "image"
     path.write_bytes(data)
     pixels = load_image(path, SIZE)
     assert pixels.dtype == np.uint8
@@ -63,8 +63,8 @@ def test_lossy_formats_are_near(kind: str) -> None:
 def test_any_shape_is_squashed_whole(shape: tuple[int, int]) -> None:
     height, width = shape
     ramp = np.linspace(0, 255, width).round().astype(np.uint8)
-    picture = np.broadcast_to(ramp[None, :, None], (height, width, 3))
-    pixels = load_image(encode(np.ascontiguousarray(picture)), SIZE)
+    image = np.broadcast_to(ramp[None, :, None], (height, width, 3))
+    pixels = load_image(encode(np.ascontiguousarray(image)), SIZE)
     assert pixels.shape == (SIZE, SIZE, 3)
     if width > 1:
         places = (np.arange(SIZE) + 0.5) / SIZE * width - 0.5  # both ends are kept: no crop
@@ -85,7 +85,7 @@ def test_modes(mode: str, kind: str) -> None:
     colour = Image.fromarray(quarters())
     grey = np.asarray(colour.convert("L"))
     deep = grey.astype(np.int32) * 257  # 16 bits whose high byte is the 8 bits
-    picture = {
+    image = {
         "P": colour.quantize(4),
         "I;16": Image.fromarray(deep.astype(np.uint16)),
         "I": Image.fromarray(deep),
@@ -95,7 +95,7 @@ def test_modes(mode: str, kind: str) -> None:
         "P": quarters(),
         "CMYK": quarters(),
     }.get(mode, np.repeat(grey[..., None], 3, axis=-1))
-    data = encode(picture, kind)
+    data = encode(image, kind)
     assert Image.open(io.BytesIO(data)).mode == mode
     assert np.abs(load_image(data, SIZE).astype(int) - expected).max() <= 1
 
@@ -115,13 +115,13 @@ def test_cmyk_jpeg_is_not_inverted() -> None:
 def test_what_is_transparent_is_white(mode: str) -> None:
     pixels = np.zeros((SIZE, SIZE, 4), np.uint8)  # black, and transparent on the left
     pixels[:, SIZE // 2 :, 3] = 255
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     if mode == "palette":
         indices = Image.fromarray((pixels[..., 3] > 0).astype(np.uint8)).convert("P")
         indices.putpalette([255, 0, 0, 0, 0, 0])
         data = encode(indices, transparency=0)
     else:
-        data = encode(picture.convert(mode))
+        data = encode(image.convert(mode))
     got = load_image(data, SIZE)
     assert (got[:, : SIZE // 2] == 255).all()
     assert (got[:, SIZE // 2 :] == 0).all()
@@ -169,10 +169,10 @@ def test_first_frame_of_an_animation() -> None:
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 BAD = {
     "empty": (b"", "empty"),
-    "text": (b"not a picture at all, " * 50, "not a picture"),
-    "one byte": (b"\x89", "not a picture"),
-    "sound": (b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(100), "not a picture"),
-    "postscript": (encode(NOISE, "EPS"), "not a picture"),
+    "text": (b"not an image at all, " * 50, "not an image"),
+    "one byte": (b"\x89", "not an image"),
+    "sound": (b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(100), "not an image"),
+    "postscript": (encode(NOISE, "EPS"), "not an image"),
     "floating point": (encode(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "floating"),
     "bomb": (header_of(60_000, 60_000), "million pixels"),
     "just too large": (header_of(10_000, MAX_PIXELS // 10_000 + 1), "million pixels"),

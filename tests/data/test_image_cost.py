@@ -83,11 +83,11 @@ def test_a_large_picture_is_that_of_one_step(kind, tag, monkeypatch):
 def test_strips_are_converted_as_the_whole_is(mode, monkeypatch):
     colours = Image.fromarray(waves(500, 333, 4), "RGBA")
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(colours.convert("L")).astype(np.uint16) * 257)
+        written = Image.fromarray(np.asarray(colours.convert("L")).astype(np.uint16) * 257)
     else:
-        picture = colours.convert("RGB").convert(mode) if mode in "CMYK 1 P" else colours
-        picture = picture.convert(mode)
-    data = encode(picture, "TIFF" if mode == "CMYK" else "PNG")
+        written = colours.convert("RGB").convert(mode) if mode in "CMYK 1 P" else colours
+        written = written.convert(mode)
+    data = encode(written, "TIFF" if mode == "CMYK" else "PNG")
     expected = load_image(data, 500)
     whole = np.asarray(read_image(data))
     monkeypatch.setattr(image, "STRIP", 2000)
@@ -102,9 +102,9 @@ def test_memory_of_decoding_is_that_of_the_pixels(tmp_path):
     deep = Image.fromarray(np.zeros((4000, 4000), np.uint16))
     encode_to = {"deep": deep, "palette": Image.new("P", (4000, 4000)),
                  "clear": Image.new("RGBA", (4000, 4000))}  # fmt: skip
-    for name, picture in encode_to.items():
+    for name, written in encode_to.items():
         clear = {} if name == "clear" else {"transparency": 0}
-        picture.save(tmp_path / f"{name}.png", compress_level=1, **clear)
+        written.save(tmp_path / f"{name}.png", compress_level=1, **clear)
     code = """if True:
         import sys
         from meerkat_jax.data.image import load_image

@@ -56,8 +56,8 @@ def test_a_file_is_read_and_a_large_one_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"12345")
     with open_local(tmp_path / "a", most=5) as file:
         assert file.read() == b"12345"
-    with pytest.raises(UserError, match="the sound: 5 bytes; expected at most 4"):
-        open_local(tmp_path / "a", "the sound", 4)
+    with pytest.raises(UserError, match="the audio: 5 bytes; expected at most 4"):
+        open_local(tmp_path / "a", "the audio", 4)
 
 
 def test_a_manifest_that_names_them_is_told_line_by_line(folder):

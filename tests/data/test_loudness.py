@@ -14,9 +14,9 @@ from meerkat_jax.data.audio import limit_peak, load_audio, mix_to_mono
 from meerkat_jax.data.sources.skips import Bad
 
 SECONDS = 2.0
-CANCEL = "the sound's channels cancel each other: the loudest alone is heard"
-LOUD = "the sound is above full scale: divided by its peak"
-SILENT = "the sound is silent"
+CANCEL = "the audio's channels cancel each other: the loudest alone is heard"
+LOUD = "the audio is above full scale: divided by its peak"
+SILENT = "the audio is silent"
 STEP = 1 / 32768
 
 
@@ -35,7 +35,7 @@ def channels(*waves: np.ndarray) -> np.ndarray:
 
 
 # name: samples, rate, subtype, peak that is heard, what is noted of it
-SOUNDS = {
+AUDIO_FORMATS = {
     "mono": (tone(), 48_000, "PCM_16", 0.5, ()),
     "stereo in phase": (channels(tone(), tone()), 48_000, "PCM_16", 0.5, ()),
     "stereo inverse": (channels(tone(), -tone()), 48_000, "PCM_16", 0.5, (CANCEL,)),
@@ -63,17 +63,17 @@ SOUNDS = {
 
 
 def write(path, name: str):
-    samples, rate, subtype, *_ = SOUNDS[name]
+    samples, rate, subtype, *_ = AUDIO_FORMATS[name]
     soundfile.write(path, samples, rate, subtype=subtype)
     return path
 
 
-@pytest.mark.parametrize("name", SOUNDS)
+@pytest.mark.parametrize("name", AUDIO_FORMATS)
 def test_the_build_stores_what_generate_hears(name: str, tmp_path) -> None:
-    *_, peak, noted = SOUNDS[name]
+    *_, peak, noted = AUDIO_FORMATS[name]
     path = write(tmp_path / "a.wav", name)
     heard, info = load_audio(path, media.RATE, SECONDS)
-    stored, told = media.encode_sound(str(path), 0.0, SECONDS, SECONDS)
+    stored, told = media.encode_audio(str(path), 0.0, SECONDS, SECONDS)
     built, again = load_audio(stored, media.RATE, SECONDS)
     assert np.abs(built - heard).max() <= STEP
     assert np.abs(heard).max() == pytest.approx(peak, abs=2e-3 if peak > 0.01 else 1e-6)
@@ -87,7 +87,7 @@ def test_the_build_stores_what_generate_hears(name: str, tmp_path) -> None:
 def test_nothing_is_clipped(tmp_path) -> None:
     for name in ("float of int16's range", "44.1 kHz square", "float beyond 1"):
         path = write(tmp_path / "a.wav", name)
-        stored, _ = media.encode_sound(str(path), 0.0, SECONDS, SECONDS)
+        stored, _ = media.encode_audio(str(path), 0.0, SECONDS, SECONDS)
         samples, _ = soundfile.read(io.BytesIO(stored), dtype="int16")
         exact, _ = load_audio(path, media.RATE, SECONDS)
         assert np.abs(samples / 32768 - exact).max() <= STEP, name
@@ -126,6 +126,6 @@ def test_silence_that_claims_a_sound_is_a_fault(tmp_path) -> None:
     for name in ("silent", "all but silent"):
         path = write(tmp_path / "a.wav", name)
         with pytest.raises(Bad, match="sound is silent, but something is said to be heard"):
-            media.encode_sound(str(path), 0.0, SECONDS, SECONDS, claimed=True)
+            media.encode_audio(str(path), 0.0, SECONDS, SECONDS, claimed=True)
     quiet = write(tmp_path / "b.wav", "quiet")
-    assert media.encode_sound(str(quiet), 0.0, SECONDS, SECONDS, claimed=True)[1] == ()
+    assert media.encode_audio(str(quiet), 0.0, SECONDS, SECONDS, claimed=True)[1] == ()

@@ -22,9 +22,9 @@ DELAY = 576 / RATE  # of the encoder, which nothing tells any more where the fir
 def wave(rate: int = RATE) -> np.ndarray:
     """A second of noise, costly to encode, and then a tone that swells: each second is its own."""
     t = np.arange(SECONDS * rate) / rate
-    sound = 0.02 * t * np.sin(2 * np.pi * 440 * t)
-    sound[:rate] = 0.1 * np.random.default_rng(0).standard_normal(rate)
-    return sound.astype(np.float32)
+    audio = 0.02 * t * np.sin(2 * np.pi * 440 * t)
+    audio[:rate] = 0.1 * np.random.default_rng(0).standard_normal(rate)
+    return audio.astype(np.float32)
 
 
 def encode(samples: np.ndarray, rate: int = RATE, mode: str = "VARIABLE") -> bytes:
@@ -39,7 +39,7 @@ def headless(data: bytes) -> bytes:
 
 
 def id3(size: int) -> bytes:
-    """A tag of `size` bytes, as one with a picture of the cover."""
+    """A tag of `size` bytes, as one with an image of the cover."""
     return b"ID3\x04\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size)
 
 
@@ -162,7 +162,7 @@ def endless_flac() -> bytes:
         (wav_of(1000), "says 1000 bytes of sound"),
         (bytes(2 * written("OGG", "VORBIS")), "several OGG streams"),
         (bytes(2 * written("OGG", "OPUS")), "several OGG streams"),
-        (endless_flac(), "does not say how long the sound is"),
+        (endless_flac(), "does not say how long the audio is"),
     ],
     ids=["wav of 0", "wav of 1000", "vorbis", "opus", "flac"],
 )

@@ -102,8 +102,8 @@ def test_another_seed_gives_another_order(folder, encode, reference):
 
 
 def test_an_epoch_holds_every_scene_once_and_the_next_is_shuffled_anew(folder, encode, reference):
-    pictures = [row.tobytes() for batch in reference[:6] for row in batch["image"]]
-    epochs = pictures[: CONFIG.train], pictures[CONFIG.train :]
+    images = [row.tobytes() for batch in reference[:6] for row in batch["image"]]
+    epochs = images[: CONFIG.train], images[CONFIG.train :]
     assert len(set(epochs[0])) == CONFIG.train and set(epochs[0]) == set(epochs[1])
     assert epochs[0] != epochs[1]
 
@@ -143,7 +143,7 @@ def test_shapes_and_types(reference):
 
 
 def test_rows_belong_to_the_scene_they_stand_with(folder, encode, tokenizer, reference):
-    """Picture, names, boxes and questions of a row are of one example."""
+    """Image, names, boxes and questions of a row are of one example."""
     examples = {
         load_image(example.image, SHAPES.image_size).tobytes(): example
         for example in open_split(folder, "train")
@@ -212,7 +212,7 @@ def test_weights_that_leave_no_question_are_an_error(encode, folder):
 
 
 def test_what_a_phase_does_not_need_is_left_out(folder, encode):
-    """The pictures, names and order are those of a batch that holds everything."""
+    """The images, names and order are those of a batch that holds everything."""
     args = (SHAPES, encode.prompt, tuple(encode.index), {})
     (whole,) = first(train_batches(Split(folder, "train"), encode, BATCH, seed=1), 1)
     looks = Encode(*args, needs_audio=False, needs_text=False)
@@ -262,7 +262,7 @@ def test_a_folder_that_is_no_data_set(tmp_path):
             "raise data.pack_length or data.max_target_tokens",
         ),
     ],
-    ids=["boxes", "picture", "sound", "answer", "length"],
+    ids=["boxes", "image", "sound", "answer", "length"],
 )
 def test_a_bad_record_is_named(encode, folder, change, message):
     example: Example = open_split(folder, "train")[0]

@@ -68,7 +68,7 @@ def messages(turns):
 
 
 def without_places(prompt):
-    """The ids of a prefix, pictures, sounds and their markers left out."""
+    """The ids of a prefix, images, sounds and their markers left out."""
     markers = set(sum(map(prompt.tokenizer.special_ids, _MARKERS), ()))
     runs = (part for part in prompt.prefix if not isinstance(part, str))
     return [i for run in runs for i in run if i not in markers]
@@ -123,7 +123,7 @@ def test_llama2s_spaces(ours):
     assert prompt.answer_ids("yes") == [*encode("yes "), end]
 
 
-# ---- with picture and sound ----
+# ---- with image and audio ----
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)

@@ -151,7 +151,7 @@ def own(folder, idents, spoiled=(), split="train", suffix=""):
         name = f"{ident}{suffix}"
         fill(folder, [{"image": f"{name}.jpg", "audio": f"{name}.wav", "seconds": 1.0}])
         if ident in spoiled:
-            (folder / f"{name}.wav").write_bytes(b"not a sound")
+            (folder / f"{name}.wav").write_bytes(b"not an audio clip")
         row = {"id": name, "split": split, "image": f"{name}.jpg", "audio": f"{name}.wav"}
         row |= {"group": ident, "questions": [{"task": "avc", "captions": ["A thing."]}]}
         rows.append(row)
@@ -219,7 +219,7 @@ def test_a_wrong_manual_dir_says_what_was_expected(tmp_path):
     ("fields", "words"),
     [
         ({"source": "vgss"}, "did you mean 'vggss'"),
-        ({"sound": "mp3"}, "sound='mp3': expected flac or opus"),
+        ({"audio": "mp3"}, "audio='mp3': expected flac or opus"),
         ({"shard": 0}, "shard=0: expected at least 1"),
         ({"exclude": "avfit/vggss"}, "exclude='avfit/vggss': expected a list of folders"),
     ],

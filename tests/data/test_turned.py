@@ -1,4 +1,4 @@
-"""A picture with an EXIF turn and the boxes on it never part, whatever their source."""
+"""An image with an EXIF turn and the boxes on it never part, whatever their source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meerkat_jax.data.sources.registry import find
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.data.split import open_split
 from tests.data.sources.built import build
-from tests.data.sources.fill import RATE, sound
+from tests.data.sources.fill import RATE, audio
 
 STORED = media.AS_STORED
 UPRIGHT = media.UPRIGHT
@@ -34,13 +34,13 @@ def draw(path, boxes, size=(320, 240), turn=6, upright=False) -> None:
         x0, x1 = round(box.x0 * shown[0]), round(box.x1 * shown[0])
         y0, y1 = round(box.y0 * shown[1]), round(box.y1 * shown[1])
         pixels[y0:y1, x0:x1] = 255
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     if upright and turn != 1:
-        picture = picture.transpose(INVERSE[turn])
+        image = image.transpose(INVERSE[turn])
     exif = Image.Exif()
     exif[0x0112] = turn
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, exif=exif)
+    image.save(path, exif=exif)
 
 
 INVERSE = {  # what is stored, of what is upright, by the tag
@@ -56,9 +56,9 @@ INVERSE = {  # what is stored, of what is upright, by the tag
 
 def whiteness(data: bytes, boxes) -> tuple[float, float]:
     """Mean brightness of a JPEG within `boxes` and outside, without the edges."""
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.getexif().get(0x0112, 1) == 1, "what is stored has no turn any more"
-        grey = np.asarray(picture.convert("L"), float)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getexif().get(0x0112, 1) == 1, "what is stored has no turn any more"
+        grey = np.asarray(image.convert("L"), float)
     inside = np.zeros(grey.shape, bool)
     height, width = grey.shape
     for box in boxes:
@@ -90,7 +90,7 @@ def test_boxes_of_published_sources_are_of_what_is_stored(source: str, turn: int
         path = tmp_path / place.folder / f"{place.name}{place.suffix or '.png'}"
         size = tuple(map(int, entry.sizes[0])) if entry.sizes else (320, 240)
         draw(path, entry.boxes, size, turn)
-        data, noted = media.encode_picture(str(path), 0.0, entry.stored, entry.sizes)
+        data, noted = media.encode_image(str(path), 0.0, entry.stored, entry.sizes)
         inside, outside = whiteness(data, entry.boxes)
         assert noted == (STORED,)
         assert inside > 220, entry.id
@@ -127,7 +127,7 @@ def test_own_data_is_upright_unless_its_size_says_otherwise(tmp_path) -> None:
     both = [{"task": "arig", **pixels(STORED_SIZE)}, {"task": "arig", **pixels(UPRIGHT_SIZE)}]
     lines.append({"id": "both", "image": "both.png", "audio": "a.wav", "questions": both})
     (tmp_path / "annotations.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    soundfile.write(tmp_path / "a.wav", sound("a.wav", 1.0), RATE)
+    soundfile.write(tmp_path / "a.wav", audio("a.wav", 1.0), RATE)
     plan = find("jsonl")(tmp_path, Options())
     boxes = {entry.id.removeprefix("jsonl-train-"): entry.boxes for entry in plan.entries}
     for name, (_, turn, upright) in ROWS.items():
@@ -137,8 +137,8 @@ def test_own_data_is_upright_unless_its_size_says_otherwise(tmp_path) -> None:
     manifest = build("jsonl", tmp_path, tmp_path / "out")
     assert manifest["noted"] == {UPRIGHT: 4, STORED: 2}
     assert manifest["skipped"]["examples"] == {
-        "boxes are of the picture with its sides swapped": 1,
-        "boxes are of pictures with other sides": 1,
+        "boxes are of the image with its sides swapped": 1,
+        "boxes are of images with other sides": 1,
     }
     found = {
         one.id.removeprefix("jsonl-train-"): one for one in open_split(tmp_path / "out", "train")
@@ -154,15 +154,15 @@ def test_own_data_is_upright_unless_its_size_says_otherwise(tmp_path) -> None:
 def test_every_turn_of_every_format_is_undone(kind: str, turn: int, tmp_path) -> None:
     rng = np.random.default_rng(turn)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
-    picture = small.resize((320, 240), Image.Resampling.NEAREST)
+    image = small.resize((320, 240), Image.Resampling.NEAREST)
     exif = Image.Exif()
     exif[0x0112] = turn
     path = tmp_path / f"a.{kind}"
-    picture.save(path, exif=exif)
-    data, noted = media.encode_picture(str(path), 0.0, stored=True)
+    image.save(path, exif=exif)
+    data, noted = media.encode_image(str(path), 0.0, stored=True)
     assert noted == (STORED,)
     with Image.open(io.BytesIO(data)) as made:
-        assert made.size == picture.size
+        assert made.size == image.size
         centres = made.resize((8, 6), Image.Resampling.BOX)
     assert np.abs(np.asarray(centres, int) - np.asarray(small, int)).mean() < 12
 
@@ -171,8 +171,8 @@ def test_sides_that_are_swapped_though_nothing_was_turned_are_refused(tmp_path) 
     path = tmp_path / "a.png"
     Image.new("RGB", (320, 240)).save(path)
     with pytest.raises(Bad, match="sides swapped"):
-        media.encode_picture(str(path), 0.0, sizes=((240.0, 320.0),))
-    assert media.encode_picture(str(path), 0.0, sizes=((640.0, 480.0),))[1] == ()
+        media.encode_image(str(path), 0.0, sizes=((240.0, 320.0),))
+    assert media.encode_image(str(path), 0.0, sizes=((640.0, 480.0),))[1] == ()
 
 
 def test_silence_that_claims_a_sound_is_counted(tmp_path) -> None:
@@ -192,6 +192,6 @@ def test_silence_that_claims_a_sound_is_counted(tmp_path) -> None:
     manifest = build("jsonl", tmp_path, tmp_path / "out", max_skipped=0.8)
     reason = "sound is silent, but something is said to be heard"
     assert manifest["skipped"]["examples"] == {reason: 3}
-    assert manifest["noted"] == {"the sound is silent": 1} and manifest["counts"] == {"train": 1}
+    assert manifest["noted"] == {"the audio is silent": 1} and manifest["counts"] == {"train": 1}
     with pytest.raises(Exception, match=f"3 of 4 examples cannot be used .{reason}: 3"):
         build("jsonl", tmp_path, tmp_path / "again", max_skipped=0.01)

@@ -49,7 +49,7 @@ def test_a_sound_is_as_loud_from_a_container_as_from_wav(tmp_path, name, channel
 
 def test_a_loud_stereo_sine_is_not_clipped(tmp_path):
     film(tmp_path / "a.mkv", np.stack([tone(1.0, 440.0, 0.9)] * 2), audio="pcm_f32le")
-    data, noted = media.encode_sound(str(tmp_path / "a.mkv"), 0.0, 1.0, 1.0)
+    data, noted = media.encode_audio(str(tmp_path / "a.mkv"), 0.0, 1.0, 1.0)
     assert not noted
     (tmp_path / "a.flac").write_bytes(data)
     made, _ = soundfile.read(tmp_path / "a.flac")
@@ -180,12 +180,12 @@ def test_a_video_that_is_cut_off_says_so(tmp_path):
 
 
 def corners(number):
-    """A picture that no turn or mirror takes to itself, uint8[64, 96, 3]."""
-    picture = np.full((64, 96, 3), 40, np.uint8)
-    picture[:32, :48] = 230, 40, 40
-    picture[:32, 48:] = 40, 230, 40
-    picture[32:, :48] = 40, 40, 230
-    return picture
+    """An image that no turn or mirror takes to itself, uint8[64, 96, 3]."""
+    image = np.full((64, 96, 3), 40, np.uint8)
+    image[:32, :48] = 230, 40, 40
+    image[:32, 48:] = 40, 230, 40
+    image[32:, :48] = 40, 40, 230
+    return image
 
 
 TURNS = {  # EXIF's orientation of the same transformation: a, b, c, d of the display matrix

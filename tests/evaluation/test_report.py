@@ -126,8 +126,8 @@ def test_true_answered_and_asked_boxes_and_segments_are_drawn(full):
 
 def test_every_picture_is_named_for_who_cannot_see_it(full):
     _, page = full
-    pictures = page.tags.count("img")
-    assert pictures == sum(tag == "img" and name == "alt" for tag, name, _ in page.attributes)
+    images = page.tags.count("img")
+    assert images == sum(tag == "img" and name == "alt" for tag, name, _ in page.attributes)
 
 
 def test_an_empty_run_still_gives_a_page(tmp_path):
@@ -227,15 +227,15 @@ def test_table_order_is_reading_order():
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 def test_chromium_draws_the_page_without_network(full, tmp_path):
-    page, picture = tmp_path / "report.html", tmp_path / "page.png"
+    page, screenshot = tmp_path / "report.html", tmp_path / "page.png"
     page.write_text(full[0], encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--enable-logging=stderr", "--window-size=1280,1200", f"--screenshot={picture}"]
+    command += ["--enable-logging=stderr", "--window-size=1280,1200", f"--screenshot={screenshot}"]
     done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
-    # The page's own complaints (blocked loads, broken pictures) are logged as CONSOLE lines.
+    # The page's own complaints (blocked loads, broken images) are logged as CONSOLE lines.
     assert ":CONSOLE" not in done.stderr
-    with Image.open(picture) as image:
+    with Image.open(screenshot) as image:
         assert image.size == (1280, 1200)
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
     assert (0, 0x72, 0xB2) in colours and (0xC2, 0x57, 0) in colours  # the meters of the scores

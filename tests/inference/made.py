@@ -57,7 +57,7 @@ def made() -> Made:
 
 
 def invented(assembly: Assembly, config: dict, classes: tuple[str, ...]) -> dict:
-    """Weights so large that answers differ from picture to picture and from word to word.
+    """Weights so large that answers differ from image to image and from word to word.
 
     The frozen ones, which a checkpoint does not hold, are those of the config's seed.
     """
@@ -97,23 +97,23 @@ def fast_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def picture(seed: int, side: int = 48) -> Image.Image:
+def make_image(seed: int, side: int = 48) -> Image.Image:
     """Coloured squares."""
     squares = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
     return Image.fromarray(squares).resize((side, side), Image.Resampling.NEAREST)
 
 
 def write_media(folder: Path) -> None:
-    """Two pictures and two sounds: 0.png, 1.png, 0.wav, 1.wav."""
+    """Two images and two sounds: 0.png, 1.png, 0.wav, 1.wav."""
     for i in range(2):
-        picture(i + 3, 96).save(folder / f"{i}.png")
+        make_image(i + 3, 96).save(folder / f"{i}.png")
         soundfile.write(folder / f"{i}.wav", tone(440 * (i + 1)), 16000)
 
 
 def png(seed: int) -> bytes:
-    """`picture` as a file."""
+    """`image` as a file."""
     file = io.BytesIO()
-    picture(seed).save(file, "PNG")
+    make_image(seed).save(file, "PNG")
     return file.getvalue()
 
 

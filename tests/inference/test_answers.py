@@ -70,7 +70,7 @@ def test_boxes_and_segments_are_drawn_where_they_are():
     text = "[dog, 0.250, 0.500, 0.750, 1.000] [owl, 2.0, 4.0]"
     page = annotate(Image.new("RGB", (200, 100)), read_answer(text, 10.0, (), view()), "Where?")
     blue, orange = (0, 114, 178), (213, 94, 0)
-    height = WIDTH // 2  # of the picture, which is twice as wide as high
+    height = WIDTH // 2  # of the image, which is twice as wide as high
     for x, y in [(0.25, 0.75), (0.75, 0.75), (0.5, 0.5)]:
         assert blue in near(page, MARGIN + x * WIDTH, MARGIN + y * height)
     assert blue not in near(page, MARGIN + 0.5 * WIDTH, MARGIN + 0.75 * height)
@@ -84,7 +84,7 @@ def test_boxes_and_segments_are_drawn_where_they_are():
     [
         ((1, 900), "[dog, 0.0, 0.0, 0.0, 0.0]", ()),
         ((900, 1), "[, 0.1, 0.1, 0.9, 0.9] [dog, 10.0, 10.0] [owl, 0.0, 0.0]", ()),
-        ((64, 64), "words " * 400, ("the sound is silent", "a note " * 60)),
+        ((64, 64), "words " * 400, ("the audio is silent", "a note " * 60)),
         ((64, 64), "[\u732b \U0001f600, 0.1, 0.1, 0.9, 0.9]\n\n\u0627\u0644", ()),
         ((64, 64), "", ()),
     ],

@@ -18,7 +18,7 @@ from tests.inference.made import fast_compilation, model, png, tone, wav
 
 PAIRS = ((png(3), wav(tone(440))), (png(4), wav(tone(1500))), (None, wav(tone(440))))
 SHORT = ("What makes this sound?", "Describe the clip.", "Count the things that you see.")
-LONG = "Find the object that makes the sound. Give [object, x_left, y_top, x_right, y_bottom]."
+LONG = "Find the object that makes the audio. Give [object, x_left, y_top, x_right, y_bottom]."
 TURNS = (("Describe the clip.", "I hear a reddisc."),)
 SLOTS = 3  # in all tests, so that they share compiled programs
 # (pair, prompt, turns, temperature, seed, form)
@@ -141,8 +141,8 @@ def test_an_answer_can_be_kept_short(engine, expected):
     ("how", "message"),
     [
         ({"prompt": " "}, "the prompt is ' '"),
-        ({"image": b"no picture"}, "not a picture"),
-        ({"image": None, "audio": None}, "neither a picture nor a sound"),
+        ({"image": b"no image"}, "not an image"),
+        ({"image": None, "audio": None}, "neither an image nor an audio clip"),
         ({"temperature": -1.0}, "temperature is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"grammar": "circles"}, "form 'circles' is unknown; expected one of boxes, segments"),

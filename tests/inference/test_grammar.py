@@ -33,7 +33,7 @@ from meerkat_jax.mini.questions import ask
 from meerkat_jax.mini.templates import PHRASES
 from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.weights.pretrained import pretrained_tokenizer
-from tests.inference.made import fast_compilation, model, picture, tone
+from tests.inference.made import fast_compilation, make_image, model, tone
 from tests.weights.vocabularies import (
     CHATML,
     LLAMA3,
@@ -46,7 +46,7 @@ SECONDS = 10.0
 ASCII = "".join(map(chr, range(33, 127)))
 KINDS = ("mini", "llama2", "smollm2", "llama3")
 SCENES = 40
-PROMPT = "Find the object that makes the sound. Give [object, x_left, y_top, x_right, y_bottom]."
+PROMPT = "Find the object that makes the audio. Give [object, x_left, y_top, x_right, y_bottom]."
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -374,7 +374,7 @@ def test_rows_of_different_forms_stand_in_one_batch(tokenizer_of, compiled_for):
 
 @pytest.mark.slow
 def test_the_ways_to_ask_for_a_form(tmp_path):
-    loaded, media = model(), (picture(0), (tone(300), 16000))
+    loaded, media = model(), (make_image(0), (tone(300), 16000))
     free = loaded.ask(*media, PROMPT)
     programs = loaded.sampler._answer._cache_size()
     box = loaded.ask(*media, PROMPT, grammar="boxes")
@@ -386,7 +386,7 @@ def test_the_ways_to_ask_for_a_form(tmp_path):
     ((first, second, third),) = loaded.stream([three])
     assert also.text == third.text == box.text and second.text == free.text
     assert first.segments and not first.boxes
-    picture(0).save(tmp_path / "a.png")
+    make_image(0).save(tmp_path / "a.png")
     manifest, out = tmp_path / "ask.jsonl", tmp_path / "out.jsonl"
     manifest.write_text(json.dumps({"image": "a.png", "prompt": PROMPT}) + "\n")
     answer_manifest(lambda: loaded, manifest, out, say=lambda line: None, grammar="segments")

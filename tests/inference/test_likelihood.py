@@ -8,10 +8,10 @@ import pytest
 
 from meerkat_jax.inference.likelihood import Scorer
 from meerkat_jax.inference.sampling import suppress_mask
-from tests.inference.made import fast_compilation, model, picture, tone
+from tests.inference.made import fast_compilation, make_image, model, tone
 
 ASKED = ("What makes this sound?", "Count the things that you see.", "Describe the clip.")
-SAID = ("The dog makes the sound.", "I see two: True.", "I see nothing. I hear a bee in sight.")
+SAID = ("The dog makes the audio.", "I see two: True.", "I see nothing. I hear a bee in sight.")
 OWNERS = (1, 0, 1)
 
 
@@ -24,7 +24,7 @@ def quick():
 @pytest.fixture(scope="module")
 def aligned():
     side = model().assembly.shapes.image_size
-    image = np.stack([np.asarray(picture(seed, side)) for seed in (0, 1)])
+    image = np.stack([np.asarray(make_image(seed, side)) for seed in (0, 1)])
     audio = np.stack([tone(hertz, 10.0) for hertz in (300, 2000)])
     return model().sampler.encode_and_align(image, audio) | {"pixels": image, "samples": audio}
 

@@ -10,13 +10,13 @@ import pytest
 
 from meerkat_jax.data.tokenizer import MARKERS, Tokenizer
 from meerkat_jax.inference.sampling import Sampler, bucket, suppress_mask
-from tests.inference.made import fast_compilation, made, model, picture, tone
+from tests.inference.made import fast_compilation, made, make_image, model, tone
 
 N = 6
 PROMPTS = (
     "What makes this sound?",
     "Count the things that you see.",
-    "Find the object that makes the sound. Give [object, x_left, y_top, x_right, y_bottom].",
+    "Find the object that makes the audio. Give [object, x_left, y_top, x_right, y_bottom].",
     "Describe the clip.",
     "Is what you hear on the left, in the middle or on the right?",
 )
@@ -36,7 +36,7 @@ def sampler() -> Sampler:
 @pytest.fixture(scope="module")
 def aligned(sampler):
     side = sampler.assembly.shapes.image_size
-    image = np.stack([np.asarray(picture(seed, side)) for seed in (0, 1)])
+    image = np.stack([np.asarray(make_image(seed, side)) for seed in (0, 1)])
     audio = np.stack([tone(hertz, 10.0) for hertz in (300, 2000)])
     return sampler.encode_and_align(image, audio) | {"pixels": image, "samples": audio}
 

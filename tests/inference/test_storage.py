@@ -13,11 +13,11 @@ import pytest
 from meerkat_jax.api import Meerkat
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.inference.engine import Engine
-from tests.inference.made import fast_compilation, made, picture, tone
+from tests.inference.made import fast_compilation, made, make_image, tone
 from tests.training.test_quantise import restored
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
-ASKED = (picture(0), (tone(440), 16000), "What makes this sound?")
+ASKED = (make_image(0), (tone(440), 16000), "What makes this sound?")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -96,15 +96,15 @@ def test_the_parts_of_a_split(folder):
 
 
 def test_no_scene_occurs_in_two_splits(folder):
-    pictures = [example.image for split in compose.SPLITS for example in open_split(folder, split)]
-    assert len(set(pictures)) == len(pictures)
+    images = [example.image for split in compose.SPLITS for example in open_split(folder, split)]
+    assert len(set(images)) == len(images)
 
 
 def test_new_instances_are_other_media_of_known_classes(media):
     known, other = instances(CONFIG, media, "train"), instances(CONFIG, media, "instances")
     assert 4 <= len(other) and set(other) <= set(known)
     for name, part in other.items():
-        assert part.picture.tobytes() != known[name].picture.tobytes()
+        assert part.image.tobytes() != known[name].image.tobytes()
         assert part.sound.tobytes() != known[name].sound.tobytes()
 
 

@@ -27,7 +27,7 @@ def parts() -> dict[str, Media]:
 
 @pytest.fixture(scope="module")
 def aspect(parts) -> dict[str, float]:
-    return {name: part.picture.shape[1] / part.picture.shape[0] for name, part in parts.items()}
+    return {name: part.image.shape[1] / part.image.shape[0] for name, part in parts.items()}
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def test_a_scene_depends_on_seed_split_and_index_alone(aspect):
 # ---- the picture ----
 
 
-def picture(p, parts, index=0, new=False):
-    data, boxes = compose.render_picture(
+def image(p, parts, index=0, new=False):
+    data, boxes = compose.render_image(
         compose.scene_generator(1, "train", index), p, parts, new_augmentations=new
     )
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(float), boxes
@@ -136,11 +136,11 @@ def picture(p, parts, index=0, new=False):
 @pytest.mark.parametrize("new", [False, True])
 def test_boxes_are_where_pixels_were_pasted(parts, aspect, plans, new, monkeypatch):
     """On a plain grey background, what is not grey fills the boxes to their edges."""
-    grey = np.full((compose.PICTURE_SIZE, compose.PICTURE_SIZE, 3), 128, np.uint8)
+    grey = np.full((compose.IMAGE_SIZE, compose.IMAGE_SIZE, 3), 128, np.uint8)
     monkeypatch.setattr(compose, "_background", lambda rng: grey)
-    side = compose.PICTURE_SIZE
+    side = compose.IMAGE_SIZE
     for index, p in enumerate(plans[:25]):
-        pixels, boxes = picture(p, parts, index, new)
+        pixels, boxes = image(p, parts, index, new)
         assert [box.label for box in boxes] == [box.label for box in p.objects]
         changed = np.abs(pixels - 128).max(-1) > 40
         inside = np.zeros_like(changed)
@@ -157,7 +157,7 @@ def test_boxes_are_where_pixels_were_pasted(parts, aspect, plans, new, monkeypat
 
 def test_boxes_have_three_decimals_and_stay_near_the_plan(parts, plans):
     for index, p in enumerate(plans[:25]):
-        _, boxes = picture(p, parts, index)
+        _, boxes = image(p, parts, index)
         for box, planned in zip(boxes, p.objects, strict=True):
             for corner in ("x0", "y0", "x1", "y1"):
                 value = getattr(box, corner)
@@ -166,13 +166,13 @@ def test_boxes_have_three_decimals_and_stay_near_the_plan(parts, plans):
 
 
 def test_backgrounds_vary(parts, plans):
-    means = [picture(plans[0], parts, index)[0][:8, :8].mean((0, 1)) for index in range(20)]
+    means = [image(plans[0], parts, index)[0][:8, :8].mean((0, 1)) for index in range(20)]
     assert np.std(means, axis=0).min() > 20
 
 
 def test_new_augmentations_change_the_picture_and_the_sound(parts, plans):
     p = next(p for p in plans if p.sounds)
-    assert not np.array_equal(picture(p, parts)[0], picture(p, parts, new=True)[0])
+    assert not np.array_equal(image(p, parts)[0], image(p, parts, new=True)[0])
     assert not np.array_equal(sound(p, parts), sound(p, parts, new=True))
 
 
@@ -181,7 +181,7 @@ def test_new_augmentations_change_the_picture_and_the_sound(parts, plans):
 
 def sound(p, parts, index=0, new=False) -> np.ndarray:
     rng = compose.scene_generator(2, "train", index)
-    data = compose.render_sound(rng, p, parts, RATE, new_augmentations=new)
+    data = compose.render_audio(rng, p, parts, RATE, new_augmentations=new)
     samples, rate = soundfile.read(io.BytesIO(data), dtype="float32")
     assert rate == RATE and samples.shape == (round(compose.CLIP_SECONDS * RATE),)
     return samples

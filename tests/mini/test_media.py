@@ -249,15 +249,15 @@ def test_picture_is_cropped_to_what_is_opaque_and_shrunk():
     canvas = np.zeros((600, 700, 4), np.uint8)
     canvas[100:500, 50:650] = (200, 10, 10, 255)
     canvas[:50, :50] = (0, 255, 0, 10)  # too faint to count
-    picture = media.prepare_picture(encode(Image.fromarray(canvas)), "made")
-    assert picture.shape == (133, 200, 4) and picture.dtype == np.uint8
-    np.testing.assert_array_equal(picture[60, 100], (200, 10, 10, 255))
+    image = media.prepare_image(encode(Image.fromarray(canvas)), "made")
+    assert image.shape == (133, 200, 4) and image.dtype == np.uint8
+    np.testing.assert_array_equal(image[60, 100], (200, 10, 10, 255))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
 def test_picture_of_any_mode_becomes_rgba(mode):
-    picture = media.prepare_picture(encode(Image.new("RGB", (20, 10), "white").convert(mode)), "m")
-    assert picture.shape == (10, 20, 4) and (picture == 255).all()
+    image = media.prepare_image(encode(Image.new("RGB", (20, 10), "white").convert(mode)), "m")
+    assert image.shape == (10, 20, 4) and (image == 255).all()
 
 
 def test_picture_edges_do_not_take_up_hidden_colours():
@@ -265,8 +265,8 @@ def test_picture_edges_do_not_take_up_hidden_colours():
     canvas[..., 1] = 255  # transparent green
     canvas[100:301, 100:301] = (255, 0, 0, 255)
     canvas[0, 0, 3] = canvas[-1, -1, 3] = 255  # keeps the whole canvas
-    picture = media.prepare_picture(encode(Image.fromarray(canvas)), "made")
-    edge = picture[40:160, 40:160][picture[40:160, 40:160, 3] > 64]
+    image = media.prepare_image(encode(Image.fromarray(canvas)), "made")
+    edge = image[40:160, 40:160][image[40:160, 40:160, 3] > 64]
     assert edge[:, 1].max() < 20
 
 
@@ -276,7 +276,7 @@ def test_picture_edges_do_not_take_up_hidden_colours():
 )
 def test_bad_picture_is_a_user_error(data, message):
     with pytest.raises(UserError, match=f"thing.png.*{message}"):
-        media.prepare_picture(data, "thing.png")
+        media.prepare_image(data, "thing.png")
 
 
 def wav(sound: np.ndarray, rate: int) -> bytes:
@@ -294,7 +294,7 @@ def tone(seconds: float, rate: int, loudness: float = 0.3) -> np.ndarray:
 def test_sound_is_trimmed_and_of_one_loudness(rate, loudness):
     quiet = np.zeros(round(0.5 * rate))
     stereo = np.stack([np.concatenate([quiet, tone(1.0, rate, loudness), quiet])] * 2, axis=1)
-    sound = media.prepare_sound(wav(stereo, rate), RATE, "made")
+    sound = media.prepare_audio(wav(stereo, rate), RATE, "made")
     assert sound.dtype == np.float32 and abs(len(sound) / RATE - 1.0) < 0.03
     assert np.sqrt(np.mean(sound**2)) == pytest.approx(LOUDNESS, rel=0.03)
     assert abs(sound[0]) < 1e-3 and abs(sound[-1]) < 1e-3
@@ -303,7 +303,7 @@ def test_sound_is_trimmed_and_of_one_loudness(rate, loudness):
 def test_sound_is_cut_at_four_seconds_and_its_peak_limited():
     clicks = np.zeros(6 * RATE)
     clicks[:: RATE // 4] = 1.0
-    sound = media.prepare_sound(wav(clicks, RATE), RATE, "made")
+    sound = media.prepare_audio(wav(clicks, RATE), RATE, "made")
     assert len(sound) <= LONGEST_SOUND * RATE and np.abs(sound).max() <= PEAK + 1e-6
 
 
@@ -317,7 +317,7 @@ def test_sound_is_cut_at_four_seconds_and_its_peak_limited():
 )
 def test_bad_sound_is_a_user_error(data, message):
     with pytest.raises(UserError, match=f"thing.ogg.*{message}"):
-        media.prepare_sound(data, RATE, "thing.ogg")
+        media.prepare_audio(data, RATE, "thing.ogg")
 
 
 # ---- whole sets ----
@@ -333,8 +333,8 @@ def log_mel_profile(sound: np.ndarray) -> np.ndarray:
     return np.concatenate([bands.mean(0), bands.std(0)])
 
 
-def thumbnail(picture: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(picture).convert("RGBa").resize((16, 16))
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(pixels).convert("RGBa").resize((16, 16))
     return np.asarray(image, np.float64).ravel()
 
 
@@ -346,13 +346,13 @@ def least_distance(rows: list[np.ndarray]) -> float:
 
 def check_whole(made: media.MediaSet) -> None:
     assert len(made.classes) >= 40
-    assert len({m.picture.tobytes() for m in made.media.values()}) == len(made.media)
+    assert len({m.image.tobytes() for m in made.media.values()}) == len(made.media)
     for name in made.classes:
         assert name.isalpha() and name.islower()
     for (name, instance), thing in made.media.items():
         assert (thing.name, thing.instance) == (name, instance) and name in made.classes
-        assert thing.picture.dtype == np.uint8 and thing.picture.shape[2] == 4
-        assert 90 <= max(thing.picture.shape[:2]) <= media.LONGEST_SIDE
+        assert thing.image.dtype == np.uint8 and thing.image.shape[2] == 4
+        assert 90 <= max(thing.image.shape[:2]) <= media.LONGEST_SIDE
         assert thing.sound.dtype == np.float32 and np.isfinite(thing.sound).all()
         assert 0.3 <= len(thing.sound) / made.sample_rate <= LONGEST_SOUND
         assert 0.03 < np.sqrt(np.mean(thing.sound**2)) < 0.13
@@ -360,7 +360,7 @@ def check_whole(made: media.MediaSet) -> None:
     assert all(instance != "a" for _, instance in made.others())
     first = [made.media[name, "a"] for name in made.classes]
     assert least_distance([log_mel_profile(m.sound) for m in first]) > 0.3
-    assert least_distance([thumbnail(m.picture) for m in first]) > 20
+    assert least_distance([thumbnail(m.image) for m in first]) > 20
 
 
 def test_procedural_media_are_whole_and_distinct():
@@ -376,7 +376,7 @@ def test_procedural_media_are_the_same_every_time_and_quick():
     again = procedural.make_media(RATE)
     assert once.keys() == again.keys()
     for key, thing in once.items():
-        np.testing.assert_array_equal(thing.picture, again[key].picture)
+        np.testing.assert_array_equal(thing.image, again[key].image)
         np.testing.assert_array_equal(thing.sound, again[key].sound)
 
 
@@ -428,14 +428,14 @@ def test_real_media_are_whole_and_distinct(real):
 
 def test_real_cutouts_have_transparency_and_photographs_none(real):
     for (name, instance), thing in real.media.items():
-        share = (thing.picture[..., 3] > 127).mean()
+        share = (thing.image[..., 3] > 127).mean()
         assert (share == 1.0) if instance == "b" else (0.1 < share < 0.95), (name, share)
 
 
 def test_real_other_instances_are_other_media(real):
     for name, instance in real.others():
         first, other = real.media[name, "a"], real.media[name, instance]
-        assert np.sqrt(((thumbnail(first.picture) - thumbnail(other.picture)) ** 2).mean()) > 20
+        assert np.sqrt(((thumbnail(first.image) - thumbnail(other.image)) ** 2).mean()) > 20
         assert (log_mel_profile(first.sound) - log_mel_profile(other.sound)).std() > 0.2
 
 

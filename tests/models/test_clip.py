@@ -1,4 +1,4 @@
-"""CLIP's picture tower against transformers' CLIPVisionModelWithProjection with random weights."""
+"""CLIP's image tower against transformers' CLIPVisionModelWithProjection with random weights."""
 
 from __future__ import annotations
 

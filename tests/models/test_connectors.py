@@ -74,7 +74,7 @@ def converted(theirs: Reference) -> dict:
 @pytest.mark.parametrize(
     "count, width, window, words",
     [(196, 24, (6, 2), 61), (64, 40, (12, 9), 7), (5, 8, (5, 1), 1)],
-    ids=["picture", "sound", "one token output_length"],
+    ids=["image", "sound", "one token output_length"],
 )
 def test_conv_align_is_torchs(count, width, window, words):
     torch.manual_seed(0)

@@ -67,11 +67,11 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def picture_part(url: str) -> dict[str, Any]:
+def image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def sound_part(data: bytes, kind: str = "wav") -> dict[str, Any]:
+def audio_part(data: bytes, kind: str = "wav") -> dict[str, Any]:
     encoded = base64.b64encode(data).decode()
     return {"type": "input_audio", "input_audio": {"data": encoded, "format": kind}}
 
@@ -85,7 +85,7 @@ def user(prompt: str, number: int | None = None) -> dict[str, Any]:
     if number is None:
         return {"role": "user", "content": prompt}
     image, audio = pair_of(number)
-    parts = [picture_part(data_url(image)), sound_part(audio), {"type": "text", "text": prompt}]
+    parts = [image_part(data_url(image)), audio_part(audio), {"type": "text", "text": prompt}]
     return {"role": "user", "content": parts}
 
 

@@ -16,8 +16,8 @@ from tests.serving.running import (
     PROMPT,
     body,
     data_url,
+    image_part,
     pair_of,
-    picture_part,
     user,
 )
 
@@ -135,8 +135,8 @@ def test_a_file_may_come_in_any_spelling_of_base64():
     for data in (lines, data_url(audio, "audio/wav"), data_url(audio, "audio/ogg; codecs=opus"),
                  "data:audio/wav;base64," + lines):  # fmt: skip
         for kind in ("image/png", "application/octet-stream", "IMAGE/PNG;charset=utf-8", ""):
-            sound = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-            parts = [picture_part(data_url(image, kind)), sound, {"type": "text", "text": PROMPT}]
+            part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+            parts = [image_part(data_url(image, kind)), part, {"type": "text", "text": PROMPT}]
             sent = {"model": NAME, "messages": [{"role": "user", "content": parts}]}
             read = read_chat(json.dumps(sent).encode(), NAME)
             assert (read.image, read.audio) == (image, audio)

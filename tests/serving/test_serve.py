@@ -18,22 +18,22 @@ from tests.inference.made import fast_compilation, model, tone, wav
 from tests.serving.running import (
     NAME,
     PROMPT,
+    audio_part,
     body,
     client,
     data_url,
+    image_part,
     pair_of,
-    picture_part,
     raw,
     running,
-    sound_part,
     status,
     until,
     user,
 )
 from tests.serving.test_fields import HAS_NOT
 
-LIMITS = Limits(body=1 << 20, pixels=10_000, sound=20.0, seconds=60.0)
-WHERE = "Find the object that makes the sound. Give [object, x_left, y_top, x_right, y_bottom]."
+LIMITS = Limits(body=1 << 20, pixels=10_000, audio=20.0, seconds=60.0)
+WHERE = "Find the object that makes the audio. Give [object, x_left, y_top, x_right, y_bottom]."
 LENGTH = "Content-Length: {}"
 
 
@@ -153,9 +153,9 @@ def test_a_picture_is_decoded_once_for_all_questions_about_it(chat, server, monk
 
 
 def test_one_of_picture_and_sound_may_be_missing(chat):
-    parts = [sound_part(pair_of(0)[1]), {"type": "text", "text": PROMPT}]
+    parts = [audio_part(pair_of(0)[1]), {"type": "text", "text": PROMPT}]
     found = chat({"role": "user", "content": parts})
-    assert found.meerkat["notes"][0] == "no picture was given: the model saw plain grey"
+    assert found.meerkat["notes"][0] == "no image was given: the model saw plain grey"
 
 
 def test_clients_at_once_each_get_their_own_answer(server, alone):
@@ -210,7 +210,7 @@ def test_what_else_there_is_to_see(server, chat):
 
 # ---- refusals ----
 
-PNG = picture_part(data_url(pair_of(0)[0]))
+PNG = image_part(data_url(pair_of(0)[0]))
 LONG = wav(tone(440, 21.0, 8000), 8000)
 
 
@@ -233,20 +233,20 @@ def parts(*content):
         ({"messages": [{"role": "system", "content": "Be brief."}]}, "messages.0.role", "its own"),
         ({"messages": [user(PROMPT, 0), user(PROMPT)]}, "messages.1.role", "take turns"),
         ({"messages": [user("", 0)]}, "messages", "the prompt is ''"),
-        ({"messages": [user(PROMPT)]}, "messages", "neither a picture nor a sound"),
+        ({"messages": [user(PROMPT)]}, "messages", "neither an image nor an audio clip"),
         ({"messages": [user("Is it? " * 600, 0)]}, "messages", "tokens; expected at most 1024"),
         ({"messages": [user("Is it? " * 20_000, 0)]}, "messages", "140000 characters"),
         ({"messages": parts(PNG, PNG)}, "messages.0.content.1", "a second image_url"),
-        ({"messages": parts(picture_part("http://127.0.0.1:1/a.png"))},
+        ({"messages": parts(image_part("http://127.0.0.1:1/a.png"))},
          "messages.0.content.0.image_url.url", "expected data:image/png;base64"),
-        ({"messages": parts(picture_part("file:///etc/passwd"))},
+        ({"messages": parts(image_part("file:///etc/passwd"))},
          "messages.0.content.0.image_url.url", "'file:///etc/passwd' is opened by nobody here"),
-        ({"messages": parts(picture_part("data:image/png;base64,?"))},
+        ({"messages": parts(image_part("data:image/png;base64,?"))},
          "messages.0.content.0.image_url.url", "not base64"),
-        ({"messages": parts(picture_part(data_url(b"GIF89a")))}, "messages", "picture"),
-        ({"messages": parts(PNG, sound_part(b"RIFF0000"))}, "messages", "sound"),
-        ({"messages": parts(PNG, sound_part(LONG))}, "messages", "a sound of 21.0 s"),
-        ({"messages": parts(PNG, sound_part(b"", "aiff"))},
+        ({"messages": parts(image_part(data_url(b"GIF89a")))}, "messages", "image"),
+        ({"messages": parts(PNG, audio_part(b"RIFF0000"))}, "messages", "sound"),
+        ({"messages": parts(PNG, audio_part(LONG))}, "messages", "an audio clip of 21.0 s"),
+        ({"messages": parts(PNG, audio_part(b"", "aiff"))},
          "messages.0.content.1.input_audio.format", "'ogg', 'opus', 'm4a', 'aac', 'mp4' or 'webm'"),
         ({"messages": parts({"type": "file", "file": {}})}, "messages.0.content.0", "text"),
         ({"messages": parts() + [{"role": "assistant", "content": "a"}] + parts(PNG)},
@@ -265,7 +265,7 @@ def test_a_picture_of_too_many_pixels_is_not_decoded(chat):
     file = io.BytesIO()
     Image.new("L", (200, 200)).save(file, "PNG")
     with pytest.raises(openai.BadRequestError, match="40000 pixels; expected at most 10000"):
-        chat(*parts(picture_part(data_url(file.getvalue()))))
+        chat(*parts(image_part(data_url(file.getvalue()))))
 
 
 def test_another_model_and_other_addresses_are_not_found(server, chat):

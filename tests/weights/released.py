@@ -84,7 +84,7 @@ class Release(torch.nn.Module):
         randomised(self)
 
     def forward(self, pixels, mel, ids):
-        """Connected tokens, and logits of all places of <s>, sound, picture, text."""
+        """Connected tokens, and logits of all places of <s>, sound, image, text."""
         vision = self.video_encoder
         patches = vision.vision_model(pixels).last_hidden_state[:, 1:]
         tokens = {"video": vision.visual_projection(patches)}

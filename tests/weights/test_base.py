@@ -1,4 +1,4 @@
-"""What a config takes from a store: sizes, leaves, positions for another picture size."""
+"""What a config takes from a store: sizes, leaves, positions for another image size."""
 
 from __future__ import annotations
 

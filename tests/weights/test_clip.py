@@ -49,7 +49,7 @@ def whole_config(vision: dict) -> transformers.CLIPConfig:
 
 
 class Pair:
-    """A checkpoint that was kept in `folder`, in torch and ours, and what both say of pictures."""
+    """A checkpoint that was kept in `folder`, in torch and ours, and what both say of images."""
 
     def __init__(self, folder: Path, vision: dict, batch: int = 2):
         self.theirs = towers.randomise(transformers.CLIPModel(whole_config(vision)))

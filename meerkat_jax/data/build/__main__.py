@@ -21,7 +21,7 @@ from absl import flags
 from meerkat_jax.core.cli import run_door
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.build import shards
-from meerkat_jax.data.media import SOUNDS
+from meerkat_jax.data.media import AUDIO_FORMATS
 from meerkat_jax.data.pipeline import cores
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import find
@@ -36,7 +36,7 @@ flags.DEFINE_float(
     "--max_skipped.", 0.0, 1.0,
 )  # fmt: skip
 flags.DEFINE_list("exclude", [], "Built folders whose test splits must not be trained on.")
-flags.DEFINE_enum("sound", "flac", list(SOUNDS), "How sounds are stored.")
+flags.DEFINE_enum("audio", "flac", list(AUDIO_FORMATS), "Format of the stored audio.")
 flags.DEFINE_integer("shard", 256, "Most examples of a file.", lower_bound=1)
 flags.DEFINE_float("seconds", 10.0, "The longest clip.", lower_bound=0.1)
 flags.DEFINE_integer("seed", 0, "Of every draw: pairs, wordings, claims.")
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         root,
         out,
         options,
-        shards.Settings(FLAGS.sound, FLAGS.shard),
+        shards.Settings(FLAGS.audio, FLAGS.shard),
         FLAGS.workers or cores(),
         FLAGS.max_skipped,
         exclude,

@@ -98,7 +98,7 @@ class Making:
         for row in map(int, rows):
             entry = self.plan.entries[row]
             places = validate.places_of(self.shelf, entry)
-            given = (entry, places, self.options.seconds, self.settings.sound)
+            given = (entry, places, self.options.seconds, self.settings.audio)
             waiting.append((row, entry, pool.submit(shards.encode, *given)))
             if len(waiting) == 2 * self.workers:
                 yield waiting.popleft()

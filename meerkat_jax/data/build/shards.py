@@ -63,12 +63,12 @@ class Settings:
     with sound as FLAC. The longest clip is `Options.seconds`.
     """
 
-    sound: str = "flac"
+    audio: str = "flac"
     shard: int = 256
 
 
 class Job(NamedTuple):
-    """One shard: its name, entries, and for each the (path, time) of its picture and sound."""
+    """One shard: its name, entries, and for each the (path, time) of its image and audio."""
 
     number: int
     count: int  # of all shards
@@ -227,7 +227,7 @@ class Shards:
         """What `make_shard` gives for each job, as they end; one worker is this process."""
         jobs, running = self.jobs(), set()
         if workers == 1:
-            yield from (make_shard(job, self.out, self.settings.sound) for job in jobs)
+            yield from (make_shard(job, self.out, self.settings.audio) for job in jobs)
             return
         spawn = multiprocessing.get_context("spawn")  # forking a process with threads can deadlock
         with concurrent.futures.ProcessPoolExecutor(
@@ -236,7 +236,7 @@ class Shards:
             try:
                 while True:
                     while len(running) < 2 * workers and (job := next(jobs, None)) is not None:
-                        running.add(pool.submit(make_shard, job, self.out, self.settings.sound))
+                        running.add(pool.submit(make_shard, job, self.out, self.settings.audio))
                     if not running:
                         return
                     ended, running = concurrent.futures.wait(
@@ -253,7 +253,7 @@ class Shards:
 
 
 class Encoded(NamedTuple):
-    """Picture and sound of an entry, and what is to be noted of the two."""
+    """Image and sound of an entry, and what is to be noted of the two."""
 
     image: bytes
     audio: bytes
@@ -262,10 +262,10 @@ class Encoded(NamedTuple):
 
 def encode(entry: Entry, places: tuple, seconds: float, kind: str) -> Encoded:
     """The media of an entry at the `places_of` it; Bad when one cannot be used."""
-    picture, sound = places
-    image, turned = media.encode_picture(*picture, entry.stored, entry.sizes)
-    needed, claimed = entry.seconds, entry.claims_sound
-    audio, changed = media.encode_sound(*sound, seconds, needed, kind, claimed)
+    image_place, audio_place = places
+    image, turned = media.encode_image(*image_place, entry.stored, entry.sizes)
+    needed, claimed = entry.seconds, entry.claims_audio
+    audio, changed = media.encode_audio(*audio_place, seconds, needed, kind, claimed)
     return Encoded(image, audio, turned + changed)
 
 

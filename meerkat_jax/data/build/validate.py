@@ -83,10 +83,10 @@ def survey(
         ids[number] = leaks.hashed(entry.id)
         owners.extend([number] * len(entry.keys))
         keys.extend(map(leaks.hashed, entry.keys))
-        for what, found in zip(("picture", "sound"), places_of(shelf, entry), strict=True):
+        for what, found in zip(("image", "audio"), places_of(shelf, entry), strict=True):
             if found is None:
                 keep[number] = False
-                sought = entry.image if what == "picture" else entry.audio
+                sought = entry.image if what == "image" else entry.audio
                 where = ", ".join(f"{p.folder}/{p.name}{p.suffix or '.*'}" for p in sought)
                 missing.append([entry.id, f"{what} is not there", f"looked for {where}"])
                 break
@@ -110,8 +110,8 @@ def _refuse_twice(plan: Plan, ids: np.ndarray) -> None:
 
 
 def places_of(shelf: media.Shelf, entry: Entry) -> tuple[Any, Any]:
-    """(path, time) of the picture and of the sound of an entry; None for one that is not there."""
-    return media.find_picture(shelf, entry.image), media.find_sound(shelf, entry.audio)
+    """(path, time) of the image and of the sound of an entry; None for one that is not there."""
+    return media.find_image(shelf, entry.image), media.find_audio(shelf, entry.audio)
 
 
 def refuse_many(
@@ -145,7 +145,7 @@ def refuse_leaking(found: Survey, most: float, say: Callable) -> None:
         return
     told = (
         f"{count} of {total} training examples ({count / total:.1%}) are left out, because a "
-        f"picture, a video or a group of theirs is in a test split ({_said(found.leaking)})"
+        f"image, a video or a group of theirs is in a test split ({_said(found.leaking)})"
     )
     if count > most * total:
         raise UserError(

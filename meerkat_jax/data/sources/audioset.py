@@ -1,4 +1,4 @@
-"""AudioSet, weak and strong labels: sounds for joining with pictures (`pairs.py`).
+"""AudioSet, weak and strong labels: sounds for joining with images (`pairs.py`).
 
     audioset/
       ontology.json                     github.com/audioset/ontology
@@ -22,11 +22,11 @@ from pathlib import Path
 
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Segment
+from meerkat_jax.data.sources.audio_clips import CLIP_SECONDS, AudioClips, AudioRows, Event
 from meerkat_jax.data.sources.classes import Class, Ontology
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import fields, interval, lines, name, number, table
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.data.sources.sounds import CLIP_SECONDS, Event, SoundRows, Sounds
 from meerkat_jax.data.text import vanishes
 
 WEAK = {
@@ -73,10 +73,10 @@ def places(video: str, start: float) -> tuple[Place, ...]:
     return (*cut, Place("audioset/videos", video, start))
 
 
-def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sounds:
+def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> AudioClips:
     """All clips in which one of `classes` may be heard."""
     ontology = Ontology(folder / "ontology.json", classes)
-    rows, judged = SoundRows(), {}
+    rows, judged = AudioRows(), {}
     for path in files(folder, WEAK)[1:]:
         for line, text in lines(path):
             if text.startswith("#"):
@@ -107,10 +107,10 @@ def _known(labels: list[str], ontology: Ontology) -> list[str]:
     return [node for node in nodes if node]
 
 
-def read_strong(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sounds:
+def read_strong(folder: Path, classes: tuple[Class, ...], skips: Skips) -> AudioClips:
     """All clips in which one of `classes` may be heard, with what is heard when."""
     ontology = Ontology(folder / "ontology.json", classes)
-    rows, events = SoundRows(), []
+    rows, events = AudioRows(), []
     for path in files(folder, STRONG)[1:]:
         clips: dict[str, dict[tuple[str, float, float], None]] = {}
         for line, row in table(path, skips, COLUMNS, delimiter="\t"):

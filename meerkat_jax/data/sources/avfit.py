@@ -4,7 +4,7 @@
       <data set>/
         <data set>_train.json             the JSON files linked by github.com/schowdhury671/meerkat
         <data set>_test.json              or _test_inference, _val, _val_inference: the first there
-        frames/<key>.mp4_0.jpg            a still of each video; of openimages <picture>.jpg
+        frames/<key>.mp4_0.jpg            a still of each video; of openimages <image>.jpg
         audios/<key>.mp4.wav              its sound
       audioset_sreyan/audios/<id>.wav     sounds of pairs; audioset_temporal and vggsound likewise
 
@@ -16,15 +16,15 @@ themselves are on a file share that we have not seen. A `_train` (`_test`, `_val
 
 and an inference file `{"data": [{"image", "video", "audio", "instruction", "response"}, ...]}`,
 where what is not there is "None", and a video is a path that lacks its `.mp4_0.jpg` or `.jpg`.
-Keys are `<data set>_<id>`, with anything after a `#`; a pair's `openimages_<picture>#<label>#<id>`,
-`openimages_vggsound_...`, `audioset_temporal_..._<picture>#<label>#<id>` and
-`multimodal_factchecking_type<1 to 4>_..._<picture>#<label>#<id>`; a `$` in a label stands for `/`.
+Keys are `<data set>_<id>`, with anything after a `#`; a pair's `openimages_<image>#<label>#<id>`,
+`openimages_vggsound_...`, `audioset_temporal_..._<image>#<label>#<id>` and
+`multimodal_factchecking_type<1 to 4>_..._<image>#<label>#<id>`; a `$` in a label stands for `/`.
 
 The numbers of a box come in an order and unit of each data set's own: `avfit_answers.SETS` has them
 all. The question is kept as it is published; the answer is written again in our form, so that it
 reads back, and a fact check gives its verdict last. Boxes in an inference file are in the form that
 the loader writes, `[<label>,x0,y0,x1,y1]`; without a label their order is not known: refused. All
-questions about one picture and one sound become one example, whichever files they are from.
+questions about one image and one sound become one example, whichever files they are from.
 
 Not confirmed, for want of the JSON files: how times are written (anything that data/text.py reads
 is taken), how a fact check's answer is worded (True, False, yes or no in front, or a last True or
@@ -143,7 +143,7 @@ def _entry(split: str, media: Media, told: list[Told], options: Options) -> Entr
         boxes=tuple(dict.fromkeys(box for one in told for box in one.boxes)),
         matched=bool(labels) or any(verdicts) or not verdicts,
         seconds=max((spot.end for one in told for spot in one.segments), default=0.0),
-        stored=True,  # the authors' loader opens pictures with Pillow and applies no EXIF turn
+        stored=True,  # the authors' loader opens images with Pillow and applies no EXIF turn
         sizes=tuple(dict.fromkeys(size for one in told for size in one.sizes)),
     )
 

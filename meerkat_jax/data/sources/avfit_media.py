@@ -1,4 +1,4 @@
-"""Which picture and which sound AVFIT's keys and paths name; `avfit.py` tells their forms."""
+"""Which image and which sound AVFIT's keys and paths name; `avfit.py` tells their forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meerkat_jax.data.sources.reading import member, name, shown, words
 from meerkat_jax.data.sources.skips import Bad
 
 # Folders of the sounds of pairs.
-SOUNDS = {
+AUDIO_FOLDERS = {
     "audioset_sreyan": ("audios", "unbalanced_train"),
     "audioset_temporal": ("audios",),
     "vggsound": ("audios", "train"),
@@ -19,13 +19,13 @@ SOUNDS = {
 # Data sets whose videos are named by their id on YouTube.
 YOUTUBE = ("avsbench", "vggss", "llp", "avqa", "valor")
 # What ids of others are ids of, in the words of the sources that share them.
-OTHERS = {"soundnet": "flickr", "pascal": "picture", "music_avqa": "music_avqa"}
+OTHERS = {"soundnet": "flickr", "pascal": "image", "music_avqa": "music_avqa"}
 
 _YOUTUBE_ID = re.compile(r"([A-Za-z0-9_-]{11})(_[0-9]+(\.[0-9]+)?)*")
 
 
 class Media(NamedTuple):
-    """A picture and a sound: what to call the two, where they may lie, what no split may share."""
+    """An image and a sound: what to call the two, where they may lie, what no split may share."""
 
     name: str
     image: tuple[Place, ...]
@@ -41,33 +41,33 @@ def of_key(root: str, folder: str, key: str) -> tuple[str, Media, str]:
         data_set = "vggsound"
     if not data_set:
         raise Bad("key of an unknown form", f"{key[:80]!r}, expected <data set>_<id>")
-    sounds = SETS[data_set].sounds
-    if not sounds:
+    audio_set = SETS[data_set].audio_set
+    if not audio_set:
         return data_set, _video(root, data_set, key.split("#")[0]), ""
     parts = key.split("#")
     if len(parts) != 3:
-        raise Bad("key of an unknown form", f"{key[:80]!r}, expected <...>_<picture>#<label>#<id>")
-    if "openimages_" in key and sounds == "audioset_temporal":
-        sounds = "audioset_sreyan"  # as the authors' loader looks it up
-    picture = parts[0].rsplit("_", 1)[-1]
-    return data_set, _pair(root, picture, sounds, parts[2]), parts[1].replace("$", "/")
+        raise Bad("key of an unknown form", f"{key[:80]!r}, expected <...>_<image>#<label>#<id>")
+    if "openimages_" in key and audio_set == "audioset_temporal":
+        audio_set = "audioset_sreyan"  # as the authors' loader looks it up
+    image = parts[0].rsplit("_", 1)[-1]
+    return data_set, _pair(root, image, audio_set, parts[2]), parts[1].replace("$", "/")
 
 
 def of_paths(root: str, data_set: str, row: Any) -> Media:
     """The media of a row of an inference file of `data_set`."""
     image, video, audio = (words(member(row, key), key) for key in ("image", "video", "audio"))
     if audio == "None" or image == video == "None":
-        raise Bad("no picture or no sound", f"image {image!r}, video {video!r}, audio {audio!r}")
+        raise Bad("no image or no sound", f"image {image!r}, video {video!r}, audio {audio!r}")
     shown, still = _parts(image if video == "None" else video)
     if video == "None":
         still = still.rsplit(".", 1)[0].removesuffix(".mp4_0")
-    heard, sound = _parts(audio)
-    sound = sound.removesuffix(".wav").removesuffix(".mp4")
-    if shown == "openimages" and heard in SOUNDS:
-        return _pair(root, still, heard, sound)
-    if shown == heard == data_set and still == sound:
+    heard, stem = _parts(audio)
+    stem = stem.removesuffix(".wav").removesuffix(".mp4")
+    if shown == "openimages" and heard in AUDIO_FOLDERS:
+        return _pair(root, still, heard, stem)
+    if shown == heard == data_set and still == stem:
         return _video(root, data_set, still)
-    raise Bad("picture and sound do not belong together", f"{video[:60]!r}, {audio[:60]!r}")
+    raise Bad("image and audio do not belong together", f"{video[:60]!r}, {audio[:60]!r}")
 
 
 def _parts(path: str) -> tuple[str, str]:
@@ -92,19 +92,22 @@ def _video(root: str, data_set: str, stem: str) -> Media:
     )
 
 
-def _pair(root: str, picture: str, sounds: str, ident: str) -> Media:
-    """A picture of Open Images and the sound of a video."""
-    picture, ident = name(picture, "id of a picture"), name(ident, "id of a sound")
+def _pair(root: str, image: str, audio_set: str, ident: str) -> Media:
+    """An image of Open Images and the sound of a video."""
+    image, ident = name(image, "id of an image"), name(ident, "id of a sound")
     found = _YOUTUBE_ID.fullmatch(ident)
     # Clips of AudioSet have the same names in both of its folders.
-    folders = [sounds, *(one for one in SOUNDS if "audioset" in one and "audioset" in sounds)]
+    folders = [
+        audio_set,
+        *(one for one in AUDIO_FOLDERS if "audioset" in one and "audioset" in audio_set),
+    ]
     return Media(
-        f"{picture}-{sounds}-{ident}",
-        (Place(f"{root}openimages/frames", picture),),
+        f"{image}-{audio_set}-{ident}",
+        (Place(f"{root}openimages/frames", image),),
         tuple(
             Place(f"{root}{one}/{folder}", ident)
             for one in dict.fromkeys(folders)
-            for folder in SOUNDS[one]
+            for folder in AUDIO_FOLDERS[one]
         ),
-        (f"picture:{picture}", f"video:{found[1]}" if found else f"{sounds}:{ident}"),
+        (f"image:{image}", f"video:{found[1]}" if found else f"{audio_set}:{ident}"),
     )

@@ -122,10 +122,10 @@ def _frames(
 def mask_box(path: Path) -> tuple[float, float, float, float]:
     """x0, y0, x1, y1 in 0..1 of the tight box around a mask; Bad without one."""
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise Bad("mask is too large", f"{path.name}: {picture.width} x {picture.height}")
-            mask = np.asarray(picture.convert("L")) >= 128
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Bad("mask is too large", f"{path.name}: {image.width} x {image.height}")
+            mask = np.asarray(image.convert("L")) >= 128
     except (Bad, MemoryError):
         raise
     except FileNotFoundError:

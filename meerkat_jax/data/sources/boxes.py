@@ -1,6 +1,6 @@
 """Boxes as annotations write them: conventions, order, rounding; and what can be written of them.
 
-Four numbers mean one of these (`FORMS`), in 0 to 1 of the picture, or in pixels of a known size:
+Four numbers mean one of these (`FORMS`), in 0 to 1 of the image, or in pixels of a known size:
 
     xyxy      x0, y0, x1, y1      left, top, right, bottom
     xywh      x, y, w, h          left, top, width, height (COCO)
@@ -25,7 +25,7 @@ from meerkat_jax.data.sources.reading import number, shown
 from meerkat_jax.data.sources.skips import Bad
 from meerkat_jax.data.text import BOX_DECIMALS, vanishes, write_box, write_segment
 
-# How far outside the picture a corner may lie and still be rounding: one step of the decimals that
+# How far outside the image a corner may lie and still be rounding: one step of the decimals that
 # are written, as a share of the side. 1.0000001 is, and 640.01 of 640.
 ROUNDING = 10.0**-BOX_DECIMALS
 ROUNDED = "box with a corner put onto the border"  # how it is counted
@@ -35,7 +35,7 @@ FORMS = {
     "cxcywh": lambda a, b, c, d: (a - c / 2, b - d / 2, a + c / 2, b + d / 2),
     "thousand": lambda a, b, c, d: (a, b, c, d),
 }
-MISREAD = ("box outside the picture", "corners out of order")  # why numbers may be of another form
+MISREAD = ("box outside the image", "corners out of order")  # why numbers may be of another form
 MEANINGS = {
     "xyxy": "x0, y0, x1, y1",
     "xywh": "x, y, width, height (form xywh)",
@@ -56,18 +56,18 @@ def corners(
     form: str = "xyxy",
     noted: Counter[str] | None = None,
 ) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) in 0..1 of a box in pixels of a picture `width` x `height`.
+    """(x0, y0, x1, y1) in 0..1 of a box in pixels of an image `width` x `height`.
 
     Args:
         values: four numbers, as `FORMS[form]` has them.
-        width: of the picture; 1 where the numbers are 0 to 1 already, unused for "thousand".
+        width: of the image; 1 where the numbers are 0 to 1 already, unused for "thousand".
         height: likewise.
         slack: pixels by which a data set's corners are known to lie outside; `ROUNDING` of the side
             may do so everywhere. Such a corner is put onto the border.
         form: a key of `FORMS`.
         noted: counts the boxes with such a corner (ROUNDED).
 
-    Raises Bad for corners out of order, outside the picture, or without an area between them.
+    Raises Bad for corners out of order, outside the image, or without an area between them.
     """
     if not isinstance(values, list | tuple) or len(values) != 4:
         raise Bad("a box has not four numbers", shown(values))
@@ -99,7 +99,7 @@ def corners(
 
 
 def fits(raw: Sequence[float], form: str, width: float = 1.0, height: float = 1.0) -> bool:
-    """Whether four numbers are a box inside the picture when they are read as `form`."""
+    """Whether four numbers are a box inside the image when they are read as `form`."""
     x0, y0, x1, y1 = FORMS[form](*raw)
     over = ROUNDING * width, ROUNDING * height
     inside = min(x0 + over[0], y0 + over[1], width + over[0] - x1, height + over[1] - y1) >= 0

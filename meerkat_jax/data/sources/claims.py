@@ -8,8 +8,8 @@ import numpy as np
 
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.data.sources import asking
-from meerkat_jax.data.sources.openimages import Pictures
-from meerkat_jax.data.sources.sounds import CLIP_SECONDS, Sounds, merged
+from meerkat_jax.data.sources.audio_clips import CLIP_SECONDS, AudioClips, merged
+from meerkat_jax.data.sources.openimages import Images
 
 MARGIN = 0.3  # seconds between a claimed time and a sound that it must not hold
 SHORTEST, LONGEST = 1.0, 3.0  # seconds of a claimed time
@@ -23,25 +23,25 @@ class Claims:
         rng: np.random.Generator,
         split: str,
         labels: Sequence[str],
-        pictures: Pictures,
-        sounds: Sounds,
-        picture: int,
-        sound: int,
+        images: Images,
+        audio_clips: AudioClips,
+        image: int,
+        audio: int,
     ) -> None:
         self.rng, self.split, self.labels = rng, split, labels
-        self.pictures, self.sounds, self.picture, self.sound = pictures, sounds, picture, sound
-        self.image_labels = [int(kind) for kind in np.flatnonzero(pictures.image_labels[picture])]
-        self.audio_labels = [int(kind) for kind in np.flatnonzero(sounds.audio_labels[sound])]
+        self.images, self.audio_clips, self.image, self.audio = images, audio_clips, image, audio
+        self.image_labels = [int(kind) for kind in np.flatnonzero(images.image_labels[image])]
+        self.audio_labels = [int(kind) for kind in np.flatnonzero(audio_clips.audio_labels[audio])]
         self.both = [kind for kind in self.image_labels if kind in self.audio_labels]
 
     def boxes(self, kind: int) -> list[Box]:
         """The boxes of a class."""
-        return self.pictures.boxes_of(self.picture, kind, self.labels[kind])
+        return self.images.boxes_of(self.image, kind, self.labels[kind])
 
     def spans(self, kinds: Iterable[int]) -> list[Segment]:
         """When these classes are heard, by time."""
         found = [
-            s for kind in kinds for s in self.sounds.spans(self.sound, kind, self.labels[kind])
+            s for kind in kinds for s in self.audio_clips.spans(self.audio, kind, self.labels[kind])
         ]
         return sorted(found, key=lambda segment: (segment.start, segment.end))
 

@@ -22,7 +22,7 @@ from meerkat_jax.data.sources.skips import Skips
 class Place(NamedTuple):
     """A file below the source folder, named without its suffix, and a moment in it.
 
-    `at`, in seconds: the frame of a video that is shown, or where a clip of sound begins. A picture
+    `at`, in seconds: the frame of a video that is shown, or where a clip of sound begins. An image
     file has no moments. `suffix` where only one will do; else any of the right kind.
     """
 
@@ -37,12 +37,12 @@ class Entry:
     """One example to be made. Fields as of `Example`, the media as the places where they may lie.
 
     Of each medium the first place that is there is used. `keys` say what must not be in two splits:
-    "picture:<id>", "video:<YouTube id>", and whatever else tells that two examples share media.
+    "image:<id>", "video:<YouTube id>", and whatever else tells that two examples share media.
     `seconds` is how long the sound must be for the annotation to make sense (the last annotated
     time); a shorter one is skipped.
 
-    Which picture boxes are of where it has an EXIF turn: as it is `stored`, or else upright. Where
-    `sizes`, (width, height), say of what picture they were told, those decide.
+    Which image boxes are of where it has an EXIF turn: as it is `stored`, or else upright. Where
+    `sizes`, (width, height), say of what image they were told, those decide.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Entry:
     sizes: tuple[tuple[float, float], ...] = ()
 
     @property
-    def claims_sound(self) -> bool:
+    def claims_audio(self) -> bool:
         """Whether silence would make it wrong."""
         asked = (one.segments or (one.task == "arig" and one.boxes) for one in self.questions)
         return bool(self.audio_labels) or any(asked)

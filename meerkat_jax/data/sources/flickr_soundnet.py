@@ -2,7 +2,7 @@
 
     flickr_soundnet/
       Annotations/<id>.xml         5,000 files
-      Data/<0 to 9>/<id>.jpg       a picture and its sound
+      Data/<0 to 9>/<id>.jpg       an image and its sound
       Data/<0 to 9>/<id>.wav
       frames/<id>.*  audio/<id>.*  the same, as evaluation codes have them
       test_list.txt                <id>.png in a line, or
@@ -11,16 +11,16 @@
 Annotations and Data are in the drive that github.com/ardasnck/learning_to_localize_sound_source
 links to. test_list.txt is in that repository, flickr_test.csv in
 github.com/hche11/Localizing-Visual-Sounds-the-Hard-Way, folder metadata; with one of them only its
-250 pictures are taken, which published scores are of. Meerkat tests on 2,780: presumably (not
+250 images are taken, which published scores are of. Meerkat tests on 2,780: presumably (not
 confirmed) all that have boxes, as come out without a list. Ids are of Flickr: digits.
 
 An XML file is read as by the evaluation codes of that repository, of
 github.com/stoneMo/EZ-VSL and others: each child of the root that has `bbox` elements is the work
 of one person, and of a bbox all children but the first are xmin, ymin, xmax, ymax in pixels of a
-picture of 256 x 256. Not confirmed: the names of these elements, what the first child is, and that
+image of 256 x 256. Not confirmed: the names of these elements, what the first child is, and that
 a child of the root is a person rather than a box. The truth does not depend on the last: `truth`
 has "annotators", a list of boxes [label, x0, y0, x1, y1] for each, and the map of the published
-evaluation is min(sum / 2, 1) over all boxes of all of them. A picture without any box (sound from
+evaluation is min(sum / 2, 1) over all boxes of all of them. An image without any box (sound from
 elsewhere, or all around) is left out. Boxes have no class names.
 """
 
@@ -49,7 +49,7 @@ _LISTED = re.compile(r"([\w-]{1,64})(\.\w+)?(,.*)?", re.ASCII)
 
 
 def plan(folder: Path, options: Options) -> Plan:
-    """One entry for each picture: where is what is heard?"""
+    """One entry for each image: where is what is heard?"""
     require(folder)
     folder = Path(folder)
     if not (folder / FOLDER).is_dir():

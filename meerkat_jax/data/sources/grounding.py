@@ -1,8 +1,8 @@
-"""What the sources of pictures with boxes around what is heard have in common.
+"""What the sources of images with boxes around what is heard have in common.
 
-A row of such a data set becomes a `Scene`: a picture, a sound, and boxes. Scenes of one id are
-about the same picture and sound, so their boxes are the answer to one question. A box that cannot
-be used is a fault of its own and takes no other box of its picture with it: maps of the truth are
+A row of such a data set becomes a `Scene`: an image, a sound, and boxes. Scenes of one id are
+about the same image and audio, so their boxes are the answer to one question. A box that cannot
+be used is a fault of its own and takes no other box of its image with it: maps of the truth are
 sums or unions of boxes, and the evaluation codes of these data sets paint nothing for such a box.
 """
 
@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 class Scene:
     """One row: `where` it stands, and the fields of its entry. `truth` is added to the question's.
 
-    named: whether the boxes' labels are class names. Boxes are of pictures as they are stored: the
+    named: whether the boxes' labels are class names. Boxes are of images as they are stored: the
     published codes open them with Pillow's Image.open, which applies no EXIF turn.
     """
 
@@ -125,7 +125,7 @@ def usable(
 def xml_root(path: Path) -> ElementTree.Element:
     """The outermost element of a file; Bad when it is missing or no XML.
 
-    One file is one picture here, so a broken one is one fault. No other file is ever opened, and
+    One file is one image here, so a broken one is one fault. No other file is ever opened, and
     the parser refuses entities that would grow without bound.
     """
     try:

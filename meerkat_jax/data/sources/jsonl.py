@@ -1,4 +1,4 @@
-"""Data of your own: a line of JSON for each picture and sound.
+"""Data of your own: a line of JSON for each image and audio.
 
     my_data/
       annotations.jsonl
@@ -24,21 +24,21 @@ A line, here the least that is needed and then more of it:
 is left out and told with its number. Times are seconds from the beginning of the clip. The four
 numbers of a box are, by the keys beside `boxes`, which count for these boxes alone:
 
-    (none), or "form": "xyxy"               x0, y0, x1, y1 in 0 to 1 of the picture
+    (none), or "form": "xyxy"               x0, y0, x1, y1 in 0 to 1 of the image
     "form": "xywh"                          x, y, width, height, likewise (COCO)
     "form": "cxcywh"                        middle, width, height, likewise (YOLO)
     "form": "thousand"                      x0, y0, x1, y1 in 0 to 1000 of width and height
-    "pixels": true, "size": [640, 480]      in pixels of a picture of that size; with `form`, too,
+    "pixels": true, "size": [640, 480]      in pixels of an image of that size; with `form`, too,
                                             but for "thousand"
 
 An instruction that is missing gets one of the wordings of its task (avqa has none), a response is
 made of what else is told. What is told beside a response has to agree with it. Beyond the schema: a
-box has its corners in order, an area and lies in the picture, a segment ends after it begins, of
+box has its corners in order, an area and lies in the image, a segment ends after it begins, of
 both something is left when they are written, no id comes twice. When boxes without a form are no
 corners, or look like another form as a whole, the messages say so.
 
-A picture with an EXIF turn is taken as viewers show it, upright, and its boxes as of that; only
-where `size` is that of the picture as it is stored, the picture is left as it is stored.
+An image with an EXIF turn is taken as viewers show it, upright, and its boxes as of that; only
+where `size` is that of the image as it is stored, the image is left as it is stored.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = Non
         sounding = tuple(dict.fromkeys(grounded))
     if len(sounding) > MOST_BOXES:
         raise Bad("more than 16 boxes", f"questions of arig have {len(sounding)}")
-    # What is to be found in the picture, or in time, is what is both seen and heard.
+    # What is to be found in the image, or in time, is what is both seen and heard.
     spots = (spot for one in questions for spot in (*one.boxes, *one.segments))
     told = dict.fromkeys(spot.label for spot in (*sounding, *spots))
     media = dict.fromkeys((row["image"], row["audio"]))
@@ -260,7 +260,7 @@ def _boxes(holder: dict, at: str, line: int, tally: boxes.Tally) -> tuple[Box, .
 
 
 def _sizes(row: dict) -> tuple[tuple[float, float], ...]:
-    """Of what pictures, (width, height), the boxes of a row and its questions are pixels."""
+    """Of what images, (width, height), the boxes of a row and its questions are pixels."""
     told = (one["size"] for one in (row, *row["questions"]) if "size" in one)
     return tuple(dict.fromkeys((float(width), float(height)) for width, height in told))
 

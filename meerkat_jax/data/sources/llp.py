@@ -20,7 +20,7 @@ As in the evaluation of that repository, a video has ten segments of a second; a
 audio-visual in those in which its label is given both by the audio and by the visual file. One
 question a video asks for these stretches; the truth keeps all that is heard and all that is seen
 (`audio_events`, `visual_events`: [label, start, end]), from which its protocol can be computed.
-The picture is of the second that shows most of the events asked for, of several the one nearest to
+The image is of the second that shows most of the events asked for, of several the one nearest to
 the middle. Training has labels of whole videos alone and validation is left out, so all is test.
 Of the 1,200 videos 1,026 have an audio-visual event, 1,330 labels and 1,617 stretches in all; 56 of
 these labels are not to be seen in the second that is shown.

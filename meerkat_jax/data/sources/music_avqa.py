@@ -22,13 +22,13 @@ objects (gewu-lab.github.io/MUSIC-AVQA explains them):
     question_deleted  a check code of the annotators, 0 in all rows, not read by the authors
     anser             the answer, so spelt: one of 42 such as "yes", "two", "acoustic_guitar"
 
-Synthetic videos are made of the picture of one and the sound of another, or of two beside each
+Synthetic videos are made of the image of one and the sound of another, or of two beside each
 other; they are left out, as in the counts that Meerkat gives (25.7K and 7.36K). avqa-val.json is
 left out too. The authors divide the questions, not the videos: train, val and test have videos in
 common (val and test 2,296), and an entry's key says so.
 
-The sound is the middle ten seconds of the minute, the picture its middle. Not confirmed: that every
-video is a minute long (the authors' scripts take 60 s of each, at one picture a second), and the
+The sound is the middle ten seconds of the minute, the image its middle. Not confirmed: that every
+video is a minute long (the authors' scripts take 60 s of each, at one image a second), and the
 row count of train.
 """
 

@@ -1,7 +1,7 @@
-"""OpenImages pictures joined with AudioSet or VGGSound clips by class (paper, AVFIT).
+"""OpenImages images joined with AudioSet or VGGSound clips by class (paper, AVFIT).
 
-A picture that shows a class is paired with a clip in which it is heard; they come from no one
-video. Each picture is used once for a class of its own and split, in a drawn order, at most
+An image that shows a class is paired with a clip in which it is heard; they come from no one
+video. Each image is used once for a class of its own and split, in a drawn order, at most
 `Options.cap` times a class; clips are used in turn, as often as needed. From weak labels come
 grounding (ARIG) and fact checks of types 1 and 2, from strong ones localisation in time (IGATL) and
 types 3 and 4.
@@ -32,13 +32,13 @@ import numpy as np
 
 from meerkat_jax.data.example import Question
 from meerkat_jax.data.sources import audioset, openimages, vggsound
+from meerkat_jax.data.sources.audio_clips import SPLITS, AudioClips
 from meerkat_jax.data.sources.claims import Claims, gaps
 from meerkat_jax.data.sources.classes import TABLE, Class, read_classes
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
-from meerkat_jax.data.sources.openimages import Pictures
+from meerkat_jax.data.sources.openimages import Images
 from meerkat_jax.data.sources.reading import require
 from meerkat_jax.data.sources.skips import Skips
-from meerkat_jax.data.sources.sounds import SPLITS, Sounds
 
 ROUNDS = 20  # of drawing a clip anew where the first one does not fit
 MOST_SEGMENTS = 8  # of all that is asked for in one clip
@@ -53,13 +53,13 @@ NEGATIVES = {  # task -> what makes claims false, in turn
 class Row(NamedTuple):
     """One example of the plan, or (as arrays) all of them.
 
-    picture, sound: indices. kind: the class that it is about. task: of its fact check, 1 to 4.
+    image, sound: indices. kind: the class that it is about. task: of its fact check, 1 to 4.
     negative: place in `NEGATIVES[task]` of its false claim, -1 for none. other: for "box" the class
-    in the other box. matched: whether the clip goes with the picture.
+    in the other box. matched: whether the clip goes with the image.
     """
 
-    picture: np.ndarray
-    sound: np.ndarray
+    image: np.ndarray
+    audio: np.ndarray
     kind: np.ndarray
     task: np.ndarray
     negative: np.ndarray
@@ -95,7 +95,7 @@ def _plan(
     source: str,
     folder: Path,
     files: Sequence[Path],
-    read: Callable[[Path, tuple[Class, ...], Skips], Sounds],
+    read: Callable[[Path, tuple[Class, ...], Skips], AudioClips],
     places: Callable[[str, float], tuple[Place, ...]],
     tasks: tuple[int, int],
     options: Options,
@@ -103,53 +103,53 @@ def _plan(
     classes, skips = read_classes(), Skips()
     home = folder / "openimages"
     files = [openimages.descriptions(home), *openimages.annotation_files(home).values(), *files]
-    pictures = openimages.read_pictures(home, classes, skips)
-    sounds = read(files[-1].parent, classes, skips)
-    joiner = Joiner(source, pictures, sounds, classes, tasks, options, skips)
+    images = openimages.read_images(home, classes, skips)
+    audio_clips = read(files[-1].parent, classes, skips)
+    joiner = Joiner(source, images, audio_clips, classes, tasks, options, skips)
     rows, splits = joiner.all()
-    entries = Pairs(source, pictures, sounds, classes, places, options, rows, splits)
+    entries = Pairs(source, images, audio_clips, classes, places, options, rows, splits)
     return Plan(entries, (*files, TABLE), skips)
 
 
 class Joiner:
     """Draws the pairs of all classes."""
 
-    def __init__(self, source, pictures, sounds, classes, tasks, options, skips) -> None:
+    def __init__(self, source, images, audio_clips, classes, tasks, options, skips) -> None:
         self.source, self.classes, self.tasks = source, classes, tasks
-        self.pictures: Pictures = pictures
-        self.sounds: Sounds = sounds
+        self.images: Images = images
+        self.audio_clips: AudioClips = audio_clips
         self.options, self.skips = options, skips
         self.count = len(classes)
         families = np.array([one.family for one in classes])
         self.siblings = (families[:, None] == families) & ~np.eye(self.count, dtype=bool)
         self.others = (families[:, None] != families) & ~np.eye(self.count, dtype=bool)
-        self.spans = self._spans() if len(sounds.events) else None
+        self.spans = self._spans() if len(audio_clips.events) else None
 
     def _spans(self) -> np.ndarray:
         """int16[S, C], how many stretches of each class a clip has."""
-        found = np.zeros(self.sounds.audio_labels.shape, np.int16)
-        for clip, events in enumerate(self.sounds.events):
+        found = np.zeros(self.audio_clips.audio_labels.shape, np.int16)
+        for clip, events in enumerate(self.audio_clips.events):
             for kind in {event.kind for event in events}:
-                found[clip, kind] = len(self.sounds.spans(clip, kind, ""))
+                found[clip, kind] = len(self.audio_clips.spans(clip, kind, ""))
         return found
 
     def all(self) -> tuple[Row, np.ndarray]:
         """Every row in a drawn order, and the split of each, as an index of `SPLITS`."""
         rows, splits = [], []
         for number, split in enumerate(SPLITS):
-            shown = self.pictures.split(split)
+            shown = self.images.split(split)
             clips = [self._clips(split, kind) for kind in range(self.count)]
             for kind in range(self.count):
                 found = self._of_class(split, kind, np.flatnonzero(shown), clips)
                 rows.append(found)
-                splits.append(np.full(len(found.picture), number, np.uint8))
+                splits.append(np.full(len(found.image), number, np.uint8))
         whole = Row(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-        order = generator(self.options.seed, self.source, "order").permutation(len(whole.picture))
+        order = generator(self.options.seed, self.source, "order").permutation(len(whole.image))
         return Row(*(column[order] for column in whole)), np.concatenate(splits)[order]
 
     def _clips(self, split: str, kind: int) -> np.ndarray:
         """Clips of a class, in a drawn order."""
-        usable = self.sounds.split(split) & self.sounds.audio_labels[:, kind]
+        usable = self.audio_clips.split(split) & self.audio_clips.audio_labels[:, kind]
         if self.spans is not None:
             usable &= (self.spans[:, kind] > 0) & (self.spans[:, kind] <= MOST_SEGMENTS)
         rng = generator(self.options.seed, self.source, split, "clips", self.classes[kind].label)
@@ -158,77 +158,80 @@ class Joiner:
     def _of_class(self, split: str, kind: int, shown: np.ndarray, clips: list) -> Row:
         """The rows of one class: true claims, and as many false ones."""
         rng = generator(self.options.seed, self.source, split, "pairs", self.classes[kind].label)
-        pictures = rng.permutation(shown[self.pictures.usable[shown, kind]])
+        images = rng.permutation(shown[self.images.usable[shown, kind]])
         if not len(clips[kind]):
-            self.skips.drop("picture of a class without clips", len(pictures))
-            pictures = pictures[:0]
-        if self.options.cap and len(pictures) > self.options.cap:
-            self.skips.drop("class over its cap", len(pictures) - self.options.cap)
-            pictures = pictures[: self.options.cap]
-        sounds = np.resize(clips[kind], len(pictures))  # in turn
-        sounds = self._redrawn(rng, pictures, sounds, clips[kind], self._uncertain)
-        fits = sounds >= 0
+            self.skips.drop("image of a class without clips", len(images))
+            images = images[:0]
+        if self.options.cap and len(images) > self.options.cap:
+            self.skips.drop("class over its cap", len(images) - self.options.cap)
+            images = images[: self.options.cap]
+        audio_clips = np.resize(clips[kind], len(images))  # in turn
+        audio_clips = self._redrawn(rng, images, audio_clips, clips[kind], self._uncertain)
+        fits = audio_clips >= 0
         self.skips.drop("pair with an uncertain answer", int((~fits).sum()))
-        return self._with_claims(rng, kind, pictures[fits], sounds[fits], clips)
+        return self._with_claims(rng, kind, images[fits], audio_clips[fits], clips)
 
-    def _redrawn(self, rng, pictures, sounds, pool, bad: Callable) -> np.ndarray:
-        """`sounds`, those that are bad for their picture drawn anew from `pool`; -1: none fits."""
+    def _redrawn(self, rng, images, audio_clips, pool, bad: Callable) -> np.ndarray:
+        """`sounds`, those that are bad for their image drawn anew from `pool`; -1: none fits."""
         for _ in range(ROUNDS):
-            wrong = np.flatnonzero(bad(pictures, sounds))
+            wrong = np.flatnonzero(bad(images, audio_clips))
             if not len(wrong) or not len(pool):
                 break
-            sounds[wrong] = pool[rng.integers(len(pool), size=len(wrong))]
-        return np.where(bad(pictures, sounds), -1, sounds)
+            audio_clips[wrong] = pool[rng.integers(len(pool), size=len(wrong))]
+        return np.where(bad(images, audio_clips), -1, audio_clips)
 
-    def _uncertain(self, pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
+    def _uncertain(self, images: np.ndarray, audio_clips: np.ndarray) -> np.ndarray:
         """bool[n], pairs of which it is not certain what is both seen and heard, and where."""
-        heard, maybe = self.sounds.audio_labels[sounds], self.sounds.maybe[sounds]
-        certain = self.pictures.usable[pictures] & heard
-        unclear = (self.pictures.maybe[pictures] & maybe & ~certain).any(axis=1)
-        boxes = self.pictures.first[pictures + 1] - self.pictures.first[pictures]
+        heard, maybe = (
+            self.audio_clips.audio_labels[audio_clips],
+            self.audio_clips.maybe[audio_clips],
+        )
+        certain = self.images.usable[images] & heard
+        unclear = (self.images.maybe[images] & maybe & ~certain).any(axis=1)
+        boxes = self.images.first[images + 1] - self.images.first[images]
         unclear |= (boxes > openimages.MOST_BOXES) & (certain.sum(axis=1) > 1)
         if self.spans is not None:
-            unclear |= (self.spans[sounds] * certain).sum(axis=1) > MOST_SEGMENTS
+            unclear |= (self.spans[audio_clips] * certain).sum(axis=1) > MOST_SEGMENTS
         return unclear
 
-    def _matches(self, pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
-        """bool[n], whether the clip may hold anything that the picture may show."""
-        return (self.pictures.maybe[pictures] & self.sounds.maybe[sounds]).any(axis=1)
+    def _matches(self, images: np.ndarray, audio_clips: np.ndarray) -> np.ndarray:
+        """bool[n], whether the clip may hold anything that the image may show."""
+        return (self.images.maybe[images] & self.audio_clips.maybe[audio_clips]).any(axis=1)
 
-    def _with_claims(self, rng, kind: int, pictures, sounds, clips: list) -> Row:
+    def _with_claims(self, rng, kind: int, images, audio_clips, clips: list) -> Row:
         """Matched pairs with their claims, then the mismatched ones."""
-        turn = np.arange(len(pictures))
+        turn = np.arange(len(images))
         task = np.array(self.tasks)[turn % 2]
-        wanted = np.zeros(len(pictures), np.int64)
+        wanted = np.zeros(len(images), np.int64)
         for one in self.tasks:
             wanted[task == one] = turn[task == one] // 2 % len(NEGATIVES[one])
-        other = self._other_boxes(rng, pictures, sounds)
+        other = self._other_boxes(rng, images, audio_clips)
         names = [NEGATIVES[t][w] for t, w in zip(task, wanted, strict=True)]
         for row, name in enumerate(names):
             possible = name != "box" or other[row] >= 0
             if name == "interval":
-                possible = bool(self._quiet(kind, task[row], pictures[row], sounds[row]))
+                possible = bool(self._quiet(kind, task[row], images[row], audio_clips[row]))
             if not possible:
                 names[row], wanted[row] = "class", 0
         names = np.array(names, dtype=object)
         within = np.isin(names, ("box", "interval"))
-        wrong = np.full(len(pictures), -1)
+        wrong = np.full(len(images), -1)
         for name, kinds in (("sibling", self.siblings), ("class", self.others)):
             rows = np.flatnonzero(names == name)
-            wrong[rows] = self._wrong_clips(rng, pictures[rows], kinds[kind], clips)
+            wrong[rows] = self._wrong_clips(rng, images[rows], kinds[kind], clips)
             none = rows[wrong[rows] < 0]
             if name == "sibling":  # those that have none get another class
                 names[none], wanted[none] = "class", 0
         kept = within | (wrong >= 0)
         self.skips.drop("claim without a counterpart", int((~kept).sum()))
         matched = Row(
-            pictures, sounds, np.full(len(pictures), kind), task,
+            images, audio_clips, np.full(len(images), kind), task,
             np.where(within, wanted, -1), np.where(names == "box", other, -1),
-            np.ones(len(pictures), bool),
+            np.ones(len(images), bool),
         )  # fmt: skip
         mismatched = matched._replace(
-            sound=wrong, negative=wanted, other=np.full(len(pictures), -1),
-            matched=np.zeros(len(pictures), bool),
+            audio=wrong, negative=wanted, other=np.full(len(images), -1),
+            matched=np.zeros(len(images), bool),
         )  # fmt: skip
         picks = np.flatnonzero(kept), np.flatnonzero(kept & ~within)
         return Row(
@@ -238,38 +241,38 @@ class Joiner:
             )
         )
 
-    def _other_boxes(self, rng, pictures: np.ndarray, sounds: np.ndarray) -> np.ndarray:
-        """int[n], a drawn class that the picture shows in single boxes and that is not heard."""
-        there = self.pictures.usable[pictures] & ~self.sounds.maybe[sounds]
+    def _other_boxes(self, rng, images: np.ndarray, audio_clips: np.ndarray) -> np.ndarray:
+        """int[n], a drawn class that the image shows in single boxes and that is not heard."""
+        there = self.images.usable[images] & ~self.audio_clips.maybe[audio_clips]
         drawn = np.where(there, rng.random(there.shape), -1.0)
         return np.where(there.any(axis=1), drawn.argmax(axis=1) if drawn.size else -1, -1)
 
-    def _quiet(self, kind: int, task: int, picture: int, sound: int) -> list:
+    def _quiet(self, kind: int, task: int, image: int, audio: int) -> list:
         """Times at which nothing sounds that the claim is about."""
-        both = self.pictures.image_labels[picture] & self.sounds.audio_labels[sound]
+        both = self.images.image_labels[image] & self.audio_clips.audio_labels[audio]
         kinds = [kind] if task == 3 else np.flatnonzero(both)
-        return gaps([s for one in kinds for s in self.sounds.spans(sound, one, "")])
+        return gaps([s for one in kinds for s in self.audio_clips.spans(audio, one, "")])
 
-    def _wrong_clips(self, rng, pictures: np.ndarray, kinds: np.ndarray, clips: list) -> np.ndarray:
-        """int[n], a clip of one of `kinds` (bool[C]), drawn evenly, for each picture; or -1."""
+    def _wrong_clips(self, rng, images: np.ndarray, kinds: np.ndarray, clips: list) -> np.ndarray:
+        """int[n], a clip of one of `kinds` (bool[C]), drawn evenly, for each image; or -1."""
         pools = [clips[kind] for kind in np.flatnonzero(kinds) if len(clips[kind])]
-        sounds = np.full(len(pictures), -1)
+        audio_clips = np.full(len(images), -1)
         if not pools:
-            return sounds
+            return audio_clips
         pool, sizes = np.concatenate(pools), np.array([len(one) for one in pools])
         begins = np.cumsum(sizes) - sizes
         for _ in range(ROUNDS):
-            rows = np.flatnonzero(sounds < 0)
+            rows = np.flatnonzero(audio_clips < 0)
             picks = rng.integers(len(pools), size=len(rows))
             drawn = pool[begins[picks] + (rng.random(len(rows)) * sizes[picks]).astype(np.int64)]
-            good = ~self._matches(pictures[rows], drawn)
-            sounds[rows[good]] = drawn[good]
-        return sounds
+            good = ~self._matches(images[rows], drawn)
+            audio_clips[rows[good]] = drawn[good]
+        return audio_clips
 
 
 _TYPES = {
-    "picture": np.int32,
-    "sound": np.int32,
+    "image": np.int32,
+    "audio": np.int32,
     "kind": np.int16,
     "task": np.int8,
     "negative": np.int8,
@@ -281,11 +284,11 @@ _TYPES = {
 class Pairs(Sequence[Entry]):
     """The planned pairs as entries."""
 
-    def __init__(self, source, pictures, sounds, classes, places, options, rows, splits) -> None:
+    def __init__(self, source, images, audio_clips, classes, places, options, rows, splits) -> None:
         self.source, self.options, self.rows, self.splits = source, options, rows, splits
         self.places: Callable[[str, float], tuple[Place, ...]] = places
-        self.pictures: Pictures = pictures
-        self.sounds: Sounds = sounds
+        self.images: Images = images
+        self.audio_clips: AudioClips = audio_clips
         self.labels = [one.label for one in classes]
 
     def __len__(self) -> int:
@@ -296,12 +299,15 @@ class Pairs(Sequence[Entry]):
             raise IndexError(index)
         row = Row(*(column[index] for column in self.rows))
         split = SPLITS[self.splits[index]]
-        folder, picture = self.pictures.place(row.picture)
-        video, start = self.sounds.ids[row.sound].decode(), float(self.sounds.starts[row.sound])
-        ident = f"{self.source}-{split}-{picture}-{video}-{start:g}-{self.labels[row.kind]}"
+        folder, image = self.images.place(row.image)
+        video, start = (
+            self.audio_clips.ids[row.audio].decode(),
+            float(self.audio_clips.starts[row.audio]),
+        )
+        ident = f"{self.source}-{split}-{image}-{video}-{start:g}-{self.labels[row.kind]}"
         claims = Claims(
             generator(self.options.seed, "ask", ident), split, self.labels,
-            self.pictures, self.sounds, row.picture, row.sound,
+            self.images, self.audio_clips, row.image, row.audio,
         )  # fmt: skip
         negative = NEGATIVES[int(row.task)][row.negative] if row.negative >= 0 else None
         both = claims.both if row.matched else ()
@@ -309,10 +315,10 @@ class Pairs(Sequence[Entry]):
         return Entry(
             id=ident,
             split=split,
-            image=(Place(f"openimages/{folder}", picture),),
+            image=(Place(f"openimages/{folder}", image),),
             audio=self.places(video, start),
             questions=questions,
-            keys=(f"picture:{picture}", f"video:{video}"),
+            keys=(f"image:{image}", f"video:{video}"),
             image_labels=tuple(self.labels[kind] for kind in claims.image_labels),
             audio_labels=tuple(self.labels[kind] for kind in claims.audio_labels),
             boxes=tuple(box for kind in both for box in claims.boxes(kind)),

@@ -1,9 +1,9 @@
-"""PASCAL Sound: pictures of PASCAL VOC, each with a sound of a thing that it shows, for testing.
+"""PASCAL Sound: images of PASCAL VOC, each with a sound of a thing that it shows, for testing.
 
     pascal_sound/
-      pairs.csv                     which picture goes with which sound: made by you, see below
-      Annotations/<picture>.xml     of host.robots.ox.ac.uk/pascal/VOC, as unpacked from there
-      JPEGImages/<picture>.*
+      pairs.csv                     which image goes with which sound: made by you, see below
+      Annotations/<image>.xml     of host.robots.ox.ac.uk/pascal/VOC, as unpacked from there
+      JPEGImages/<image>.*
       sounds/<sound>.*              sounds, or videos
 
 NOT CONFIRMED, and more than in other sources: Meerkat's paper tests on 560 examples of a set of
@@ -13,9 +13,9 @@ pascal_val.json, that are not published. So this is the nearest that can be made
 from VOC, and a table that says what belongs together. Scores on it compare with the paper's only if
 the table is the authors' own.
 
-pairs.csv has the columns picture, sound and class, in any order: names of files without folder and
+pairs.csv has the columns image, sound and class, in any order: names of files without folder and
 suffix, and the class of VOC that is heard. A line is `2008_000008,-0SdAVK79lg_000030,horse`. Lines
-with the same picture and sound are one question. A sound that is named as a clip of VGGSound or as
+with the same image and audio are one question. A sound that is named as a clip of VGGSound or as
 a video of YouTube is known to be from there when examples of other sets are kept apart.
 
 An XML file is VOC's: `size` with width and height; `object`, each with name (the class), pose,
@@ -40,7 +40,7 @@ from meerkat_jax.data.sources.reading import name, number, require, table
 from meerkat_jax.data.sources.skips import Bad, Skips
 
 FILE = "pairs.csv"
-COLUMNS = ("picture", "sound", "class")
+COLUMNS = ("image", "audio", "class")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 SLACK = 1.0  # pixels
 
@@ -50,14 +50,14 @@ Root = ElementTree.Element
 
 
 def plan(folder: Path, options: Options) -> Plan:
-    """One entry for each picture and sound: where is what is heard?"""
+    """One entry for each image and audio: where is what is heard?"""
     (path,) = require(folder, FILE)
     skips = Skips()
     files: dict[Path, None] = {path: None}
 
     @functools.cache
-    def read(picture: str) -> Root:
-        file = path.parent / "Annotations" / f"{picture}.xml"
+    def read(image: str) -> Root:
+        file = path.parent / "Annotations" / f"{image}.xml"
         root = xml_root(file)
         files[file] = None
         return root
@@ -76,28 +76,28 @@ def _scenes(path: Path, read: Callable[[str], Root], skips: Skips) -> Iterator[S
 
 
 def _scene(row: list[str], read: Callable[[str], Root], where: str, skips: Skips) -> Scene:
-    picture, sound = (name(value, what) for value, what in zip(row[:2], COLUMNS, strict=False))
+    image, audio = (name(value, what) for value, what in zip(row[:2], COLUMNS, strict=False))
     label = plain(row[2])
-    root = read(picture)
+    root = read(image)
     width, height = (number(root.findtext(f"size/{side}"), side, 1) for side in ("width", "height"))
     objects = [one for one in root.iterfind("object") if _class(one) == label]
     if not objects:
-        raise Bad("class is not in the picture", f"{label[:40]!r} in {picture}.xml")
+        raise Bad("class is not in the image", f"{label[:40]!r} in {image}.xml")
 
     def box(one: ElementTree.Element) -> Box:
         x0, y0, x1, y1 = (number(one.findtext(f"bndbox/{key}"), key) for key in CORNERS)
         values = [x0 - 1, y0 - 1, x1, y1]
         return labelled(label, corners(values, width, height, SLACK, noted=skips.noted))
 
-    youtube = _YOUTUBE.fullmatch(sound)
+    youtube = _YOUTUBE.fullmatch(audio)
     return Scene(
         where=where,
-        id=f"pascal_sound-test-{picture}-{sound}",
+        id=f"pascal_sound-test-{image}-{audio}",
         split="test",
-        image=(Place("JPEGImages", picture),),
-        audio=(Place("sounds", sound),),
-        keys=(f"picture:{picture}", f"video:{youtube[1]}" if youtube else f"pascal_sound:{sound}"),
-        boxes=usable(objects, box, picture, where, skips),
+        image=(Place("JPEGImages", image),),
+        audio=(Place("sounds", audio),),
+        keys=(f"image:{image}", f"video:{youtube[1]}" if youtube else f"pascal_sound:{audio}"),
+        boxes=usable(objects, box, image, where, skips),
         sizes=((width, height),),
     )
 

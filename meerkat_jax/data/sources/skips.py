@@ -12,7 +12,7 @@ from typing import NamedTuple
 class Bad(ValueError):
     """A row that cannot be used. `reason` is short and the same for its like, `detail` is its own.
 
-    Bad("box outside the picture", "x1 is 1.3, expected 0 to 1").
+    Bad("box outside the image", "x1 is 1.3, expected 0 to 1").
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Clips of sound with what is heard in them, as compact tables for joining with pictures."""
+"""Clips of sound with what is heard in them, as compact tables for joining with images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sounds:
+class AudioClips:
     """S clips, C classes.
 
     ids bytes[S], YouTube ids; starts float64[S], seconds into the video; splits uint8[S], indices
@@ -46,10 +46,10 @@ class Sounds:
         """bool[S], which clips are of our split `name`."""
         return self.splits == SPLITS.index(name)
 
-    def spans(self, sound: int, kind: int, label: str) -> list[Segment]:
+    def spans(self, audio: int, kind: int, label: str) -> list[Segment]:
         """When a class is heard in a clip, in order; what overlaps or touches is one stretch."""
         return merged(
-            [Segment(label, e.start, e.end) for e in self.events[sound] if e.kind == kind]
+            [Segment(label, e.start, e.end) for e in self.events[audio] if e.kind == kind]
         )
 
 
@@ -64,7 +64,7 @@ def merged(segments: Sequence[Segment]) -> list[Segment]:
     return found
 
 
-class SoundRows:
+class AudioRows:
     """Clips as they are read. Classes heard are given as bits of a plain integer."""
 
     def __init__(self) -> None:
@@ -99,9 +99,9 @@ class SoundRows:
         self.audio_labels.append(heard)
         self.maybe.append(maybe)
 
-    def gathered(self, count: int, events: Sequence[tuple[Event, ...]] = ()) -> Sounds:
+    def gathered(self, count: int, events: Sequence[tuple[Event, ...]] = ()) -> AudioClips:
         """The table, for `count` classes."""
-        return Sounds(
+        return AudioClips(
             ids=np.array(self.ids),
             starts=np.array(self.starts),
             splits=np.array(self.splits, np.uint8),

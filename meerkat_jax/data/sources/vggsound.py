@@ -1,4 +1,4 @@
-"""VGGSound: sounds of one class each, for joining with pictures (`pairs.py`).
+"""VGGSound: sounds of one class each, for joining with images (`pairs.py`).
 
     vggsound/
       vggsound.csv                      www.robots.ox.ac.uk/~vgg/data/vggsound
@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from meerkat_jax.data.sources.audio_clips import SPLITS, AudioClips, AudioRows
 from meerkat_jax.data.sources.classes import Class
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import name, number, require, table, words
 from meerkat_jax.data.sources.skips import Bad, Skips
-from meerkat_jax.data.sources.sounds import SPLITS, SoundRows, Sounds
 
 FILE = "vggsound.csv"
 COLUMNS = ("YouTube id", "start", "label", "split")
@@ -30,14 +30,14 @@ def places(video: str, start: float) -> tuple[Place, ...]:
     return cut, Place("vggsound/videos", video, start)
 
 
-def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Sounds:
+def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> AudioClips:
     """All clips in which one of `classes` is heard."""
     (path,) = require(folder, FILE)
     holds: dict[str, int] = {}
     for bit, one in enumerate(classes):
         for label in one.vggsound:
             holds[label.lower()] = holds.get(label.lower(), 0) | 1 << bit
-    rows = SoundRows()
+    rows = AudioRows()
     for line, row in table(path, skips, COLUMNS, header=False):
         with skips.row(path, line):
             ident, start, label, split = (field.strip() for field in row)

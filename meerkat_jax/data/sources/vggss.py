@@ -15,7 +15,7 @@ The file is an array of 5,158 objects on one line:
     bbox    boxes [x0, y0, x1, y1] in 0..1 of width and height, mostly one, at most seven
 
 Of its 5,941 boxes twelve have a corner of -2.9e16 and six have no area. They are faults; the
-published evaluation paints nothing for them. Two pictures have no other box.
+published evaluation paints nothing for them. Two images have no other box.
 
 The annotated frame is the middle one of the ten seconds, by the paper; github.com/swimmiing/ACL-SSL
 (VGGSS/README.md) says more exactly: the 125th at 25 frames a second. Not confirmed: whether frames

@@ -37,17 +37,17 @@ def thing(path):
     return real()[number % len(real())]
 
 
-def picture(path, size=(320, 240)):
+def image(path, size=(320, 240)):
     """A scene of one thing, uint8[H, W, 3]."""
     scene = Image.new("RGB", size, (90, 140, 110))
-    cut = Image.fromarray(thing(path).picture)
+    cut = Image.fromarray(thing(path).image)
     scene.paste(cut, (size[0] // 4, size[1] // 5), cut)
     return scene
 
 
-def sound(path, seconds):
+def audio(path, seconds):
     """Its sound over and over, float32[n]."""
-    wave = thing(path).sound
+    wave = thing(path).audio
     return np.resize(wave, round(seconds * RATE))
 
 
@@ -58,18 +58,18 @@ def fill(folder: Path, wanted) -> None:
         if one.get("image"):
             path = folder / one["image"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture(path.name).save(path)
+            image(path.name).save(path)
         if one.get("audio"):
             path = folder / one["audio"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, sound(path.name, seconds), RATE)
+            soundfile.write(path, audio(path.name, seconds), RATE)
         if one.get("video"):
             path = folder / one["video"]
             path.parent.mkdir(parents=True, exist_ok=True)
             video(path, seconds)
 
 
-def video(path, seconds, sounds=True, frames=None):
+def video(path, seconds, audio_clips=True, frames=None):
     """MPEG-4 and AAC. `frames`, times in seconds: a variable rate; frame i has a red of 20 i."""
     import av
 
@@ -77,9 +77,9 @@ def video(path, seconds, sounds=True, frames=None):
         stream = file.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
-        spoken = file.add_stream("aac", rate=RATE, layout="mono") if sounds else None
+        spoken = file.add_stream("aac", rate=RATE, layout="mono") if audio_clips else None
         times = frames if frames is not None else np.arange(0, seconds, 1 / FRAMES)
-        still = picture(Path(path).name, (160, 120))
+        still = image(Path(path).name, (160, 120))
         for number, time in enumerate(times):
             flat = Image.new("RGB", (160, 120), (20 * number % 256, 60, 60))
             frame = av.VideoFrame.from_image(flat if frames is not None else still)
@@ -87,7 +87,7 @@ def video(path, seconds, sounds=True, frames=None):
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
         if spoken:
-            wave = sound(Path(path).name, seconds).astype(np.float32)
+            wave = audio(Path(path).name, seconds).astype(np.float32)
             for start in range(0, len(wave), 1024):
                 piece = wave[None, start : start + 1024]
                 heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), "fltp", "mono")

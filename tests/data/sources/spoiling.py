@@ -1,4 +1,4 @@
-"""Spoils tables and files of one picture each; what was not touched has to come out as before."""
+"""Spoils tables and files of one image each; what was not touched has to come out as before."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def check_table(
 
 
 def check_file(source, write: Callable, name: str, spoil: Callable, of: Callable) -> None:
-    """No bytes of a file of one picture cost more than the entries `of` it."""
+    """No bytes of a file of one image cost more than the entries `of` it."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         _, _, entries = spoiled_tree(source, folder, write, name, spoil)
         found = planned(source, folder, name)
-        assert found is not None, "one picture must not cost the data set"
+        assert found is not None, "one image must not cost the data set"
         for entry in entries:
             assert of(entry) or found.get(entry.id) == entry
 

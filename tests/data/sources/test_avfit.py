@@ -67,7 +67,7 @@ def test_the_whole_tree(folder):
     assert len(plan.files) == 15 and len(entries) == len(plan.entries) == 12
     assert faults(plan) == [
         ("avsbench_train.json:2", "box without an area"),
-        ("llp_val_inference.json:10", "no picture or no sound"),
+        ("llp_val_inference.json:10", "no image or no sound"),
     ]
     assert plan.skips.dropped == {"row twice": 1} and plan.skips.used == 20
     splits = {one.id.split("-")[1]: one.split for one in plan.entries}
@@ -116,7 +116,7 @@ def test_questions_of_several_files_about_the_same_media_are_one_entry(folder):
     entries = planned(folder)[1]
     weak = entries["avfit-train-000a1b2c3d4e5f60-audioset_sreyan--bcdefghij_"]
     assert sorted(question.task for question in weak.questions) == ["arig", "avfact1"]
-    assert weak.keys == ("picture:000a1b2c3d4e5f60", "video:-bcdefghij_") and weak.matched
+    assert weak.keys == ("image:000a1b2c3d4e5f60", "video:-bcdefghij_") and weak.matched
     assert weak.image == (Place("data/openimages/frames", "000a1b2c3d4e5f60"),)
     assert weak.audio[0] == Place("data/audioset_sreyan/audios", "-bcdefghij_")
     strong = entries["avfit-train-000a1b2c3d4e5f60-audioset_temporal--bcdefghij_"]
@@ -194,7 +194,7 @@ def test_words_and_captions(folder):
             "avsbench",
             OTHER,
             row("avsbench", ASK, [0, 700, 0, 9], category="a"),
-            "box outside the picture",
+            "box outside the image",
         ),
         (
             "avsbench",
@@ -264,9 +264,9 @@ def test_an_inference_row_is_in_the_form_that_the_loader_writes(tmp_path):
     [
         ({"response": "[0.1, 0.2, 0.5, 0.6]"}, "class is empty"),
         ({"response": "[<>,0.1,0.2,0.5,0.6]"}, "class is empty"),
-        ({"audio": "None"}, "no picture or no sound"),
+        ({"audio": "None"}, "no image or no sound"),
         ({"audio": "x.wav"}, "path is not <data set>/<folder>/<name>"),
-        ({"audio": "data/avqa/audios/x.mp4.wav"}, "picture and sound do not belong together"),
+        ({"audio": "data/avqa/audios/x.mp4.wav"}, "image and audio do not belong together"),
         ({"video": 3}, "video is not a text"),
         ({"instruction": []}, "question is not a text"),
     ],

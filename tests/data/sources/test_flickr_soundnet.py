@@ -79,7 +79,7 @@ def test_bad_boxes_leave_the_good_ones(entries):
 def test_faults_are_told_with_their_files(plan):
     found = [(fault.where, fault.reason) for fault in plan.skips.faults]
     assert found == [
-        ("9992947874.xml:1", "box outside the picture"),
+        ("9992947874.xml:1", "box outside the image"),
         ("9999999999.xml:1", "bbox has not five parts"),
         ("9999999999.xml:1", "box without an area"),
         ("9999999999.xml:1", "corners out of order"),

@@ -150,12 +150,12 @@ BAD = [
 # Rows that are as the schema says and wrong all the same.
 WORSE = [
     (arig(boxes=[["a", 0.5, 0, 0.5, 1]]), "box without an area", "questions[0].boxes[0]: "),
-    (arig(boxes=[["a", 0, 0, 2, 1]]), "box outside the picture", "questions[0].boxes[0]: "),
+    (arig(boxes=[["a", 0, 0, 2, 1]]), "box outside the image", "questions[0].boxes[0]: "),
     (arig(boxes=[["a, 0.5", 0, 0, 1, 1]]), "label cannot be written in an answer", "a, 0.5"),
-    (LEAST | {"boxes": [["a", 0, 0, 2, 1]]}, "box outside the picture", "boxes[0]: "),
+    (LEAST | {"boxes": [["a", 0, 0, 2, 1]]}, "box outside the image", "boxes[0]: "),
     (
         arig(boxes=[["a", 0, 0, 9, 9]], pixels=True, size=[9, 8]),
-        "box outside the picture",
+        "box outside the image",
         "9 x 8",
     ),
     (

@@ -63,8 +63,8 @@ def truth_of(ident):
 def test_every_picture_is_used_once_for_each_of_its_classes(entries):
     used = Counter((e.image[0].name, e.image_labels, e.split) for e in entries if e.matched)
     for split in ("train", "test"):
-        for picture, name in tree_pairs.pictures(split):
-            assert used[picture, (name,), split] == 1
+        for image, name in tree_pairs.images(split):
+            assert used[image, (name,), split] == 1
 
 
 @each_source
@@ -98,9 +98,9 @@ def test_another_seed_gives_other_pairs(plans, tree):
 
 def test_groups_and_drawings_are_seen_but_not_asked_for(plans):
     for plan in plans.values():
-        pictures = {entry.image[0].name for entry in plan.entries}
-        assert "ff00000000000001" in pictures and "ff00000000000005" in pictures
-        assert not pictures & {f"ff0000000000000{n}" for n in (2, 3, 4)}
+        images = {entry.image[0].name for entry in plan.entries}
+        assert "ff00000000000001" in images and "ff00000000000005" in images
+        assert not images & {f"ff0000000000000{n}" for n in (2, 3, 4)}
 
 
 def test_all_boxes_of_a_class_are_asked_for_the_largest_first(plans):
@@ -275,7 +275,7 @@ def spoil(tree, tmp_path, name, change):
     ("row", "reason"),
     [
         (box("a1", "dog", "0.5,0.5,0.2,0.7"), "box without an area"),
-        (box("a1", "dog", "0.5,1.7,0.2,0.7"), "box outside the picture"),
+        (box("a1", "dog", "0.5,1.7,0.2,0.7"), "box outside the image"),
         (box("a1", "dog", "0.5,x,0.2,0.7"), "box corner is not a number"),
         (box("a1", "dog", "0.5,nan,0.2,0.7"), "box corner is out of range"),
         (box("a1", "dog", flags="0,0,7,0,0"), "flag is not 0, 1 or -1"),
@@ -285,7 +285,7 @@ def spoil(tree, tmp_path, name, change):
         (box("a1", "dog").replace("/m/0bt9lr", "/m/none"), "unknown class"),
         ("a1,xclick", "wrong number of fields"),
         ('a1,"xclick,/m/0bt9lr,1,0,1,0,1,0,0,0,0,0', "a quote is left open or stands amid a field"),
-        (box(tree_pairs.pictures("train")[0][0], "dog"), "picture in two splits"),
+        (box(tree_pairs.images("train")[0][0], "dog"), "image in two splits"),
     ],
 )
 def test_bad_boxes_are_counted_and_cost_no_other(tree, tmp_path, plans, row, reason):
@@ -293,7 +293,7 @@ def test_bad_boxes_are_counted_and_cost_no_other(tree, tmp_path, plans, row, rea
     folder = spoil(tree, tmp_path, name, lambda data: data + f"\n{row}\n".encode())
     plan = pairs.plan_audioset(folder, Options())
     (fault,) = plan.skips.faults
-    line = 2 + len(tree_pairs.pictures("test"))
+    line = 2 + len(tree_pairs.images("test"))
     assert (fault.where, fault.reason) == (f"{name}:{line}", reason)
     assert list(plan.entries) == list(plans["openimages_audioset"].entries)
 
@@ -407,14 +407,14 @@ def test_no_file_ends_in_anything_but_a_plan_or_a_named_line(copies, tree, name,
 
 
 def _lost_no_good_box(plan, whole, at, cut, piece):
-    """Pictures whose rows were not touched are still there."""
+    """Images whose rows were not touched are still there."""
     first, last = whole.count(b"\n", 0, at), whole.count(b"\n", 0, at + cut)
     lines = whole.decode("utf-8-sig").split("\n")
     touched = {line.split(",")[0] for line in lines[first : last + 1]}
     untouched = {
-        picture
-        for picture, _ in tree_pairs.pictures("train")
-        if picture not in touched and picture.encode() not in piece
+        image
+        for image, _ in tree_pairs.images("train")
+        if image not in touched and image.encode() not in piece
     }
     assert untouched <= {entry.image[0].name for entry in plan.entries}
 

@@ -1,4 +1,4 @@
-"""PASCAL Sound: VOC's boxes of the class that is heard, by a table of pictures and sounds."""
+"""PASCAL Sound: VOC's boxes of the class that is heard, by a table of images and audio clips."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_one_entry_in_full(plan):
     assert entry.image_labels == entry.audio_labels == ("horse",)
     assert entry.image == (Place("JPEGImages", "2008_000008"),)
     assert entry.audio == (Place("sounds", "-0SdAVK79lg_000030"),)
-    assert entry.keys == ("picture:2008_000008", "video:-0SdAVK79lg")
+    assert entry.keys == ("image:2008_000008", "video:-0SdAVK79lg")
     (question,) = entry.questions
     assert question.task == "arig"
     assert question.response == "[horse, 0.100, 0.000, 1.000, 1.000]"
@@ -58,7 +58,7 @@ def test_corners_may_have_fractions_and_parts_are_not_meant(entries):
 def test_all_things_of_the_class_are_the_answer(entries):
     entry = entries["2007_000032-_0SdAVK79lg"]
     assert entry.boxes == (Box("aeroplane", 0, 0, 0.5, 0.5), Box("aeroplane", 0.5, 0.5, 1, 1))
-    assert entry.keys == ("picture:2007_000032", "video:_0SdAVK79lg")
+    assert entry.keys == ("image:2007_000032", "video:_0SdAVK79lg")
 
 
 def test_two_classes_in_one_sound_are_one_question(entries):
@@ -74,10 +74,10 @@ def test_a_corner_a_pixel_outside_is_put_on_the_border(entries):
 def test_faults_are_told_with_their_lines(plan, tmp_path):
     assert [(fault.where, fault.reason) for fault in plan.skips.faults] == [
         ("pairs.csv:4", "sound is no name of a file"),
-        ("pairs.csv:9", "class is not in the picture"),
+        ("pairs.csv:9", "class is not in the image"),
         ("pairs.csv:10", "annotation file cannot be read"),
         ("pairs.csv:11", "width is out of range"),
-        ("pairs.csv:12", "box outside the picture"),
+        ("pairs.csv:12", "box outside the image"),
         ("pairs.csv:13", "xmin is not a number"),
         ("pairs.csv:14", "class is empty"),
         ("pairs.csv:15", "wrong number of fields"),
@@ -86,7 +86,7 @@ def test_faults_are_told_with_their_lines(plan, tmp_path):
     assert plan.files[0] == tmp_path / "pairs.csv" and len(plan.files) == 6
 
 
-@pytest.mark.parametrize("text", ["", "picture,sound\n", "null", '{"picture": []}'])
+@pytest.mark.parametrize("text", ["", "image,sound\n", "null", '{"image": []}'])
 def test_another_table_is_refused(tmp_path, text):
     (tmp_path / "pairs.csv").write_text(text)
     with pytest.raises(UserError, match=r"pairs\.csv:1: no column"):

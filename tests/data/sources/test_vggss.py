@@ -59,8 +59,8 @@ def test_media_are_looked_for_as_stills_then_clips_then_videos(entries):
     assert entry.image[:2] == (Place("frames", clip), Place("clips", clip, 4.98))
     assert entry.image[2][:2] == ("videos", "ORaz32CQ29k")
     assert entry.image[2].at == pytest.approx(16.98)
-    sounds = (Place("audio", clip), Place("clips", clip), Place("videos", "ORaz32CQ29k", 12.0))
-    assert entry.audio == sounds
+    audio_clips = (Place("audio", clip), Place("clips", clip), Place("videos", "ORaz32CQ29k", 12.0))
+    assert entry.audio == audio_clips
 
 
 def test_all_boxes_are_the_answer(entries):
@@ -91,7 +91,7 @@ def test_faults_and_drops_are_counted(tmp_path):
     plan, _ = planned(tmp_path)
     assert plan.skips.by_reason() == {
         "box without an area": 2,
-        "box outside the picture": 1,
+        "box outside the image": 1,
         "more than 16 boxes": 1,
     }
     assert {fault.where for fault in plan.skips.faults} == {"vggss.json:1"}
@@ -118,7 +118,7 @@ BAD = [
     (GOOD | {"bbox": []}, "no box"),
     (GOOD | {"bbox": [0.1, 0.2, 0.3, 0.4]}, "a box has not four numbers"),
     (GOOD | {"bbox": [[0.1, 0.2, 0.3, "a"]]}, "box corner is not a number"),
-    (GOOD | {"bbox": [[0.1, 0.2, 0.3, 1.3]]}, "box outside the picture"),
+    (GOOD | {"bbox": [[0.1, 0.2, 0.3, 1.3]]}, "box outside the image"),
     (GOOD | {"bbox": [[0.3, 0.2, 0.3, 0.4]]}, "box without an area"),
 ]
 

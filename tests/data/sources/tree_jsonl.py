@@ -54,9 +54,9 @@ def write(folder: Path) -> list[dict]:
     lines = [json.dumps(row, ensure_ascii=False) for row in ROWS]
     text = "\r\n".join([*lines[:2], "", *lines[2:], "", ""])
     (folder / "annotations.jsonl").write_bytes(text.encode("utf-8-sig"))
-    sound = "dogs/1.wav"
+    audio = "dogs/1.wav"
     return [
-        {"image": "dogs/1.jpg", "audio": sound, "video": None, "seconds": 10.0},
+        {"image": "dogs/1.jpg", "audio": audio, "video": None, "seconds": 10.0},
         {"image": None, "audio": None, "video": "films/-a b.x.mp4", "seconds": 11.0},
-        {"image": "2.png", "audio": sound, "video": None, "seconds": 10.0},
+        {"image": "2.png", "audio": audio, "video": None, "seconds": 10.0},
     ]

@@ -31,12 +31,12 @@ def read(name):
         return list(csv.DictReader(file))
 
 
-def box(picture, thing, corners="0.1,0.6,0.2,0.7", flags="0,0,0,0,0", more=""):
+def box(image, thing, corners="0.1,0.6,0.2,0.7", flags="0,0,0,0,0", more=""):
     """A row of boxes; corners are XMin, XMax, YMin, YMax."""
-    return f"{picture},xclick,{IDS[thing]},1,{corners},{flags}{more}"
+    return f"{image},xclick,{IDS[thing]},1,{corners},{flags}{more}"
 
 
-def pictures(split):
+def images(split):
     """(id, class) of the plain pictures of a split, each with one box."""
     return [
         (f"{'ab'[split == 'test']}{number:02d}{kind:013x}", name)
@@ -67,7 +67,7 @@ def openimages(folder):
     (home / "class-descriptions-boxable.csv").write_bytes("\r\n".join(rows).encode())
     train = [BOXES + "," + CLICKS]
     clicks = "," + ",".join(["0.5"] * 8)
-    train += [box(picture, name, more=clicks) for picture, name in pictures("train")]
+    train += [box(image, name, more=clicks) for image, name in images("train")]
     train += [
         box("ff00000000000001", "dog", more=clicks),  # a dog, a cat beside it, and a table
         box("ff00000000000001", "cat", "0.0,0.3,0.5,1.0", more=clicks),  # on the border
@@ -81,12 +81,12 @@ def openimages(folder):
     ]
     path = home / "oidv6-train-annotations-bbox.csv"
     path.write_bytes(b"\xef\xbb\xbf" + "\n".join(train).encode() + b"\n\n")
-    test = [BOXES] + [box(picture, name) for picture, name in pictures("test")]
+    test = [BOXES] + [box(image, name) for image, name in images("test")]
     (home / "test-annotations-bbox.csv").write_bytes("\r\n".join(test).encode())
-    wanted = [("train", picture) for picture, _ in pictures("train")]
+    wanted = [("train", image) for image, _ in images("train")]
     wanted += [("train", f"ff0000000000000{n}") for n in (1, 5)]
-    wanted += [("test", picture) for picture, _ in pictures("test")]
-    return [{"image": f"openimages/{split}/{picture}.jpg"} for split, picture in wanted]
+    wanted += [("test", image) for image, _ in images("test")]
+    return [{"image": f"openimages/{split}/{image}.jpg"} for split, image in wanted]
 
 
 def _quoted(name):

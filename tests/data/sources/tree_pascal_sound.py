@@ -60,9 +60,9 @@ def write(folder: Path) -> list[dict]:
     ]
 
 
-def media(picture: str, sound: str) -> dict:
+def media(image: str, audio: str) -> dict:
     """A picture and a sound."""
-    files = {"image": f"JPEGImages/{picture}.jpg", "audio": f"sounds/{sound}"}
+    files = {"image": f"JPEGImages/{image}.jpg", "audio": f"sounds/{audio}"}
     return files | {"video": None, "seconds": 10.0}
 
 
