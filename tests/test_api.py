@@ -243,7 +243,7 @@ def test_special_tokens_in_a_prompt_are_plain_text(clip):
         (("absent.png", None, PROMPT), "absent.png: cannot open"),
         ((np.zeros((4, 4)), None, PROMPT), r"image array float64\(4, 4\); expected uint8"),
         ((7, None, PROMPT), "image is a int"),
-        ((None, b"no audio", PROMPT), "not an audio clip"),
+        ((None, b"no audio", PROMPT), "not audio"),
         ((None, b"", PROMPT), "empty"),
         ((None, np.zeros(9), PROMPT), "sound is a ndarray; expected a path"),
         ((None, (np.zeros((2, 2, 2)), 16000), PROMPT), "sound: not .samples, sample rate."),

@@ -148,7 +148,7 @@ def mix_to_mono(wave: np.ndarray) -> tuple[np.ndarray, bool]:
     if wave.shape[1] == 1:
         return wave[:, 0], False
     mono = wave.mean(axis=1)
-    powers = wave.var(axis=0)  # about the mean: an offset is not an audio clip
+    powers = wave.var(axis=0)  # about the mean: an offset is not audio
     cancelled = mono.var() < CANCELLED * powers.sum() / wave.shape[1] ** 2
     return (wave[:, powers.argmax()], True) if cancelled else (mono, False)
 
@@ -244,7 +244,7 @@ def _decode(
     except (soundfile.SoundFileError, TypeError) as error:
         reason = getattr(error, "error_string", error)
         raise UserError(
-            f"{name}: no audio that can be decoded ({reason}); expected WAV, FLAC, OGG, MP3, "
+            f"{name}: not audio that can be decoded ({reason}); expected WAV, FLAC, OGG, MP3, "
             "M4A or WebM: convert it, or get the file again"
         ) from None
     if len(wave) == 0:

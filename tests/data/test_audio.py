@@ -125,7 +125,7 @@ def test_no_edge_where_it_was_cut() -> None:
     ("wave", "silent"),
     [
         (np.zeros(RATE, "f"), True),
-        (np.full(RATE, 0.25, "f"), True),  # an offset is not an audio clip
+        (np.full(RATE, 0.25, "f"), True),  # an offset is not audio
         (tone(1.0) * 1e-5, True),
         (tone(1.0) * 1e-3, False),
         (np.stack([tone(1.0), -tone(1.0)], 1), False),  # the loudest alone is heard
@@ -165,9 +165,9 @@ def cut(kind: str, subtype: str | None = None) -> bytes:
 
 BAD = {
     "empty": (b"", "empty"),
-    "text": (b"not an audio clip at all, " * 100, "not an audio clip"),
-    "one byte": (b"R", "not an audio clip"),
-    "image": (b"\x89PNG\r\n\x1a\n" + bytes(200), "not an audio clip"),
+    "text": (b"not audio at all, " * 100, "not an audio clip"),
+    "one byte": (b"R", "not audio"),
+    "image": (b"\x89PNG\r\n\x1a\n" + bytes(200), "not audio"),
     "no samples": (encode(np.zeros(0, "f")), "no samples"),
     "nan": (spoiled(np.nan), "not finite"),
     "infinite": (spoiled(np.inf), "not finite"),
@@ -204,7 +204,7 @@ def test_a_path_that_cannot_be_opened(name: str, tmp_path: Path) -> None:
 def test_headerless_samples_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "samples.raw"  # a name that makes libsndfile ask for a sample rate
     path.write_bytes(bytes(1000))
-    with pytest.raises(UserError, match="not an audio clip"):
+    with pytest.raises(UserError, match="not audio"):
         load_audio(path, RATE, 1.0)
 
 

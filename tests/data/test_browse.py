@@ -349,7 +349,7 @@ def test_a_folder_without_skips_and_with_broken_media_has_a_page(tmp_path):
     writer.close()
     browse.write_page(tmp_path, tmp_path / "page.html", say=lambda line: None)
     text = (tmp_path / "page.html").read_text()
-    assert "x: not an image" in text and "x: not an audio clip" in text
+    assert "x: not an image" in text and "x: not audio" in text
     assert "does not tell of any" in text and "no boxes" in text
 
 

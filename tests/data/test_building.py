@@ -217,7 +217,7 @@ def test_nothing_left_is_no_build(trees, tmp_path):
     ("name", "spoil", "reason"),
     [
         ("audio/clip.wav", lambda data: data[:2000], "sound cannot be read"),
-        ("audio/clip.wav", lambda data: b"not an audio clip", "sound cannot be read"),
+        ("audio/clip.wav", lambda data: b"not audio", "sound cannot be read"),
         ("images/still.jpg", lambda data: data[:900], "image cannot be read"),
         ("images/still.jpg", lambda data: b"", "image cannot be read"),
     ],

@@ -151,7 +151,7 @@ def own(folder, idents, spoiled=(), split="train", suffix=""):
         name = f"{ident}{suffix}"
         fill(folder, [{"image": f"{name}.jpg", "audio": f"{name}.wav", "seconds": 1.0}])
         if ident in spoiled:
-            (folder / f"{name}.wav").write_bytes(b"not an audio clip")
+            (folder / f"{name}.wav").write_bytes(b"not audio")
         row = {"id": name, "split": split, "image": f"{name}.jpg", "audio": f"{name}.wav"}
         row |= {"group": ident, "questions": [{"task": "avc", "captions": ["A thing."]}]}
         rows.append(row)
