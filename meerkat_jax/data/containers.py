@@ -157,7 +157,7 @@ class Opened:
         streams = [s for s in (*container.streams.video, *container.streams.audio) if not _cover(s)]
         wanted = [stream for stream in streams if stream.type == kind]
         if not wanted:
-            what = "sound" if kind == "audio" else "image"
+            what = "audio" if kind == "audio" else "image"
             raise UserError(f"{deadline.name}: the file has no {what}")
         self.stream = wanted[0]
         if self.stream.codec_context is None:

@@ -82,7 +82,7 @@ class Photo(NamedTuple):
     """A photograph and a recording inside one resource file; `crop` is (x0, y0, x1, y1) in 0..1."""
 
     image: str
-    sound: str
+    audio: str
     crop: tuple[float, float, float, float]
 
 

@@ -216,7 +216,7 @@ def render_audio(
     begin = int(rng.integers(0, len(_noise()) - total + 1))
     clip = _noise()[begin : begin + total] * np.float32(10 ** (level / 20))
     for sound in plan.sounds:
-        wave = media[sound.label].sound
+        wave = media[sound.label].audio
         if new_augmentations:
             wave = _new_voice(rng, wave)
         start, n = (round(s * sample_rate) for s in (sound.start, sound.end - sound.start))

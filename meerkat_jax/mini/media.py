@@ -22,7 +22,7 @@ from meerkat_jax.mini import classes as table
 from meerkat_jax.mini.packages import Fetched, fetch_package
 from meerkat_jax.mini.procedural import make_media
 from meerkat_jax.mini.rcc import read_rcc
-from meerkat_jax.mini.thing import Media, MediaSet, finish_sound
+from meerkat_jax.mini.thing import Media, MediaSet, finish_audio
 
 LONGEST_SIDE = 200  # pixels
 _OPAQUE = 32  # of 255: below belongs to the background
@@ -73,11 +73,11 @@ def _real(
     for instance, paths in (("a", table.CUTOUTS), ("c", table.MORE_CUTOUTS)):
         for name, path in paths.items():
             stem = stamps / table.STAMPS_FOLDER / path
-            image, sound = stem.with_suffix(".png"), stem.with_suffix(".ogg")
+            image, audio = stem.with_suffix(".png"), stem.with_suffix(".ogg")
             media[name, instance] = Media(
                 name,
                 prepare_image(_bytes(image), str(image)),
-                prepare_audio(_bytes(sound), sample_rate, str(sound)),
+                prepare_audio(_bytes(audio), sample_rate, str(audio)),
                 instance,
             )
     notes = f"{table.STAMPS}: cut-out photographs and recordings (a; c: other individuals)"
@@ -96,13 +96,13 @@ def _photographs(package: Path, sample_rate: int) -> dict[tuple[str, str], Media
     resources = read_rcc(package / table.GCOMPRIS_FOLDER / table.PHOTO_RESOURCES)
     media = {}
     for name, photo in table.PHOTOS.items():
-        paths = [f"{table.PHOTO_FOLDER}/{file}" for file in (photo.image, photo.sound)]
+        paths = [f"{table.PHOTO_FOLDER}/{file}" for file in (photo.image, photo.audio)]
         for path in paths:
             if path not in resources:
                 raise UserError(f"{table.PHOTO_RESOURCES} lacks {path}; another package version?")
         image = prepare_image(resources[paths[0]], paths[0], photo.crop)
-        sound = prepare_audio(resources[paths[1]], sample_rate, paths[1])
-        media[name, "b"] = Media(name, image, sound, "b")
+        audio = prepare_audio(resources[paths[1]], sample_rate, paths[1])
+        media[name, "b"] = Media(name, image, audio, "b")
     return media
 
 
@@ -149,10 +149,10 @@ def prepare_audio(data: bytes, sample_rate: int, source: str) -> np.ndarray:
     UserError when the sound cannot be decoded or is silent.
     """
     try:
-        sound, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        audio, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise UserError(f"{source}: not a sound ({error}); fetch its package again") from error
-    mono = sound.mean(axis=1)
+    mono = audio.mean(axis=1)
     if not mono.size or not np.abs(mono).max() > 0:
         raise UserError(f"{source}: the sound is silent")
-    return finish_sound(soxr.resample(mono, rate, sample_rate), sample_rate)
+    return finish_audio(soxr.resample(mono, rate, sample_rate), sample_rate)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from meerkat_jax.mini.thing import Media, finish_sound
+from meerkat_jax.mini.thing import Media, finish_audio
 
 SIDE = 160  # pixels of the canvas that a shape is drawn on
 COLOURS = {"red": 0.0, "gold": 0.13, "lime": 0.27, "teal": 0.48, "blue": 0.63, "pink": 0.86}  # hue
@@ -34,8 +34,8 @@ def make_media(sample_rate: int) -> dict[tuple[str, str], Media]:
             for k, instance in enumerate("ab"):
                 rng = np.random.default_rng([i, j, k])
                 image = draw(shape, colour, texture=(i + j) % 4, rng=rng)
-                sound = play(timbre, register, sample_rate, rng)
-                media[name, instance] = Media(name, image, sound, instance)
+                audio = play(timbre, register, sample_rate, rng)
+                media[name, instance] = Media(name, image, audio, instance)
     return media
 
 
@@ -121,7 +121,7 @@ def play(timbre: int, register: int, sample_rate: int, rng: np.random.Generator)
     """One sound, float32[samples], 0.8 to 2.4 s."""
     pitch = _LOWEST * 2 ** (_OCTAVES * register + rng.uniform(-0.08, 0.08))
     t = np.arange(round(rng.uniform(0.8, 2.4) * sample_rate)) / sample_rate
-    return finish_sound(TIMBRES[timbre](pitch, t, rng), sample_rate)
+    return finish_audio(TIMBRES[timbre](pitch, t, rng), sample_rate)
 
 
 def _partials(pitch: float, t: np.ndarray, ratios, weights) -> np.ndarray:

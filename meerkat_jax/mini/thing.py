@@ -8,7 +8,7 @@ import numpy as np
 
 _FRAME, _FADE = 0.01, 0.005  # seconds
 
-LONGEST_SOUND = 4.0  # seconds
+LONGEST_AUDIO = 4.0  # seconds
 
 
 LOUDNESS = 0.1  # RMS of the sounding frames
@@ -26,7 +26,7 @@ class Media:
 
     name: str
     image: np.ndarray
-    sound: np.ndarray
+    audio: np.ndarray
     instance: str = "a"
 
 
@@ -44,29 +44,29 @@ class MediaSet:
         return tuple(key for key in self.media if key[1] != "a")
 
 
-def finish_sound(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+def finish_audio(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     """Trim, cut, normalise and fade float[samples] that is not silent; gives float32[samples]."""
-    sound = _trim(sound, sample_rate)
-    sound = _trim(sound[: round(LONGEST_SOUND * sample_rate)], sample_rate)
-    level = _frame_rms(sound, sample_rate)
+    audio = _trim(audio, sample_rate)
+    audio = _trim(audio[: round(LONGEST_AUDIO * sample_rate)], sample_rate)
+    level = _frame_rms(audio, sample_rate)
     loud = level[level >= _QUIET * level.max()]
-    gain = min(LOUDNESS / np.sqrt(np.mean(loud**2)), PEAK / np.abs(sound).max())
-    fade = np.linspace(0.0, 1.0, min(round(_FADE * sample_rate), len(sound) // 2))
-    envelope = np.ones(len(sound))
-    envelope[: len(fade)], envelope[len(sound) - len(fade) :] = fade, fade[::-1]
-    return (sound * gain * envelope).astype(np.float32)
+    gain = min(LOUDNESS / np.sqrt(np.mean(loud**2)), PEAK / np.abs(audio).max())
+    fade = np.linspace(0.0, 1.0, min(round(_FADE * sample_rate), len(audio) // 2))
+    envelope = np.ones(len(audio))
+    envelope[: len(fade)], envelope[len(audio) - len(fade) :] = fade, fade[::-1]
+    return (audio * gain * envelope).astype(np.float32)
 
 
-def _trim(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+def _trim(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     """Cut the silence before the first and behind the last sounding frame."""
-    level = _frame_rms(sound, sample_rate)
+    level = _frame_rms(audio, sample_rate)
     sounding = np.flatnonzero(level >= _QUIET * level.max())
     frame = round(_FRAME * sample_rate)
-    return sound[sounding[0] * frame : (sounding[-1] + 1) * frame]
+    return audio[sounding[0] * frame : (sounding[-1] + 1) * frame]
 
 
-def _frame_rms(sound: np.ndarray, sample_rate: int) -> np.ndarray:
+def _frame_rms(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     """RMS of frames of 10 ms without overlap; the last one is padded with zeros."""
     frame = round(_FRAME * sample_rate)
-    padded = np.pad(np.asarray(sound, np.float64), (0, -len(sound) % frame))
+    padded = np.pad(np.asarray(audio, np.float64), (0, -len(audio) % frame))
     return np.sqrt(np.mean(padded.reshape(-1, frame) ** 2, axis=1))

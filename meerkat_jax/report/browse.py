@@ -250,9 +250,9 @@ def _audio(example: Example, question: Question) -> str:
     seconds = max(0.1, min(info.seconds, LONGEST_CLIP))
     levels = mel.exact(wave[None, : round(seconds * mel.sample_rate)])[0]
     tracks = []
-    audio_clips = [Segment(*fields) for fields in question.truth.get("sounds") or ()]
-    if audio_clips and tuple(audio_clips) != question.segments:
-        tracks.append(("in the clip", "context", audio_clips))
+    sound_events = [Segment(*fields) for fields in question.truth.get("sounds") or ()]
+    if sound_events and tuple(sound_events) != question.segments:
+        tracks.append(("in the clip", "context", sound_events))
     if question.segments:
         tracks.append(("true", "true", question.segments))
     if asked := asked_interval(question):

@@ -102,8 +102,8 @@ def _images(shown: Shown) -> str:
 
 def _audio(shown: Shown) -> str:
     question, seconds = shown.answered.question, shown.seconds
-    audio_clips = [Segment(*s) for s in question.truth.get("sounds") or ()]
-    tracks = [("in the clip", "context", audio_clips)]
+    sound_events = [Segment(*s) for s in question.truth.get("sounds") or ()]
+    tracks = [("in the clip", "context", sound_events)]
     # Intervals stand in questions as plain words: "between 1.0 and 2.5".
     asked = parse_segments(question.instruction.replace(" and ", " to "), seconds).items
     answered = parse_segments(shown.answered.text, seconds).items

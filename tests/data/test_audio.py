@@ -165,7 +165,7 @@ def cut(kind: str, subtype: str | None = None) -> bytes:
 
 BAD = {
     "empty": (b"", "empty"),
-    "text": (b"not audio at all, " * 100, "not an audio clip"),
+    "text": (b"not audio at all, " * 100, "not audio"),
     "one byte": (b"R", "not audio"),
     "image": (b"\x89PNG\r\n\x1a\n" + bytes(200), "not audio"),
     "no samples": (encode(np.zeros(0, "f")), "no samples"),

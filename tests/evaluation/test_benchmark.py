@@ -25,16 +25,16 @@ def truth(
     answer=None,
     kind="",
     objects=(DOG_BOX, OWL_BOX),
-    audio_clips=(("dog", 1.0, 3.0),),
+    sound_events=(("dog", 1.0, 3.0),),
     interval=None,
 ):
     return {
         "kind": kind,
         "answer": answer,
         "image_labels": [box.label for box in objects],
-        "audio_labels": [audio[0] for audio in audio_clips],
+        "audio_labels": [event[0] for event in sound_events],
         "objects": [[b.label, b.x0, b.y0, b.x1, b.y1] for b in objects],
-        "sounds": [list(audio) for audio in audio_clips],
+        "sounds": [list(event) for event in sound_events],
     } | ({"interval": interval} if interval else {})
 
 
@@ -118,7 +118,7 @@ def test_scenes_with_several_objects_and_two_sounds_are_scored_apart():
             arig(right, objects=[DOG_BOX]),
             arig(right, objects=[DOG_BOX]),
             arig(wrong),
-            arig(right, audio_clips=both),
+            arig(right, sound_events=both),
         ]
     )["new/arig"]
     assert (entry["ciou"], entry["n"]) == (0.75, 4)
@@ -128,7 +128,7 @@ def test_scenes_with_several_objects_and_two_sounds_are_scored_apart():
 
 
 @pytest.mark.parametrize(
-    ("sounds", "expected"),
+    ("sound_events", "expected"),
     [
         ((("dog", 1.0, 3.0), ("owl", 3.0, 4.0)), False),
         ((("owl", 2.9, 4.0), ("dog", 1.0, 3.0)), True),
@@ -136,8 +136,8 @@ def test_scenes_with_several_objects_and_two_sounds_are_scored_apart():
         ((), False),
     ],
 )
-def test_two_sounds_at_once(audio_clips, expected):
-    assert has_two_sounds_at_once(arig("", audio_clips=audio_clips)) is expected
+def test_two_sounds_at_once(sound_events, expected):
+    assert has_two_sounds_at_once(arig("", sound_events=sound_events)) is expected
 
 
 def test_box_baselines():
@@ -169,7 +169,7 @@ def test_majority_and_caption_baselines():
     records += [answered("avqa", "", answer=True, kind="exists")]
     caption = "I see a dog and an owl. I hear a dog."
     records += [answered("avc", "", response=caption) for _ in range(2)]
-    records += [answered("avc", "", response="I see a dog.", objects=[DOG_BOX], audio_clips=())]
+    records += [answered("avc", "", response="I see a dog.", objects=[DOG_BOX], sound_events=())]
     scores = score(records)
     assert scores["new/avfact1"]["baselines"]["majority"]["accuracy"] == pytest.approx(2 / 3)
     assert scores["new/avqa/where"]["baselines"]["majority"]["accuracy"] == pytest.approx(2 / 3)
@@ -210,8 +210,8 @@ def test_judging_one_answer(record, right, parsed):
 
 def test_whether_anything_sounds_is_a_baseline_of_facts_about_an_interval():
     records = [
-        answered("avfact3", "", answer=value, interval=[2.0, 4.0], audio_clips=audio_clips)
-        for value, audio_clips in (
+        answered("avfact3", "", answer=value, interval=[2.0, 4.0], sound_events=sound_events)
+        for value, sound_events in (
             (True, (("dog", 1.0, 3.0),)),
             (False, (("owl", 3.0, 5.0),)),  # something else sounds: not enough
             (False, (("dog", 5.0, 6.0),)),

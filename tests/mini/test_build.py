@@ -105,7 +105,7 @@ def test_new_instances_are_other_media_of_known_classes(media):
     assert 4 <= len(other) and set(other) <= set(known)
     for name, part in other.items():
         assert part.image.tobytes() != known[name].image.tobytes()
-        assert part.sound.tobytes() != known[name].sound.tobytes()
+        assert part.audio.tobytes() != known[name].audio.tobytes()
 
 
 def test_the_manifest_counts_what_is_there(folder):

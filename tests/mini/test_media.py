@@ -21,7 +21,7 @@ from PIL import Image
 
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.mini import classes, media, packages, procedural, rcc
-from meerkat_jax.mini.thing import LONGEST_SOUND, LOUDNESS, PEAK
+from meerkat_jax.mini.thing import LONGEST_AUDIO, LOUDNESS, PEAK
 
 RATE = 16000
 
@@ -272,16 +272,16 @@ def test_picture_edges_do_not_take_up_hidden_colours():
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"no picture", "not a picture"), (encode(Image.new("RGBA", (9, 9))), "transparent")],
+    [(b"no picture", "not an image"), (encode(Image.new("RGBA", (9, 9))), "transparent")],
 )
 def test_bad_picture_is_a_user_error(data, message):
     with pytest.raises(UserError, match=f"thing.png.*{message}"):
         media.prepare_image(data, "thing.png")
 
 
-def wav(sound: np.ndarray, rate: int) -> bytes:
+def wav(audio: np.ndarray, rate: int) -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, sound, rate, format="WAV")
+    soundfile.write(out, audio, rate, format="WAV")
     return out.getvalue()
 
 
@@ -294,17 +294,17 @@ def tone(seconds: float, rate: int, loudness: float = 0.3) -> np.ndarray:
 def test_sound_is_trimmed_and_of_one_loudness(rate, loudness):
     quiet = np.zeros(round(0.5 * rate))
     stereo = np.stack([np.concatenate([quiet, tone(1.0, rate, loudness), quiet])] * 2, axis=1)
-    sound = media.prepare_audio(wav(stereo, rate), RATE, "made")
-    assert sound.dtype == np.float32 and abs(len(sound) / RATE - 1.0) < 0.03
-    assert np.sqrt(np.mean(sound**2)) == pytest.approx(LOUDNESS, rel=0.03)
-    assert abs(sound[0]) < 1e-3 and abs(sound[-1]) < 1e-3
+    audio = media.prepare_audio(wav(stereo, rate), RATE, "made")
+    assert audio.dtype == np.float32 and abs(len(audio) / RATE - 1.0) < 0.03
+    assert np.sqrt(np.mean(audio**2)) == pytest.approx(LOUDNESS, rel=0.03)
+    assert abs(audio[0]) < 1e-3 and abs(audio[-1]) < 1e-3
 
 
 def test_sound_is_cut_at_four_seconds_and_its_peak_limited():
     clicks = np.zeros(6 * RATE)
     clicks[:: RATE // 4] = 1.0
-    sound = media.prepare_audio(wav(clicks, RATE), RATE, "made")
-    assert len(sound) <= LONGEST_SOUND * RATE and np.abs(sound).max() <= PEAK + 1e-6
+    audio = media.prepare_audio(wav(clicks, RATE), RATE, "made")
+    assert len(audio) <= LONGEST_AUDIO * RATE and np.abs(audio).max() <= PEAK + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -323,9 +323,9 @@ def test_bad_sound_is_a_user_error(data, message):
 # ---- whole sets ----
 
 
-def log_mel_profile(sound: np.ndarray) -> np.ndarray:
+def log_mel_profile(audio: np.ndarray) -> np.ndarray:
     """Mean and spread over time of a coarse log-mel spectrum, float[64]."""
-    frames = np.lib.stride_tricks.sliding_window_view(sound, 512)[::256] * np.hanning(512)
+    frames = np.lib.stride_tricks.sliding_window_view(audio, 512)[::256] * np.hanning(512)
     power = np.abs(np.fft.rfft(frames)) ** 2
     edges = np.unique(np.geomspace(2, 257, 33).astype(int))
     bands = np.add.reduceat(power, edges[:-1], axis=1)
@@ -353,13 +353,13 @@ def check_whole(made: media.MediaSet) -> None:
         assert (thing.name, thing.instance) == (name, instance) and name in made.classes
         assert thing.image.dtype == np.uint8 and thing.image.shape[2] == 4
         assert 90 <= max(thing.image.shape[:2]) <= media.LONGEST_SIDE
-        assert thing.sound.dtype == np.float32 and np.isfinite(thing.sound).all()
-        assert 0.3 <= len(thing.sound) / made.sample_rate <= LONGEST_SOUND
-        assert 0.03 < np.sqrt(np.mean(thing.sound**2)) < 0.13
-        assert np.abs(thing.sound).max() <= PEAK + 1e-6
+        assert thing.audio.dtype == np.float32 and np.isfinite(thing.audio).all()
+        assert 0.3 <= len(thing.audio) / made.sample_rate <= LONGEST_AUDIO
+        assert 0.03 < np.sqrt(np.mean(thing.audio**2)) < 0.13
+        assert np.abs(thing.audio).max() <= PEAK + 1e-6
     assert all(instance != "a" for _, instance in made.others())
     first = [made.media[name, "a"] for name in made.classes]
-    assert least_distance([log_mel_profile(m.sound) for m in first]) > 0.3
+    assert least_distance([log_mel_profile(m.audio) for m in first]) > 0.3
     assert least_distance([thumbnail(m.image) for m in first]) > 20
 
 
@@ -377,14 +377,14 @@ def test_procedural_media_are_the_same_every_time_and_quick():
     assert once.keys() == again.keys()
     for key, thing in once.items():
         np.testing.assert_array_equal(thing.image, again[key].image)
-        np.testing.assert_array_equal(thing.sound, again[key].sound)
+        np.testing.assert_array_equal(thing.audio, again[key].audio)
 
 
 @pytest.mark.parametrize("rate", [8000, 48000])
 def test_procedural_sounds_at_other_rates(rate):
     for timbre in range(len(procedural.TIMBRES)):
-        sound = procedural.play(timbre, 5, rate, np.random.default_rng(0))
-        assert 0.6 * rate < len(sound) < 2.5 * rate and np.isfinite(sound).all()
+        audio = procedural.play(timbre, 5, rate, np.random.default_rng(0))
+        assert 0.6 * rate < len(audio) < 2.5 * rate and np.isfinite(audio).all()
 
 
 def test_auto_without_packages_says_so_and_goes_on(tmp_path, monkeypatch):
@@ -436,7 +436,7 @@ def test_real_other_instances_are_other_media(real):
     for name, instance in real.others():
         first, other = real.media[name, "a"], real.media[name, instance]
         assert np.sqrt(((thumbnail(first.image) - thumbnail(other.image)) ** 2).mean()) > 20
-        assert (log_mel_profile(first.sound) - log_mel_profile(other.sound)).std() > 0.2
+        assert (log_mel_profile(first.audio) - log_mel_profile(other.audio)).std() > 0.2
 
 
 def test_real_media_do_without_the_second_package(real, tmp_path, monkeypatch):

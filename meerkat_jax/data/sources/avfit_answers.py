@@ -41,7 +41,7 @@ class Convention(NamedTuple):
     order: str = ""
     pixels: bool = False
     written: float = 1.0
-    audio_clips: str = ""
+    audio_set: str = ""
 
 
 SETS = {
@@ -49,14 +49,14 @@ SETS = {
     "vggss": Convention("arig", "xyxy"),
     "soundnet": Convention("arig", "xyxy", pixels=True, written=224),
     "pascal": Convention("arig", "xxyy", pixels=True, written=224),
-    "openimages": Convention("arig", "xxyy", audio_clips="audioset_sreyan"),
-    "vggsound": Convention("arig", "xxyy", audio_clips="vggsound"),
+    "openimages": Convention("arig", "xxyy", audio_set="audioset_sreyan"),
+    "vggsound": Convention("arig", "xxyy", audio_set="vggsound"),
     "llp": Convention("igatl"),
-    "audioset_temporal": Convention("igatl", audio_clips="audioset_temporal"),
-    "multimodal_factchecking_type1": Convention("avfact1", audio_clips="audioset_sreyan"),
-    "multimodal_factchecking_type2": Convention("avfact2", audio_clips="audioset_temporal"),
-    "multimodal_factchecking_type3": Convention("avfact3", audio_clips="audioset_temporal"),
-    "multimodal_factchecking_type4": Convention("avfact4", audio_clips="audioset_temporal"),
+    "audioset_temporal": Convention("igatl", audio_set="audioset_temporal"),
+    "multimodal_factchecking_type1": Convention("avfact1", audio_set="audioset_sreyan"),
+    "multimodal_factchecking_type2": Convention("avfact2", audio_set="audioset_temporal"),
+    "multimodal_factchecking_type3": Convention("avfact3", audio_set="audioset_temporal"),
+    "multimodal_factchecking_type4": Convention("avfact4", audio_set="audioset_temporal"),
     "avqa": Convention("avqa"),
     "music_avqa": Convention("avqa"),
     "valor": Convention("avc"),

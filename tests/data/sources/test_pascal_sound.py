@@ -73,7 +73,7 @@ def test_a_corner_a_pixel_outside_is_put_on_the_border(entries):
 
 def test_faults_are_told_with_their_lines(plan, tmp_path):
     assert [(fault.where, fault.reason) for fault in plan.skips.faults] == [
-        ("pairs.csv:4", "sound is no name of a file"),
+        ("pairs.csv:4", "audio is no name of a file"),
         ("pairs.csv:9", "class is not in the image"),
         ("pairs.csv:10", "annotation file cannot be read"),
         ("pairs.csv:11", "width is out of range"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 PAIRS = (
-    "picture,sound,class\r\n"
+    "image,audio,class\r\n"
     "2008_000008,-0SdAVK79lg_000030,horse\r\n"
     "2008_000008,-0SdAVK79lg_000030,horse\r\n"
     '2008_000008,"speech, 1",person\r\n'
