@@ -72,7 +72,7 @@ def main(_: list[str]) -> None:
     profile = Profile.parse(FLAGS.profile, traces, config["phases"], FLAGS.stop_after)
     base = Base.open(config)  # published weights, if the config names a store of them
     config = base.resolve(config)
-    hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
+    hosts.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
     notice = preemption.Notice()
     mesh = placement.make_mesh(config["mesh"])
     phases = config["phases"]
@@ -98,7 +98,7 @@ def main(_: list[str]) -> None:
         write_config(workdir, config)
         return write_versions(workdir)
 
-    versions = hosts.lead("work directory", prepare, FLAGS.host_timeout)
+    versions = hosts.run_on_first_process("work directory", prepare, FLAGS.host_timeout)
     cache = Path(FLAGS.data_dir).expanduser() if FLAGS.data_dir else default_cache()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache / "compiled"))
@@ -147,7 +147,7 @@ def main(_: list[str]) -> None:
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
     origin = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256} | base.origin
     meta = origin | {"config": config, "classes": list(data.classes)}
-    hosts.meet("data and weights", origin | {"config": config}, FLAGS.host_timeout)
+    hosts.barrier("data and weights", origin | {"config": config}, FLAGS.host_timeout)
     step, pending = 0, []  # steps done, and metrics of those that no row has yet
     if checkpoints.latest() is None:
         state, frozen = jax.jit(begin, out_shardings=laid)(key)
@@ -211,7 +211,7 @@ def main(_: list[str]) -> None:
 
         def sense(batch: dict) -> tuple[jax.Array, jax.Array]:
             batch = {key: hosts.put(value, on_device) for key, value in batch.items()}
-            return jax.tree.map(hosts.whole, sensed(both, batch))
+            return hosts.allgather(sensed(both, batch))
 
         records = splits[phases.index(phase)].open()[: phase["kept"]]
         here, shared = workdir / "senses" / str(phases.index(phase)), cache / "senses"
@@ -219,7 +219,7 @@ def main(_: list[str]) -> None:
         facts |= {"records": [phase["split"], phase["kept"]]}
         folder = feature_cache.folder_of(here, shared, facts, shapes[0]["trainable"])
         kept = feature_cache.keep(folder, records, model.shapes, sense, size(phase))
-        hosts.meet(f"senses of {phase['name']}", {}, FLAGS.host_timeout)
+        hosts.barrier(f"senses of {phase['name']}", {}, FLAGS.host_timeout)
         return kept
 
     sensed = jax.jit(lambda params, batch: laid_model.sense(laid_model.used(params), batch))
