@@ -171,7 +171,10 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequen
 
 
 def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts -> {"a.b": value}, as keys are written on the command line."""
+    """Nested dicts -> {"a.b": value}, as keys are written on the command line.
+
+    By hand, since flax's `flatten_dict` drops empty dicts, and would load JAX where none is needed.
+    """
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
