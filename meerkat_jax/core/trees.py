@@ -137,14 +137,6 @@ def render(leaf: Any) -> str:
     return repr(leaf)
 
 
-def differences(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
-    """Where two trees of arrays differ in paths, dtypes or shapes; see `compare`."""
-    return compare(
-        {path: render(leaf) for path, leaf in flatten(expected).items()},
-        {path: render(leaf) for path, leaf in flatten(actual).items()},
-    )
-
-
 def compare(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
     """Where two {path: description} differ, one sentence per path; equal ones give []."""
     both = {path: (expected.get(path), actual.get(path)) for path in {**expected, **actual}}
