@@ -174,7 +174,7 @@ def answer(
 ) -> list[Answered]:
     """The answers to every question of the first `limit` examples; each host gives its share."""
     if overwrite:
-        hosts.lead(f"{benchmark.name} anew", kept.forget, host_timeout)
+        hosts.run_on_first_process(f"{benchmark.name} anew", kept.forget, host_timeout)
     kept.read()
     records = benchmark.records()[:limit]
     asked = [
@@ -182,13 +182,13 @@ def answer(
     ]
     left = [i for i, (name, *_) in enumerate(asked) if name not in kept.answers]
     same = {"answers that are there": kept.fingerprint()}
-    hosts.meet(f"{benchmark.name} begins", same, host_timeout)
+    hosts.barrier(f"{benchmark.name} begins", same, host_timeout)
     if done := len(asked) - len(left):
         say(f"{benchmark.name}: {done} of {len(asked)} examples were answered before")
     mine = left[jax.process_index() :: jax.process_count()]
     progress = Progress(f"{benchmark.name}: examples", len(mine), say=say)
     _answer(model, records, mine, kept, grammars, batch, progress)
-    hosts.meet(f"{benchmark.name} is answered", {}, host_timeout)
+    hosts.barrier(f"{benchmark.name} is answered", {}, host_timeout)
     if not hosts.is_first():
         return []
     kept.read()
@@ -411,7 +411,7 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     cache = Path(given.data_dir).expanduser() if given.data_dir else default_cache()
     cache_programs(cache)
-    hosts.join(given.coordinator, given.processes, given.process, given.host_timeout)
+    hosts.initialize(given.coordinator, given.processes, given.process, given.host_timeout)
     first = hosts.is_first()
     evaluate(
         given.workdir,

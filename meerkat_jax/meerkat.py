@@ -27,7 +27,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig, Connector, ConvAlign, output_length
-from meerkat_jax.models.llama import Cache, Layout, Llama, init_cache
+from meerkat_jax.models.llama import Layout, Llama
 from meerkat_jax.nn.layers import RMSNorm
 
 
@@ -299,20 +299,3 @@ class Meerkat(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float[..., D] of `forward_from_features` or `forward_text` -> float32[..., C]."""
         return self.llama.logits(hidden)
-
-    def prefill(self, image: jax.Array, audio: jax.Array, slots: int) -> Cache:
-        """The cache of the prefix, with room for `slots` tokens in all (>= P)."""
-        prefix = self.embed_prefix(image, audio)
-        cache = init_cache(self.llama, prefix.shape[0], slots)
-        positions = jnp.arange(prefix.shape[1])[None]
-        return self.llama(prefix, positions, cache=cache, slot=0)["cache"]
-
-    def extend(
-        self, tokens: jax.Array, positions: jax.Array, valid: jax.Array, cache: Cache, slot
-    ) -> tuple[jax.Array, Cache]:
-        """Tokens int[B, T] at `positions` int[B, T] into the slots from `slot` on.
-
-        valid bool[B, T] is False on padding. Returns logits float[B, T, C] and the cache.
-        """
-        out = self.llama(self.llama.embed(tokens), positions, None, valid, cache, slot)
-        return self.llama.logits(out["hidden"]), out["cache"]

@@ -69,7 +69,7 @@ def main(_: list[str]) -> None:
     profile = Profile.parse(FLAGS.profile, workdir / "profile", config["phases"], FLAGS.stop_after)
     base = Base.open(config)  # published weights, if the config names a store of them
     config = base.resolve(config)
-    hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
+    hosts.initialize(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.host_timeout)
     notice = preemption.Notice()
     mesh = placement.make_mesh(config["mesh"])
     check_batches(config, mesh.shape)
@@ -91,7 +91,7 @@ def main(_: list[str]) -> None:
     optimizer = make_optimizer(config)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["keep_checkpoints"])
     origin = {"data": data.folder.name, "tokenizer": data.tokenizer.sha256} | base.origin
-    hosts.meet("data and weights", origin | {"config": config}, FLAGS.host_timeout)
+    hosts.barrier("data and weights", origin | {"config": config}, FLAGS.host_timeout)
     if base.store:
         say(base.describe())
         if (note := style_note(data.tokenizer, config["prompt"])) is not None:
@@ -160,7 +160,7 @@ def prepare(config: dict, workdir: Path) -> None:
         write_config(workdir, config)
         return write_versions(workdir)
 
-    if versions := hosts.lead("work directory", write, FLAGS.host_timeout):
+    if versions := hosts.run_on_first_process("work directory", write, FLAGS.host_timeout):
         devices = versions["devices"]
         say(f"{config['name']} on {devices['count']} x {devices['kind']}, work directory {workdir}")
         say(flops.describe(devices["kind"]))

@@ -12,7 +12,7 @@ import pytest
 from meerkat_jax.api import Meerkat
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.parallel.devices import find_devices
-from meerkat_jax.parallel.hosts import join
+from meerkat_jax.parallel.hosts import initialize
 from tests.conftest import ROOT, TINY, door_environment
 
 WORKDIR = "--workdir={}/run"
@@ -49,7 +49,11 @@ def test_a_platform_that_is_not_here_is_one_line(name, tmp_path):
 def test_float64_is_refused():
     jax.config.update("jax_enable_x64", True)
     try:
-        for ask in (find_devices, lambda: join(None, None, None, 1), lambda: Meerkat.load("x")):
+        for ask in (
+            find_devices,
+            lambda: initialize(None, None, None, 1),
+            lambda: Meerkat.load("x"),
+        ):
             with pytest.raises(UserError, match="JAX_ENABLE_X64.*float64.*unset it"):
                 ask()
     finally:

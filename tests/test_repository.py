@@ -162,6 +162,7 @@ def test_what_is_imported_is_required():
     called |= {"ot": "pot", "array_record": "array-record", "ml_collections": "ml-collections"}
     called |= {"ml_dtypes": "ml-dtypes", "google": "protobuf", "sklearn": "scikit-learn"}
     called |= {"sed_eval": "sed-eval", "prometheus_client": "prometheus-client"}
+    called |= {"huggingface_hub": "huggingface-hub"}
     called |= {"gradio_client": "gradio", "pydantic_core": "pydantic"}  # come with these
     called |= {"tensorflow_datasets": "tensorflow-datasets"}
     ours = {"meerkat_jax", *OTHERS}

@@ -115,11 +115,6 @@ def above_threshold(cost: jax.Array, share: float, counted: jax.Array) -> jax.Ar
     return jax.nn.relu(cost - (low + share * (high - low)))
 
 
-def avopt_loss(out: dict[str, jax.Array], matched: jax.Array) -> jax.Array:
-    """Mean distance over the pairs with matched bool[B]; 0 with zero gradient if there is none."""
-    return masked_mean(out["loss_per_pair"], matched)
-
-
 def finite_tokens(tokens: jax.Array, mass: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Zeros in the place of tokens without mass, and of whole sets that are not finite.
 

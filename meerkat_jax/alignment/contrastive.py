@@ -1,39 +1,17 @@
-"""Contrastive alignment: token sets against class names, and images against audio.
+"""Contrastive alignment of token sets with class names.
 
 `multi_instance_contrastive_loss` ties class names to a modality without saying where in the image
 or the audio the class is: the tokens of one sample are the bag of a multiple-instance contrast.
-`pair_contrast` is the plain InfoNCE (van den Oord et al. 2018) of pooled tokens, a rival of AVOpT.
 """
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from meerkat_jax.alignment.avopt import masked_mean, unit
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.nn.layers import NEGATIVE
-
-
-class ContrastScale(nn.Module):
-    """Learned temperature and bias of a contrast (SigLIP, Zhai et al. 2023: 1/10 and -10).
-
-    Returns {"temperature": float[], "bias": float[]}; the temperature is learned as a logarithm, so
-    it stays above 0.
-    """
-
-    temperature: float = 0.1
-    bias: float = -10.0
-
-    @nn.compact
-    def __call__(self) -> dict[str, jax.Array]:
-        """Read the two parameters."""
-        log_scale = self.param(
-            "log_scale", nn.initializers.constant(-jnp.log(self.temperature)), ()
-        )
-        bias = self.param("bias", nn.initializers.constant(self.bias), ())
-        return {"temperature": jnp.exp(-log_scale), "bias": bias}
 
 
 def pool_scores(cosine: jax.Array, valid: jax.Array | None, sharpness: float) -> jax.Array:
@@ -98,48 +76,3 @@ def multi_instance_contrastive_loss(
     else:
         raise UserError(f'form {form!r} is unknown; choose "softmax" or "sigmoid"')
     return {"loss": loss, "scores": scores}
-
-
-def pair_contrast(
-    image_tokens: jax.Array,
-    audio_tokens: jax.Array,
-    matched: jax.Array,
-    temperature: float | jax.Array,
-    image_valid: jax.Array | None = None,
-    audio_valid: jax.Array | None = None,
-    excluded: jax.Array | None = None,
-) -> dict[str, jax.Array]:
-    """Symmetric InfoNCE between mean-pooled images and audio clips of one batch.
-
-    Args:
-      image_tokens: float[B, V, D], in the same space as audio_tokens (`AVOpT` returns such).
-      audio_tokens: float[B, A, D].
-      matched: bool[B]; a pair that does not match has no positive, and only serves as negative.
-      temperature: above 0.
-      image_valid: bool[B, V], False on padding.
-      audio_valid: bool[B, A], False on padding.
-      excluded: bool[B, B], image i and sound j that must not count as negatives, because they
-        show the same class, say.
-
-    Returns:
-      loss float[], 0 with zero gradient if nothing matches; scores float[B, B], cosines of every
-      image (row) with every sound (column).
-    """
-    image = unit(_mean_tokens(image_tokens, image_valid))
-    audio = unit(_mean_tokens(audio_tokens, audio_valid))
-    scores = image @ audio.T
-    logits = scores / temperature
-    own = jnp.eye(len(scores), dtype=bool)
-    if excluded is not None:
-        logits = jnp.where(excluded & ~own, NEGATIVE, logits)
-    to_audio = -jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
-    to_image = -jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
-    return {"loss": masked_mean((to_audio + to_image) / 2, matched), "scores": scores}
-
-
-def _mean_tokens(tokens, valid):
-    """Mean of the directions of valid tokens: float[B, N, D], bool[B, N] -> float[B, D]."""
-    if valid is None:
-        return unit(tokens).mean(axis=1)
-    tokens = unit(jnp.where(valid[..., None], tokens, 0))
-    return jnp.sum(tokens, axis=1) / jnp.maximum(valid.sum(1), 1)[:, None]

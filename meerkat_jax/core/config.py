@@ -87,29 +87,29 @@ def _module(path: str) -> Any:
     return module
 
 
-def check_overrides(argv: Sequence[str], name: str = "config") -> None:
+def check_overrides(argv: Sequence[str]) -> None:
     """UserError if a `--config.key=value` in `argv` names a key that its config does not have.
 
     Loads the config itself, so that a mistake is found before absl's flags are made from it.
     """
     joined = [
-        f"{this}={after}" if this.lstrip("-") == name else this
+        f"{this}={after}" if this.lstrip("-") == "config" else this
         for this, after in zip(argv, [*argv, ""][1:], strict=True)
     ]
-    specs = [arg.partition("=")[2] for arg in joined if re.match(rf"--?{name}=", arg)]
-    keys = [m[1] for arg in argv if (m := re.match(rf"--?(?:no)?{name}\.([^=]+)", arg))]
+    specs = [arg.partition("=")[2] for arg in joined if re.match(r"--?config=", arg)]
+    keys = [m[1] for arg in argv if (m := re.match(r"--?(?:no)?config\.([^=]+)", arg))]
     if not specs:
         if keys:
-            raise UserError(f"--{name}.{keys[0]} is given, but --{name}=FILE.py is missing")
+            raise UserError(f"--config.{keys[0]} is given, but --config=FILE.py is missing")
         return
     config = load_config(specs[-1]).to_dict()
     known = _keys(config)
     for key in keys:
         if key not in known:
             near = nearest(key, known, 1)[0] if known else "none"
-            raise UserError(f"--{name}.{key} is not in {specs[-1]}; did you mean --{name}.{near}?")
+            raise UserError(f"--config.{key} is not in {specs[-1]}; did you mean --config.{near}?")
         if whole := _only_whole(config, key):
-            raise UserError(f"--{name}.{key} cannot be set by itself; set all of --{name}.{whole}")
+            raise UserError(f"--config.{key} cannot be set by itself; set all of --config.{whole}")
 
 
 def _only_whole(config: Mapping[str, Any], key: str) -> str | None:
@@ -171,7 +171,10 @@ def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequen
 
 
 def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts -> {"a.b": value}, as keys are written on the command line."""
+    """Nested dicts -> {"a.b": value}, as keys are written on the command line.
+
+    By hand, since flax's `flatten_dict` drops empty dicts, and would load JAX where none is needed.
+    """
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:

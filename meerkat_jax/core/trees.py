@@ -10,10 +10,13 @@ nothing is an error: nothing is frozen or trained by a typing mistake.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from meerkat_jax.core.errors import UserError, nearest
 
@@ -24,32 +27,26 @@ STATISTICS = ("bn_mean", "bn_var")  # running statistics: leaves that no optimis
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts -> {"a/b/c": leaf} in the order of the tree; empty dicts vanish.
 
-    Raises UserError for a key that is not a string, is empty or holds a "/".
+    flax's `flatten_dict`, which would join any keys: raises UserError for a key that is not a
+    string, is empty or holds a "/", since `unflatten` would make another tree of it.
     """
-    flat = {}
-    for key, value in tree.items():
+    flat = flatten_dict(dict(tree))
+    for key in itertools.chain.from_iterable(flat):
         if not isinstance(key, str) or not key or "/" in key:
             raise UserError(f"parameter tree: key {key!r} must be a non-empty string without '/'")
-        if isinstance(value, Mapping):
-            flat.update({f"{key}/{path}": leaf for path, leaf in flatten(value).items()})
-        else:
-            flat[key] = value
-    return flat
+    return {"/".join(path): leaf for path, leaf in flat.items()}
 
 
 def unflatten(flat: Mapping[str, Any]) -> Tree:
-    """{"a/b/c": leaf} -> nested dicts; raises UserError if one path lies inside another."""
-    tree: Tree = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        for depth in range(1, len(parents) + 1):
-            if "/".join(parents[:depth]) in flat:
-                raise UserError(f"parameter {path!r} lies inside the leaf {'/'.join(parents)!r}")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+    """{"a/b/c": leaf} -> nested dicts; raises UserError if one path lies inside another.
+
+    flax's `unflatten_dict`, which would drop one of the two, or fail without their names.
+    """
+    for path in flat:
+        for parent in itertools.accumulate(path.split("/")[:-1], "{}/{}".format):
+            if parent in flat:
+                raise UserError(f"parameter {path!r} lies inside the leaf {parent!r}")
+    return unflatten_dict(flat, sep="/")
 
 
 def found(pattern: str, path: str) -> bool:
@@ -138,14 +135,6 @@ def render(leaf: Any) -> str:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
     return repr(leaf)
-
-
-def differences(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
-    """Where two trees of arrays differ in paths, dtypes or shapes; see `compare`."""
-    return compare(
-        {path: render(leaf) for path, leaf in flatten(expected).items()},
-        {path: render(leaf) for path, leaf in flatten(actual).items()},
-    )
 
 
 def compare(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:

@@ -139,14 +139,6 @@ class Tokenizer:
         """Text of `ids`, special tokens and the padding of the vocabulary left out."""
         return self._raw.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def special_ids(self, text: str) -> tuple[int, ...]:
-        """Ids of a prompt marker: one special token, or plain text where it is no token.
-
-        Llama-2 itself spells `[INST]` in plain text, the mini tokenizer has a token for it.
-        """
-        token = self._raw.token_to_id(text)
-        return tuple(self.encode(text)) if token is None else (token,)
-
     def token_id(self, text: str) -> int | None:
         """The id of the one token that is all of `text`, None where there is none."""
         return self._raw.token_to_id(spelled(text))

@@ -97,8 +97,6 @@ def corpus_intervals(
     samples: int,
     score: Callable[[np.ndarray], Scores],
     draws: int = CORPUS_DRAWS,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
 ) -> dict[str, Interval]:
     """(low, high) of scores that know no short cut: `score` is called for every draw.
 
@@ -106,11 +104,11 @@ def corpus_intervals(
     200 draws an end of the interval rests on the five outermost: read it to one digit.
     """
     found: dict[str, list[float]] = {}
-    for chosen in _drawn(samples, draws, seed):
+    for chosen in _drawn(samples, draws, seed=0):
         for row in chosen:
             for name, value in score(row).items():
                 found.setdefault(name, []).append(float(value))
-    return {name: _middle(np.asarray(values), confidence) for name, values in found.items()}
+    return {name: _middle(np.asarray(values), CONFIDENCE) for name, values in found.items()}
 
 
 def _drawn(samples: int, draws: int, seed: int) -> Iterator[np.ndarray]:

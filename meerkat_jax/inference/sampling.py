@@ -329,12 +329,16 @@ def prefill(llama: Llama, row: jax.Array) -> Cache:
 
 
 def extend(model: Meerkat, tokens, positions, valid, cache, slot, last):
-    """`Meerkat.extend`, but with the logits float[R, C] of one place `last` int[R] per row only."""
+    """`extend_text` with the language model of a whole model."""
     return extend_text(model.llama, tokens, positions, valid, cache, slot, last)
 
 
 def extend_text(llama: Llama, tokens, positions, valid, cache, slot, last):
-    """`extend` of the language model by itself."""
+    """Tokens int[R, T] at `positions` int[R, T] into the cache's slots from `slot` on.
+
+    valid bool[R, T] is False on padding. Returns the logits float[R, C] of one place `last` int[R]
+    per row, and the cache.
+    """
     out = llama(llama.embed(tokens), positions, None, valid, cache, slot)
     hidden = jnp.take_along_axis(out["hidden"], last[:, None, None], axis=1)[:, 0]
     return llama.logits(hidden), out["cache"]

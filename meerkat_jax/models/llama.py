@@ -70,12 +70,6 @@ def init_cache(model: Llama, batch: int, slots: int) -> Cache:
     return empty | {"valid": jnp.zeros((batch, slots), bool)}
 
 
-def repeat_cache(cache: Cache, times: int) -> Cache:
-    """Share each row among `times` questions: row b becomes rows b*times ... (b + 1)*times - 1."""
-    axis = {"k": 1, "v": 1, "valid": 0}
-    return {name: jnp.repeat(array, times, axis[name]) for name, array in cache.items()}
-
-
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + SwiGLU(norm(x)) (Shazeer 2020, eq. 6)."""
 

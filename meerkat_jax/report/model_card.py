@@ -1,7 +1,9 @@
 """The model card of an export: README.md as the hub shows it, made of what is known.
 
 What it is, what it was made from, and under whose licence; tasks, data, steps and scores; how to
-load it. Where a licence is not known, the card says what its reader must fill in.
+load it. Where a licence is not known, the card says what its reader must fill in. Its front matter
+is `huggingface_hub.ModelCardData`; the text is put together here and not by that library's Jinja
+template, since most sections depend on what is known of the run.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCardData
 
 from meerkat_jax.data.example import TASKS
 from meerkat_jax.evaluation.benchmark import main_metric
@@ -90,13 +94,16 @@ def _copied(folder: Path, about: About) -> list[str]:
 def _front(kind: str, about: About) -> str:
     """The block by which the hub sorts models."""
     known = licence(about.base)
-    lines = [f"library_name: {'peft' if kind == 'peft' else 'transformers'}"]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", about.base) and not Path(about.base).exists():
-        lines.append(f"base_model: {about.base}")
-    lines.append(f"license: {known[0] if known else 'other'}")
-    lines += ["pipeline_tag: text-generation", "language: en", "tags:"]
-    tags = ["meerkat_jax", "audio-visual", "grounding"] + ["lora"] * (kind == "peft")
-    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---"])
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", about.base) and not Path(about.base).exists()
+    data = ModelCardData(
+        library_name="peft" if kind == "peft" else "transformers",
+        base_model=about.base if on_hub else None,
+        license=known[0] if known else "other",
+        pipeline_tag="text-generation",
+        language="en",
+        tags=["meerkat_jax", "audio-visual", "grounding"] + ["lora"] * (kind == "peft"),
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _what(kind: str, about: About) -> str:

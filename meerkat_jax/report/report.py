@@ -14,6 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from meerkat_jax.core.config import dotted
 from meerkat_jax.data.example import TASKS
 from meerkat_jax.evaluation.benchmark import class_names
 from meerkat_jax.report import charts, comparison, diagnostics_text, tables
@@ -98,5 +99,5 @@ def _pages(pages: Sequence[Page]) -> str:
 def _config(config: Mapping[str, Any]) -> str:
     return "".join(
         f'<tr><th scope="row">{escape(key)}</th><td>{escape(str(value))}</td></tr>'
-        for key, value in charts.flatten(config, joint=".")
+        for key, value in dotted(config).items()
     )

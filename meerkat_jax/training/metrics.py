@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.files import write_text
@@ -206,18 +207,15 @@ def peak_kib(pid: int) -> int:
     return int(found[1]) if found else 0
 
 
-def _scalars(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten and turn array scalars into Python numbers; UserError for anything else."""
-    row = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            row.update(_scalars(value, f"{prefix}{name}/"))
-        elif value is None or isinstance(value, str | bool | int | float):
-            row[prefix + name] = value
-        elif np.ndim(value) == 0:
-            row[prefix + name] = np.asarray(value).item()
-        else:
-            raise UserError(f"metric {prefix + name!r} has shape {np.shape(value)}, not a scalar")
+    row = flatten_dict(values, sep="/")
+    for name, value in row.items():
+        if value is None or isinstance(value, str | bool | int | float):
+            continue
+        if np.ndim(value):
+            raise UserError(f"metric {name!r} has shape {np.shape(value)}, not a scalar")
+        row[name] = np.asarray(value).item()
     return row
 
 

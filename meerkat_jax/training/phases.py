@@ -165,7 +165,7 @@ class Phase:
 
         def encode(batch: dict) -> tuple[jax.Array, jax.Array]:
             batch = {key: hosts.put(value, run.on_device) for key, value in batch.items()}
-            return jax.tree.map(hosts.whole, run.encode(params, batch))
+            return hosts.allgather(run.encode(params, batch))
 
         here, shared = run.workdir / "features" / str(self.number), run.cache / "features"
         facts = run.origin | {"config": [run.config[key] for key in ("model", "data", "seed")]}
@@ -174,7 +174,7 @@ class Phase:
         features = feature_cache.cache_features(
             folder, self.split.open()[:count], run.model.shapes, encode, self.batch_size
         )
-        hosts.meet(f"features of {self.name}", {}, run.host_timeout)
+        hosts.barrier(f"features of {self.name}", {}, run.host_timeout)
         return features
 
 

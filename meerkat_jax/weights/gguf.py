@@ -21,7 +21,7 @@ import numpy as np
 from meerkat_jax.core.errors import UserError, sample
 from meerkat_jax.weights.files import AGAIN, read_bytes, refuse, unusable
 from meerkat_jax.weights.gguf_file import Entry, Head, read_head
-from meerkat_jax.weights.gguf_values import FACTORS, Vocabulary, heads, hub_config, vocabulary
+from meerkat_jax.weights.gguf_values import FACTORS, heads, hub_config
 from meerkat_jax.weights.layouts import halves, hub_name
 from meerkat_jax.weights.source import Source, Tensor
 
@@ -67,11 +67,6 @@ def read_gguf(file: Path, wrong: list[str]) -> Source:
     _check_size(file, head, wrong)
     refuse(file, wrong)
     return Source(file, hub_config(file, head, tensors), tensors, (file,), native=True)
-
-
-def read_vocabulary(file: Path) -> Vocabulary:
-    """The tokenizer of a file; UserError when the file is broken or has none."""
-    return vocabulary(file, _head(file, []).values)
 
 
 def _head(file: Path, wrong: list[str]) -> Head:

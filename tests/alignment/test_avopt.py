@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from meerkat_jax.alignment.avopt import AVOpT, above_threshold, avopt_loss, masked_mean, unit
+from meerkat_jax.alignment.avopt import AVOpT, above_threshold, masked_mean, unit
 from meerkat_jax.alignment.sinkhorn import transport
 from tests.tolerances import tolerance
 
@@ -39,7 +39,7 @@ def test_loss_changes_the_projections_and_what_is_upstream(fields):
     matched = jnp.arange(B) < 5
 
     def loss(variables, image, audio):
-        return avopt_loss(model.apply(variables, image, audio), matched)
+        return masked_mean(model.apply(variables, image, audio)["loss_per_pair"], matched)
 
     gradients, image, audio = jax.jit(jax.grad(loss, (0, 1, 2)))(variables, *tokens())
     assert set(gradients["params"]) == {"image", "audio"}
@@ -54,7 +54,7 @@ def test_no_matched_pair_gives_zero_and_zero_gradient():
     model, variables = built()
 
     def loss(variables):
-        return avopt_loss(model.apply(variables, *tokens()), jnp.zeros(B, bool))
+        return masked_mean(model.apply(variables, *tokens())["loss_per_pair"], jnp.zeros(B, bool))
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(variables)
     assert value == 0
@@ -109,7 +109,9 @@ def test_training_brings_matched_pairs_below_shuffled_ones():
     @jax.jit
     def step(variables, state):
         def loss(variables):
-            return avopt_loss(model.apply(variables, *tokens(2, 64)), jnp.ones(64, bool))
+            return masked_mean(
+                model.apply(variables, *tokens(2, 64))["loss_per_pair"], jnp.ones(64, bool)
+            )
 
         updates, state = optimiser.update(jax.grad(loss)(variables), state)
         return optax.apply_updates(variables, updates), state

@@ -68,8 +68,8 @@ def messages(turns):
 
 
 def without_places(prompt):
-    """The ids of a prefix, images, sounds and their markers left out."""
-    markers = set(sum(map(prompt.tokenizer.special_ids, _MARKERS), ()))
+    """The ids of a prefix, images, audio and their markers left out."""
+    markers = set(map(prompt.tokenizer.token_id, _MARKERS))
     runs = (part for part in prompt.prefix if not isinstance(part, str))
     return [i for run in runs for i in run if i not in markers]
 
@@ -114,7 +114,7 @@ def test_llama2s_spaces(ours):
     prompt, encode = make_prompt(ours["llama2"]), ours["llama2"].encode
     begin, end = ours["llama2"].bos_id, ours["llama2"].eos_id
     assert prompt.text_ids("Is it?") == [begin, *encode("[INST] Is it? [/INST]")]
-    markers = [ours["llama2"].special_ids(name)[0] for name in _MARKERS]
+    markers = [ours["llama2"].token_id(name) for name in _MARKERS]
     assert prompt.prefix == (
         (begin, *encode("[INST]"), markers[0]), "image", (markers[1], markers[2]), "audio",
         (markers[3],),

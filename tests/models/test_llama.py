@@ -14,7 +14,6 @@ from meerkat_jax.models.llama import (
     REMAT,
     Llama,
     init_cache,
-    repeat_cache,
 )
 from meerkat_jax.nn.attention import Layout, attend_fused, attend_layout, attend_row
 from meerkat_jax.nn.layers import NEGATIVE, LoraConfig
@@ -245,7 +244,8 @@ def test_cached_steps_equal_the_full_forward():
         return run(model, params, x, positions, valid=valid, cache=cache, slot=slot)
 
     out = extend(prefix, np.arange(7)[None], valid, init_cache(model, 2, 16), 0)
-    cache = repeat_cache(out["cache"], 2)
+    axes = {"k": 1, "v": 1, "valid": 0}
+    cache = {name: jnp.repeat(x, 2, axes[name]) for name, x in out["cache"].items()}
     valid = np.arange(4) < length[:, None]
     out = extend(question, start[:, None] + np.arange(4), valid, cache, 7)
     found = [[out["hidden"][i, : length[i]]] for i in range(4)]

@@ -26,7 +26,7 @@ port, count, number, timeout = map(int, sys.argv[1:5])
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    hosts.join(f"localhost:{port}", count, number, timeout)
+    hosts.initialize(f"localhost:{port}", count, number, timeout)
     SCRIPT
 except UserError as error:
     print("refused:", error)
@@ -37,33 +37,31 @@ ARRAYS = """
     over = placement.batch_sharding(mesh)
     whole = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
     mine = hosts.rows(over, 8)
-    made = hosts.lead("made", lambda: "by process %d" % jax.process_index(), 60)
+    made = hosts.run_on_first_process("made", lambda: "by process %d" % jax.process_index(), 60)
     assert made == ("by process 0" if number == 0 else None)
-    hosts.meet("here", {"size": 8}, 60)
+    hosts.barrier("here", {"size": 8}, 60)
     batch = hosts.place({"x": whole[mine]}, over, 8)["x"]
     same = hosts.put(whole, placement.replicated(mesh))
     assert batch.shape == same.shape == whole.shape and not batch.is_fully_addressable
-    assert (hosts.whole(batch) == whole).all() and (hosts.whole(same) == whole).all()
-    assert (hosts.whole(jax.jit(lambda x: x * 2)(batch)) == 2 * whole).all()
+    assert (hosts.allgather(batch) == whole).all() and (hosts.allgather(same) == whole).all()
+    assert (hosts.allgather(jax.jit(lambda x: x * 2)(batch)) == 2 * whole).all()
     print("rows", mine)
 """
 
 DIFFER = """
-    hosts.meet("data", {"seed": 0, "tokenizer": "abc" if number == 0 else "xyz"}, 60)
+    hosts.barrier("data", {"seed": 0, "tokenizer": "abc" if number == 0 else "xyz"}, 60)
 """
 
 REFUSED = """
     def task():
         raise UserError("the folder is not ours")
-    hosts.lead("folder", task, 60)
+    hosts.run_on_first_process("folder", task, 60)
 """
 
 STAY_AWAY = """
-    hosts.meet("all are there", {}, 120)
-    if number == 0:
-        hosts._read("data/2", 120)  # process 2 is there, however busy this machine is
+    hosts.barrier("all are there", {}, 120)
     if number != 1:
-        hosts.meet("data", {}, 8)
+        hosts.barrier("data", {}, 8)
     import os; os._exit(0)
 """
 
@@ -147,7 +145,33 @@ def test_what_process_0_refuses_ends_all():
 
 def test_a_process_that_stays_away_from_a_barrier_is_named():
     said = together(STAY_AWAY, range(3), 3)
-    assert "process 1 of 3 has not come within 8 s" in said[0][0]
+    assert said[0] == said[2]
+    assert said[0][0].startswith("refused: data: process 1 of 3 has not come within 8 s")
+
+
+@pytest.mark.parametrize("members", [[0, 1], [0]])
+def test_a_cluster_that_jax_detects_needs_no_flags(members):
+    code = "import jax; from meerkat_jax.parallel import hosts\n"
+    code += "hosts.initialize(None, None, None, 20)\n"
+    code += "hosts.barrier('here', {'size': 8}, 60); print(jax.process_count())"
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    slurm |= {"JAX_COORDINATOR_PORT": str(free_port())}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, text=True,
+            env=door_environment("unused") | slurm | dict.fromkeys(
+                ("SLURM_PROCID", "SLURM_LOCALID"), str(number)
+            ),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number in members
+    ]  # fmt: skip
+    for run in runs:
+        out, error = run.communicate(timeout=200)
+        if len(members) == 2:
+            assert run.returncode == 0 and out.splitlines()[-1] == "2", error[-2000:]
+        else:
+            assert run.returncode == 2 and "not all processes of the cluster have come" in error
 
 
 @pytest.mark.parametrize(
@@ -256,6 +280,6 @@ def test_alone_nobody_is_waited_for():
     assert jax.process_count() == 1
     from meerkat_jax.parallel import hosts
 
-    hosts.meet("nowhere", {}, 0)
-    assert hosts.lead("nothing", lambda: 7, 0) == 7
+    hosts.barrier("nowhere", {}, 0)
+    assert hosts.run_on_first_process("nothing", lambda: 7, 0) == 7
     assert hosts.rows(jax.sharding.SingleDeviceSharding(jax.devices()[0]), 8) is None

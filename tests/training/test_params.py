@@ -95,12 +95,12 @@ def test_describe_counts_as_peft_does():
 
 
 def test_differences_name_path_and_both_sides():
-    other = {"llama": TREE["llama"], "avace": {"q": {"kernel": np.zeros((4, 5), np.int8)}, "k": 1}}
-    assert trees.differences(TREE, TREE) == []
-    assert trees.differences(TREE, other) == [
-        "avace/q/kernel: expected float64[4,4], found int8[4,5]",
-        "avace/q/bias: expected float64[4], found nothing",
-        "avace/k: expected nothing, found 1",
+    ours, theirs = {"a/b": "int8[4]", "c": "1"}, {"a/b": "int8[5]", "d": "2"}
+    assert trees.compare(ours, ours) == []
+    assert trees.compare(ours, theirs) == [
+        "a/b: expected int8[4], found int8[5]",
+        "c: expected 1, found nothing",
+        "d: expected nothing, found 2",
     ]
 
 

@@ -17,7 +17,7 @@ from meerkat_jax.parallel import hosts
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background are given none
 port, count, number, before, after = map(int, sys.argv[1:])
 if count > 1:
-    hosts.join(f"localhost:{port}", count, number, 60)
+    hosts.initialize(f"localhost:{port}", count, number, 60)
 notice = preemption.Notice()
 print("ready", flush=True)
 time.sleep(before)  # as XLA compiles

@@ -162,7 +162,7 @@ def test_table_gives_bytes_per_device():
 
 
 EIGHT = """
-import jax, jax.numpy as jnp, numpy as np
+import chex, jax, jax.numpy as jnp
 from meerkat_jax.parallel import placement
 x = jax.random.normal(jax.random.key(0), (16, 64))
 w = jax.random.normal(jax.random.key(1), (64, 32))
@@ -177,7 +177,7 @@ for shape in ({"data": -1}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
     assert batch.addressable_shards[0].data.shape == (16 // parts, 64)
     step = jax.jit(jax.value_and_grad(loss), out_shardings=(placement.replicated(mesh), laid))
     got = step(jax.device_put(params, laid), batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
     assert got[1]["q"]["kernel"].sharding.is_equivalent_to(laid["q"]["kernel"], 2)
 """
 

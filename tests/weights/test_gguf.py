@@ -12,7 +12,8 @@ import transformers
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.weights import llama
 from meerkat_jax.weights.fetch import fetch_smollm2
-from meerkat_jax.weights.gguf import read_vocabulary
+from meerkat_jax.weights.gguf_file import read_head
+from meerkat_jax.weights.gguf_values import vocabulary
 from meerkat_jax.weights.open import open_source
 from tests.weights.checks import assert_same, neighbours, refusal
 from tests.weights.published import randomised
@@ -181,7 +182,7 @@ def test_tokenizer_of_a_file(tmp_path):
         token_types=[3] * 3 + [1] * (VOCABULARY - 3), add_bos_token=True, chat_template="{{ x }}",
         token_scores=[0.5 * i for i in range(VOCABULARY)], tokenizer_pre="smollm",
     )  # fmt: skip
-    found = read_vocabulary(file)
+    found = vocabulary(file, read_head(file).values)
     assert found.kind == "gpt2" and found.pre == "smollm"
     assert found.pieces == tuple(f"t{i}" for i in range(VOCABULARY))
     assert found.types[:4] == (3, 3, 3, 1) and found.merges == ("t 1", "t 2")
@@ -290,11 +291,11 @@ def test_smollm2_has_the_tensors_of_its_config(smollm2):
     shapes = {name: tuple(value.shape) for name, value in state.state_dict().items()}
     shapes.pop("lm_head.weight")  # tied
     assert {name: tensor.shape for name, tensor in source.tensors.items()} == shapes
-    vocabulary = read_vocabulary(smollm2)
-    assert len(vocabulary.pieces) == len(vocabulary.types) == 49152
-    assert len(vocabulary.merges) == 48900 and vocabulary.merges[0] == "Ġ t"
-    assert vocabulary.pieces[vocabulary.bos] == "<|im_start|>" and not vocabulary.add_bos
-    assert "<|im_start|>" in vocabulary.chat_template
+    found = vocabulary(smollm2, read_head(smollm2).values)
+    assert len(found.pieces) == len(found.types) == 49152
+    assert len(found.merges) == 48900 and found.merges[0] == "Ġ t"
+    assert found.pieces[found.bos] == "<|im_start|>" and not found.add_bos
+    assert "<|im_start|>" in found.chat_template
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,8 +116,3 @@ def _bits(values: Sequence[int], count: int) -> np.ndarray:
     raw = b"".join(value.to_bytes(width, "little") for value in values)
     rows = np.frombuffer(raw, np.uint8).reshape(len(values), width)
     return np.unpackbits(rows, axis=1, count=count, bitorder="little").astype(bool)
-
-
-def first_of(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of these files that is there."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)

@@ -144,7 +144,7 @@ def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = Non
     Its boxes are counted in `tally`.
     """
     tally = boxes.Tally() if tally is None else tally
-    check(row, SCHEMA, SCHEMA)
+    check(row, SCHEMA)
     _check_letters(row)
     split = row.get("split", "train")
     ident = f"jsonl-{split}-{row.get('id', f'line{line}')}"
