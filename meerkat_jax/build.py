@@ -75,7 +75,7 @@ class Assembly:
         return normalise_pixels(batch["image"]), self.logmel(audio)
 
     def encode(self, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """What the towers make of a batch: image and audio tokens as of `Meerkat.sense`."""
+        """What the towers make of a batch: image and audio tokens as of `Meerkat.encode`."""
         tokens = self.model.apply({"params": params}, *self.inputs(batch), method="encode")
         return jax.tree.map(self.placement.constrain_batch, tokens) if self.placement else tokens
 

@@ -298,7 +298,7 @@ def test_what_is_still_in_a_phase_stays_and_the_rest_learns(parts):
     halves = trees.split(fresh, [".*"])
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
     weights = tiny.get_config().phases[-1]["weights"]
-    step = make_step(assembly, optimizer, weights, names, CONTRAST, BOX, still=["^audio_tower/"])
+    step = make_step(assembly, optimizer, weights, names, CONTRAST, BOX, freeze=["^audio_tower/"])
     state = new_state(halves["trainable"], optimizer, 0)
     state, _ = jax.jit(step, compiler_options=FAST)(state, halves["frozen"], batch)
     after, before = trees.flatten(state["trainable"]), trees.flatten(halves["trainable"])
