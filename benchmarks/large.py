@@ -163,11 +163,11 @@ class Large:
         found = {"setting": what, "seconds": float(np.median(times)), "ready_seconds": ready}
         found |= self.rate(sequence, found["seconds"]) | {"losses": losses}
         found |= _memory(training)
-        self.say("  " + ", ".join(_told(key, value) for key, value in found.items()))
+        self.say("  " + ", ".join(_format_report(key, value) for key, value in found.items()))
         return found
 
 
-def _told(key: str, value: Any) -> str:
+def _format_report(key: str, value: Any) -> str:
     if isinstance(value, list):
         return f"{key} " + " ".join(f"{v:.4f}" for v in value)
     return f"{key} {value:.4g}" if isinstance(value, float) else str(value)

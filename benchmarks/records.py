@@ -67,7 +67,7 @@ def write_split(folder: Path, records: int, seconds: float, side: int, rate: int
 
 
 def encoder(seconds: float, side: int, rate: int = RATE) -> Encode:
-    """What the train door does with a record: images of `side` pixels, sounds at `rate` Hz."""
+    """What the train command does with a record: images of `side` pixels, sounds at `rate` Hz."""
     tokenizer = build_mini_tokenizer([text for pair in QUESTIONS for text in pair], ["dog"])
     shapes = Shapes(
         side,

@@ -1,4 +1,4 @@
-"""The library's door: load what training left, ask about an image and an audio clip.
+"""The Python API: load what training left, ask about an image and an audio clip.
 
     from meerkat_jax import Meerkat
     model = Meerkat.load("runs/mini")
@@ -34,7 +34,7 @@ from meerkat_jax.inference.conversation import Conversation
 from meerkat_jax.inference.decoder_weights import prepare_decoder
 from meerkat_jax.inference.inputs import AudioLike, ImageLike, ModelInputs, Request
 from meerkat_jax.inference.sampling import Generated, Sampler
-from meerkat_jax.parallel.devices import refuse_x64
+from meerkat_jax.parallel.devices import check_x64
 from meerkat_jax.parallel.quantise import KINDS, check_kind
 from meerkat_jax.weights.restore import read_run
 from meerkat_jax.weights.store import FILE as STORE
@@ -77,7 +77,7 @@ class Meerkat:
         """
         path = Path(path)
         check_kind(quantise)
-        refuse_x64()
+        check_x64()
         if (path / STORE).is_file():
             raise UserError(
                 f"{path} holds published weights, which no training has taught to see and hear; "

@@ -1,6 +1,6 @@
 """A resolved configuration and a tokenizer -> the model and what stands before it.
 
-Doors build the same model from the same words here, whether they train, evaluate or answer.
+Commands build the same model from the same words here, whether they train, evaluate or answer.
 """
 
 from __future__ import annotations

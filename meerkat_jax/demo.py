@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from meerkat_jax.api import Meerkat, cache_programs, define_storage_flags
-from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.cli import run_command
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.files import default_cache
 from meerkat_jax.demo_page.limits import Limits
@@ -104,4 +104,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    run_door(main, required=("checkpoint",))
+    run_command(main, required=("checkpoint",))

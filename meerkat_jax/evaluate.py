@@ -93,7 +93,7 @@ def evaluate(
     )
     root = root or _trained_root(model)
     chosen = discover.choose(discover.find(trained, root), benchmarks, trained.folder, root)
-    discover.refuse_leaks(trained, chosen)
+    discover.check_leaks(trained, chosen)
     if unseen := discover.unseen(trained):
         say(unseen)
     missing = lacking({one.records()[0].source for one in chosen})
@@ -387,7 +387,7 @@ def _metrics(workdir: Path) -> list[dict[str, Any]]:
     return read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
 
 
-# The door ----------------------------------------------------------------------------------------
+# The command ----------------------------------------------------------------------------------------
 
 
 def define_flags() -> None:
@@ -433,4 +433,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    cli.run_door(main, required=("workdir",))
+    cli.run_command(main, required=("workdir",))

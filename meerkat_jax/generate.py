@@ -31,7 +31,7 @@ from absl import flags
 from PIL import Image
 
 from meerkat_jax.api import Meerkat, Request, cache_programs, define_storage_flags
-from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.cli import run_command
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.files import default_cache
 from meerkat_jax.core.progress import Progress
@@ -96,7 +96,7 @@ def answer_manifest(
     all, or if `out` is there and not to be overwritten.
     """
     out = Path(out)
-    _refuse_existing(out, overwrite)
+    _check_out(out, overwrite)
     lines = read_manifest(manifest, say)
     loaded = model()
     asked, numbers = _pairs(lines, seed, grammar)
@@ -206,7 +206,7 @@ def _pairs(
     return iter(groups), itertools.accumulate(len(asked.prompts) for asked in groups)
 
 
-def _refuse_existing(out: Path, overwrite: bool) -> None:
+def _check_out(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; name a file")
     if out.exists() and not overwrite:
@@ -229,7 +229,7 @@ def _draw(path: Path, image: str | None, answer: Answer, prompt: str) -> None:
         raise UserError(f"--annotate={path} cannot be written: {error.strerror}") from None
 
 
-# The door ----------------------------------------------------------------------------------------
+# The command ----------------------------------------------------------------------------------------
 
 
 def define_flags() -> None:
@@ -261,7 +261,7 @@ def main(_: list[str]) -> None:
         return
     load = functools.partial(Meerkat.load, given.checkpoint, given.quantise, given.unstack_layers)
     if given.manifest is not None:
-        _refuse_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
+        _check_flags(("image", "audio", "prompt", "annotate"), "with --manifest")
         if given.out is None:
             raise UserError("--manifest needs --out=FILE.jsonl for the answers")
         answer_manifest(
@@ -269,11 +269,11 @@ def main(_: list[str]) -> None:
             given.overwrite, say=lambda line: print(line, flush=True), grammar=given.grammar,
         )  # fmt: skip
         return
-    _refuse_flags(("out",), "without --manifest")
+    _check_flags(("out",), "without --manifest")
     if given.prompt is None:
         raise UserError("missing --prompt (or --manifest); see generate --help")
     if len(given.prompt) > 1:
-        _refuse_flags(("annotate",), "with several --prompt")
+        _check_flags(("annotate",), "with several --prompt")
     for key, source in (("image", given.image), ("audio", given.audio)):
         if source is not None and (fault := _fault(Path(source), key)):
             raise UserError(fault)
@@ -303,7 +303,7 @@ def _tell(answer: Answer, as_json: bool) -> None:
 def _say_published(given: flags.FlagValues) -> None:
     """Ask the language model of a store, which knows nothing of images and audio clips yet."""
     names = ("image", "audio", "annotate", "manifest", "out", "grammar")
-    _refuse_flags(names, "with weights as published")
+    _check_flags(names, "with weights as published")
     if given.prompt is None or len(given.prompt) > 1:
         raise UserError("published weights are asked by one --prompt; see generate --help")
     if given.temperature:
@@ -313,7 +313,7 @@ def _say_published(given: flags.FlagValues) -> None:
     print(json.dumps({"text": text}, ensure_ascii=False) if given.json else text)
 
 
-def _refuse_flags(names: tuple[str, ...], where: str) -> None:
+def _check_flags(names: tuple[str, ...], where: str) -> None:
     for name in names:
         if flags.FLAGS[name].value is not None:
             raise UserError(f"--{name} has no meaning {where}; leave it out")
@@ -321,4 +321,4 @@ def _refuse_flags(names: tuple[str, ...], where: str) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    run_door(main, required=("checkpoint",))
+    run_command(main, required=("checkpoint",))

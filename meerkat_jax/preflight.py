@@ -25,16 +25,16 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from meerkat_jax.aot.abstract_config import sized
-from meerkat_jax.aot.answering import fly_answers
+from meerkat_jax.aot.answering import compile_answers
 from meerkat_jax.aot.plan import plan
 from meerkat_jax.aot.topology import devices_of
-from meerkat_jax.aot.train_step import fly, largest, told
+from meerkat_jax.aot.train_step import compile_step, format_report, largest
 from meerkat_jax.core import cli
 from meerkat_jax.core import config as configs
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.from_config import check_needed
 from meerkat_jax.parallel import placement
-from meerkat_jax.parallel.devices import refuse_x64
+from meerkat_jax.parallel.devices import check_x64
 from meerkat_jax.training.checks import check
 from meerkat_jax.weights.base import Base
 
@@ -51,7 +51,7 @@ FLAGS = flags.FLAGS
 
 def main(_: list[str]) -> None:
     """Everything, in order."""
-    refuse_x64()
+    check_x64()
     devices, chip = devices_of(FLAGS.topology)
     jax.config.update("jax_enable_compilation_cache", False)
     config = configs.to_json(FLAGS.config)
@@ -71,22 +71,22 @@ def main(_: list[str]) -> None:
             f"accumulate={config['accumulate']}; give a --batch that is a multiple of {rows}"
         )
 
-    def flight(batch: int, quick: bool) -> dict[str, Any]:
+    def compiled_step(batch: int, quick: bool) -> dict[str, Any]:
         made = plan(config, tokenizer, mesh, batch, FLAGS.phase, narrow=narrow(base, config))
         if FLAGS.answers:
-            report = {"mesh": dict(mesh.shape), "devices": 1} | fly_answers(made, chip, quick)
+            report = {"mesh": dict(mesh.shape), "devices": 1} | compile_answers(made, chip, quick)
         else:
-            report = fly(made, mesh, chip, quick)
+            report = compile_step(made, mesh, chip, quick)
         if FLAGS.search:
             print(f"batch {batch}: {'fits' if report['fits'] else 'too large'}", file=sys.stderr)
         return report
 
     if FLAGS.search:
-        report = largest(flight, rows, FLAGS.quick, batch)
+        report = largest(compiled_step, rows, FLAGS.quick, batch)
     else:
-        report = flight(batch, FLAGS.quick)
+        report = compiled_step(batch, FLAGS.quick)
     report = {"config": config["name"], "topology": FLAGS.topology, "notes": notes} | report
-    print(json.dumps(report, indent=1) if FLAGS.json else told(report), flush=True)
+    print(json.dumps(report, indent=1) if FLAGS.json else format_report(report), flush=True)
     if not report["fits"]:
         sys.exit(1)
 
@@ -111,4 +111,4 @@ def unit(config: Mapping[str, Any], mesh: Mesh) -> int:
 
 
 if __name__ == "__main__":
-    cli.run_door(main, required=("config", "topology"))
+    cli.run_command(main, required=("config", "topology"))

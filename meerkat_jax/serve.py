@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from meerkat_jax.api import Meerkat, cache_programs, define_storage_flags
-from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.cli import run_command
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.files import default_cache
 from meerkat_jax.inference.engine import Engine
@@ -94,4 +94,4 @@ def _bound(host: str, port: int) -> socket.socket:
 
 if __name__ == "__main__":
     define_flags()
-    run_door(main, required=("checkpoint",))
+    run_command(main, required=("checkpoint",))

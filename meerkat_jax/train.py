@@ -156,7 +156,7 @@ def prepare(config: dict, workdir: Path) -> None:
     def write() -> dict:
         prepare_workdir(workdir, FLAGS.overwrite, FLAGS.resume)
         if (workdir / "config.json").exists():
-            configs.refuse_changes(read_config(workdir).to_dict(), config, FREE)
+            configs.check_changes(read_config(workdir).to_dict(), config, FREE)
         write_config(workdir, config)
         return write_versions(workdir)
 
@@ -262,4 +262,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run_door(main, required=("config", "workdir"))
+    cli.run_command(main, required=("config", "workdir"))

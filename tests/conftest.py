@@ -1,4 +1,4 @@
-"""Runs of the doors in processes of their own, on procedural media, at the size of `tiny.py`."""
+"""Runs of the commands in processes of their own, on procedural media, at the size of `tiny.py`."""
 
 import os
 import socket
@@ -20,8 +20,8 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)  # stable: else the order that it was
 
 
-def door_environment(cache):
-    """Variables of a door's process: its cache, one device, and compilation in seconds."""
+def cli_environment(cache):
+    """Variables of a command's process: its cache, one device, and compilation in seconds."""
     # Without optimisation a program is compiled in a third of the time, and runs slower.
     return os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -45,22 +45,22 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def door(cache):
-    """`door("train", "--workdir=...", ...)` -> the finished process, with its output as text."""
+def cli(cache):
+    """`cli("train", "--workdir=...", ...)` -> the finished process, with its output as text."""
 
     def run(name, *flags):
         return subprocess.run(
             [sys.executable, "-m", f"meerkat_jax.{name}", *map(str, flags)],
-            cwd=ROOT, env=door_environment(cache), capture_output=True, text=True,
+            cwd=ROOT, env=cli_environment(cache), capture_output=True, text=True,
         )  # fmt: skip
 
     return run
 
 
 @pytest.fixture(scope="session")
-def train(door):
-    """`train(workdir, *flags)`: the train door with the tiny config."""
-    return lambda workdir, *flags: door("train", f"--config={TINY}", f"--workdir={workdir}", *flags)
+def train(cli):
+    """`train(workdir, *flags)`: the train command with the tiny config."""
+    return lambda workdir, *flags: cli("train", f"--config={TINY}", f"--workdir={workdir}", *flags)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The library's door: loading, asking, what the notes say, and what is refused."""
+"""The Python API: loading, asking, what the notes say, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks' door at tiny sizes, and how they count and compare; no speed is asserted."""
+"""The benchmarks' command at tiny sizes, and how they count and compare; no speed is asserted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from meerkat_jax.core.config import to_json
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.llama import Llama
 from tests import tiny
-from tests.conftest import ROOT, door_environment
+from tests.conftest import ROOT, cli_environment
 from tests.tolerances import tolerance
 
 CASES = ("clip", "lora", "generate", "lora7b_512")
@@ -41,13 +41,13 @@ SIDE = {"median", "q1", "q3", "min", "max"}
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """What the door writes."""
+    """What the command writes."""
     folder = tmp_path_factory.mktemp("benchmark")
     out = folder / "towers.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.towers", "--size=tiny", "--repeats=2", "--threads=1",
          f"--only={','.join(CASES)}", f"--out={out}"],
-        cwd=ROOT, env=door_environment(folder), capture_output=True, text=True,
+        cwd=ROOT, env=cli_environment(folder), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text()), done.stdout

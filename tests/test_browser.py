@@ -18,7 +18,7 @@ import pytest
 from meerkat_jax.evaluation.benchmark import score
 from meerkat_jax.report import browse
 from meerkat_jax.report.report import write_report
-from tests.conftest import ROOT, door_environment, free_port
+from tests.conftest import ROOT, cli_environment, free_port
 from tests.evaluation.test_report import CHROMIUM, shown
 from tests.inference.made import made, write_media
 
@@ -80,7 +80,7 @@ def demo(tmp_path_factory):
     command = [sys.executable, "-m", "meerkat_jax.demo", f"--checkpoint={made().workdir}"]
     command += [f"--port={port}", "--megabytes=1", "--slots=2"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=door_environment(made().cache) | {"TMPDIR": str(home)},
+        command, cwd=ROOT, env=cli_environment(made().cache) | {"TMPDIR": str(home)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -126,13 +126,13 @@ def ask(page, grammar):
 
 
 def answers(folder, grammars):
-    """What the generate door answers about pair i, held to forms[i]."""
+    """What the generate command answers about pair i, held to forms[i]."""
     found = []
     for number, grammar in enumerate(grammars):
         command = [sys.executable, "-m", "meerkat_jax.generate", f"--checkpoint={made().workdir}"]
         command += [f"--image={folder / f'{number}.png'}", f"--audio={folder / f'{number}.wav'}"]
         command += [f"--prompt={QUESTION}", f"--grammar={grammar}", "--json"]
-        environment = door_environment(made().cache)
+        environment = cli_environment(made().cache)
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         found.append(json.loads(done.stdout))
     return found

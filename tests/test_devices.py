@@ -13,7 +13,7 @@ from meerkat_jax.api import Meerkat
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.parallel.devices import find_devices
 from meerkat_jax.parallel.hosts import initialize
-from tests.conftest import ROOT, TINY, door_environment
+from tests.conftest import ROOT, TINY, cli_environment
 
 WORKDIR = "--workdir={}/run"
 COMMANDS = {
@@ -38,7 +38,7 @@ def test_a_platform_that_is_not_here_is_one_line(name, tmp_path):
     command = [word.format(tmp_path) for word in COMMANDS[name]]
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300,
-        env=door_environment(tmp_path) | {"JAX_PLATFORMS": "cuda"},
+        env=cli_environment(tmp_path) | {"JAX_PLATFORMS": "cuda"},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -1,4 +1,4 @@
-"""The evaluate door: scores beside baselines, every answer on file, a report that stands alone."""
+"""The evaluate command: scores beside baselines, every answer on file, a report that stands alone."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from meerkat_jax.data.split import open_split
 from meerkat_jax.evaluate import evaluate
 from meerkat_jax.evaluation import coco
 from meerkat_jax.evaluation.benchmark import Answered, class_names, judge, main_metric
-from meerkat_jax.evaluation.discover import Benchmark, Trained, find, refuse_leaks, trained_on
+from meerkat_jax.evaluation.discover import Benchmark, Trained, check_leaks, find, trained_on
 from meerkat_jax.evaluation.examples import choose
 from meerkat_jax.from_config import open_folder
 from meerkat_jax.mini import compose
 from meerkat_jax.report.tables import text_table
-from tests.conftest import ROOT, door_environment, free_port
+from tests.conftest import ROOT, cli_environment, free_port
 from tests.data.sources.built import SOURCES, build, write_tree
 from tests.inference.made import STEP, fast_compilation, made, model
 
@@ -261,7 +261,7 @@ def test_a_benchmark_that_was_trained_on_is_refused(tmp_path):
         (tmp_path / name / "manifest.json").write_text("{}")
         write_keys(tmp_path / name, split, ["video:abc", f"video:{name}"])
     with pytest.raises(UserError, match="1 images or videos are in the training split of .*mine"):
-        refuse_leaks(
+        check_leaks(
             Trained(tmp_path, (tmp_path / "mine",)),
             [Benchmark("vggss", tmp_path / "vggss", "test")],
         )
@@ -342,7 +342,7 @@ def test_several_processes_say_what_one_says(evaluated, tmp_path):
     runs = [
         subprocess.Popen(
             [*command, *where, f"--process={i}"], cwd=ROOT,
-            env=door_environment(made().cache), text=True,
+            env=cli_environment(made().cache), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(2)
@@ -385,8 +385,8 @@ def test_scores_on_another_data_set_are_refused(tmp_path, loaded, monkeypatch):
         (("--workdir=absent", "--benchmark=x"), "benchmark"),
     ],
 )
-def test_a_mistake_of_the_user_is_one_line(door, flags, message):
-    done = door("evaluate", *flags)
+def test_a_mistake_of_the_user_is_one_line(cli, flags, message):
+    done = cli("evaluate", *flags)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

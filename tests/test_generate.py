@@ -1,4 +1,4 @@
-"""The generate door: one question, manifests, drawn answers, and what is refused."""
+"""The generate command: one question, manifests, drawn answers, and what is refused."""
 
 from __future__ import annotations
 
@@ -184,9 +184,9 @@ def test_the_drawn_picture_keeps_its_proportions_and_is_upright(tmp_path, media)
 # ---- the command ----
 
 
-def test_the_command_answers_and_draws(door, tmp_path, media):
+def test_the_command_answers_and_draws(cli, tmp_path, media):
     drawn = tmp_path / "drawn.png"
-    done = door(
+    done = cli(
         "generate", f"--checkpoint={made().workdir}", f"--image={media / 'a.png'}",
         f"--audio={media / 'long.wav'}", f"--prompt={PROMPT}", f"--annotate={drawn}", "--json",
     )  # fmt: skip
@@ -197,15 +197,15 @@ def test_the_command_answers_and_draws(door, tmp_path, media):
 
 
 @pytest.mark.slow
-def test_several_prompts_are_a_conversation(door, media):
+def test_several_prompts_are_a_conversation(cli, media):
     asked = f"--checkpoint={made().workdir}", f"--image={media / 'a.png'}"
     prompts = [f"--prompt={prompt}" for prompt in (PROMPT, "Describe the clip.")]
-    done = door("generate", *asked, *prompts, "--json")
+    done = cli("generate", *asked, *prompts, "--json")
     assert done.returncode == 0, done.stderr
     talk = model().converse(media / "a.png", None)
     expected = [talk.ask(prompt).to_json() for prompt in (PROMPT, "Describe the clip.")]
     assert [json.loads(line) for line in done.stdout.splitlines()] == expected
-    done = door("generate", *asked, *prompts, "--annotate=x.png")
+    done = cli("generate", *asked, *prompts, "--annotate=x.png")
     assert done.returncode == 2 and "--annotate has no meaning with several" in done.stderr
 
 
@@ -223,12 +223,12 @@ def test_several_prompts_are_a_conversation(door, media):
         (("--checkpoint=absent", "--audio={empty.wav}", f"--prompt={PROMPT}"), "sound is empty"),
     ],
 )
-def test_a_mistake_of_the_user_is_one_line(door, media, flags, message):
+def test_a_mistake_of_the_user_is_one_line(cli, media, flags, message):
     flags = [
         flag if "{" not in flag else f"{flag.split('{')[0]}{media / flag.split('{')[1][:-1]}"
         for flag in flags
     ]
-    done = door("generate", *flags)
+    done = cli("generate", *flags)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

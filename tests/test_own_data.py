@@ -25,7 +25,7 @@ from meerkat_jax.mini import templates
 from meerkat_jax.mini.tokenizer import build_mini_tokenizer
 from meerkat_jax.training.checks import check, check_names
 from meerkat_jax.training.metrics import read_metrics
-from tests.conftest import ROOT, door_environment
+from tests.conftest import ROOT, cli_environment
 from tests.data.sources.built import build
 from tests.own import write_own
 
@@ -175,7 +175,7 @@ def test_no_more_workers_than_cores_and_it_is_told():
 def test_the_page_is_a_tour_that_works(tmp_path):
     """Its commands as they are, but for the size of the model and a few limits."""
     write_own(tmp_path / "my_data")
-    env = door_environment(tmp_path / "cache")
+    env = cli_environment(tmp_path / "cache")
     for line in COMMANDS:
         name = re.search(r"meerkat_jax\.(?:data\.)?(\w+)", line)[1]
         words = shlex.split(line.replace("experiments/forkme.py", f"{ROOT}/tests/own.py"))

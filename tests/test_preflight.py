@@ -1,4 +1,4 @@
-"""The preflight door; TPUs where their compiler is installed, else that it says what is missing."""
+"""The preflight command; TPUs where their compiler is installed, else that it says what is missing."""
 
 import importlib.util
 import json
@@ -14,9 +14,9 @@ HAS_TPU = importlib.util.find_spec("libtpu") is not None
 
 
 @pytest.fixture
-def preflight(door):
+def preflight(cli):
     def run(*flags):
-        return door("preflight", f"--config={TINY}", *flags)
+        return cli("preflight", f"--config={TINY}", *flags)
 
     return run
 
@@ -60,13 +60,13 @@ def test_a_mistake_is_one_line(preflight, flags, message):
     assert "Traceback" not in done.stderr
 
 
-def test_sizes_that_only_a_store_knows_are_asked_for(door):
-    done = door("preflight", f"--config={TINY}:small", "--topology=cpu:1", "--config.base=/none")
+def test_sizes_that_only_a_store_knows_are_asked_for(cli):
+    done = cli("preflight", f"--config={TINY}:small", "--topology=cpu:1", "--config.base=/none")
     assert done.returncode == 2 and "only it knows the sizes" in done.stderr, done.stderr
 
 
-def test_a_store_that_is_not_whole_is_no_store_that_is_absent(door, tmp_path):
-    done = door("preflight", f"--config={TINY}:small", "--topology=cpu:1",
+def test_a_store_that_is_not_whole_is_no_store_that_is_absent(cli, tmp_path):
+    done = cli("preflight", f"--config={TINY}:small", "--topology=cpu:1",
                 f"--config.base={tmp_path}")  # fmt: skip
     assert done.returncode == 2 and "is no store of converted weights" in done.stderr, done.stderr
 

@@ -18,7 +18,7 @@ import pytest
 
 from meerkat_jax.training.metrics import read_metrics, without_timing
 from meerkat_jax.weights.checkpoints import Checkpoints
-from tests.conftest import ROOT, TINY, door_environment
+from tests.conftest import ROOT, TINY, cli_environment
 
 PATIENCE = 600  # seconds; machines that have other work to do are slow
 
@@ -28,7 +28,7 @@ def start(workdir, cache, *flags):
     command = [sys.executable, "-m", "meerkat_jax.train", f"--config={TINY}", "--resume"]
     command += [f"--workdir={workdir}", "--config.data.workers=1", *flags]
     return subprocess.Popen(
-        command, cwd=ROOT, env=door_environment(cache), text=True,
+        command, cwd=ROOT, env=cli_environment(cache), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

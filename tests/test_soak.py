@@ -17,7 +17,7 @@ import pytest
 
 from meerkat_jax.training.metrics import read_metrics, without_timing
 from meerkat_jax.training.preemption import EXIT
-from tests.conftest import ROOT, door_environment, free_port
+from tests.conftest import ROOT, cli_environment, free_port
 from tests.test_resume import everything
 
 KILLS = int(os.environ.get("MEERKAT_SOAK_KILLS", 25))
@@ -36,7 +36,7 @@ def launch(workdir, cache, count):
     return [
         subprocess.Popen(
             command + ([f"--process={number}"] if count > 1 else []),
-            cwd=ROOT, env=door_environment(cache), text=True,
+            cwd=ROOT, env=cli_environment(cache), text=True,
             stdout=subprocess.DEVNULL if number else subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for number in range(count)

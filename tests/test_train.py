@@ -1,4 +1,4 @@
-"""The train door: whole runs in real processes, and what one step does to the parameters."""
+"""The train command: whole runs in real processes, and what one step does to the parameters."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ FAST = {"xla_backend_optimization_level": 0}  # compile in a third of the time
 
 
 def refusal(done):
-    """The one line in which a door refuses; asserts that it is one, and the exit code."""
+    """The one line in which a command refuses; asserts that it is one, and the exit code."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -145,14 +145,14 @@ def test_refusals_name_the_thing_and_keep_the_run(finished, train, flags, parts)
         (["--workdir=/proc/run"], "--workdir=/proc/run cannot be used"),
     ],
 )
-def test_what_cannot_run_is_refused_before_anything_is_made(door, tmp_path, flags, message):
+def test_what_cannot_run_is_refused_before_anything_is_made(cli, tmp_path, flags, message):
     given = [f"--config={TINY}", f"--workdir={tmp_path / 'run'}", f"--data_dir={tmp_path / 'data'}"]
-    assert message in refusal(door("train", *given, *flags))
+    assert message in refusal(cli("train", *given, *flags))
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_flags(door):
-    assert "missing --config and --workdir" in refusal(door("train"))
+def test_missing_flags(cli):
+    assert "missing --config and --workdir" in refusal(cli("train"))
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_missing_flags(door):
     ],
     ids=["model", "pool", "data", "kind", "term", "warmup", "trainable", "missing"],
 )  # fmt: skip
-def test_faults_in_a_config_file(door, tmp_path, change, parts):
+def test_faults_in_a_config_file(cli, tmp_path, change, parts):
     file = tmp_path / "mine.py"
     file.write_text(
         "from tests import tiny\n\n\ndef get_config():\n    config = tiny.get_config().unlock()\n"
         f"    {change}\n    return config\n"
     )
-    said = refusal(door("train", f"--config={file}", f"--workdir={tmp_path / 'run'}"))
+    said = refusal(cli("train", f"--config={file}", f"--workdir={tmp_path / 'run'}"))
     assert all(part in said for part in parts), said
 
 

@@ -1,4 +1,4 @@
-"""Published weights to our store, and back out: the door to meerkat_jax/weights.
+"""Published weights to our store, and back out: the command to meerkat_jax/weights.
 
     python tools/convert_weights.py --clip=DIR --clap=DIR --llama=DIR --out=weights/7b --verify
     python tools/convert_weights.py --inspect --clip=DIR
@@ -14,7 +14,7 @@ from absl import flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from meerkat_jax.core.cli import run_door  # noqa: E402
+from meerkat_jax.core.cli import run_command  # noqa: E402
 from meerkat_jax.core.errors import UserError  # noqa: E402
 from meerkat_jax.core.files import default_cache  # noqa: E402
 from meerkat_jax.from_config import build_model  # noqa: E402
@@ -78,4 +78,4 @@ def _given(name: str) -> str:
 
 
 if __name__ == "__main__":
-    run_door(main)
+    run_command(main)

@@ -129,7 +129,7 @@ def round_to_marginals(plan: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array
 
 def _sinkhorn(cost, a, b, width, *, epsilon, iterations, implicit):
     """One problem: cost float[V, A], masses a and b, final epsilon `width` float[] -> plan."""
-    # Imported here: they take 1.5 s, of every door that is opened.
+    # Imported here: they take 1.5 s, of every command that is opened.
     import lineax
     from ott.geometry import epsilon_scheduler, geometry
     from ott.problems.linear import linear_problem

@@ -18,7 +18,7 @@ from meerkat_jax.core.trees import merge
 from meerkat_jax.inference.sampling import Sampler
 
 
-def fly_answers(made: Plan, chip: Chip, quick: bool = False) -> dict[str, Any]:
+def compile_answers(made: Plan, chip: Chip, quick: bool = False) -> dict[str, Any]:
     """Compile the answers to the plan's batch of pairs, one question each -> what they need.
 
     made: of one device. quick: as in `flight.fly`.

@@ -24,7 +24,7 @@ from meerkat_jax.training.flops import count, step_flops
 USES = 3  # of a frozen weight in a step: forward, again for the backward pass, backward
 
 
-def fly(made: Plan, mesh: Mesh, chip: Chip, quick: bool = False) -> dict[str, Any]:
+def compile_step(made: Plan, mesh: Mesh, chip: Chip, quick: bool = False) -> dict[str, Any]:
     """Compile the plan's step -> what it needs; {"fits": False, "reason"} if it is too large.
 
     quick: without the compiler's optimisations, sooner; memory comes out up to 6 % low.
@@ -90,7 +90,7 @@ def bounds(
 
 
 def largest(
-    flight: Callable[[int, bool], dict[str, Any]],
+    compiled_step: Callable[[int, bool], dict[str, Any]],
     unit: int,
     quick: bool,
     first: int = 1,
@@ -106,7 +106,7 @@ def largest(
     fits, misses = 0, most // unit + 1
     trial, peaks = min(max(1, first // unit), misses - 1), {}
     while misses - fits > max(1, fits // 12):
-        report = flight(trial * unit, True)
+        report = compiled_step(trial * unit, True)
         if report["fits"]:
             fits = trial
         else:
@@ -116,7 +116,7 @@ def largest(
         guess = _where_full(peaks) or min(max(1, 2 * fits), (fits + misses) // 2)
         trial = min(max(guess, fits + max(1, fits // 12)), misses - 1)
     while fits:
-        report = flight(fits * unit, quick)
+        report = compiled_step(fits * unit, quick)
         if report["fits"]:
             return report
         fits -= max(1, fits // 12)
@@ -132,7 +132,7 @@ def _where_full(peaks: Mapping[int, float]) -> int:
     return int(two + (1 - high) / slope) if slope > 0 else 0
 
 
-def told(report: Mapping[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """The report as lines for people."""
     lines = [
         f"{report['config']} on {report['topology']}: {report['devices']} devices, "

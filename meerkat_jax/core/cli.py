@@ -17,10 +17,10 @@ from absl import app, flags, logging
 from meerkat_jax.core.config import check_overrides
 from meerkat_jax.core.errors import UserError
 
-USER_EXIT = 2  # exit code of a door when the input is to be mended by the user
+USER_EXIT = 2  # exit code of a command when the input is to be mended by the user
 
 
-def run_door(
+def run_command(
     main: Callable[[list[str]], Any], required: Iterable[str] = (), words: Sequence[str] = ()
 ) -> None:
     """`absl.app.run(main)` in which every mistake of the user ends in one line and exit code 2.

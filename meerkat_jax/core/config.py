@@ -1,4 +1,4 @@
-"""What the doors share: flags, config files, work directories, and errors in one line.
+"""What the commands share: flags, config files, work directories, and errors in one line.
 
 A config is a Python file with `get_config(arg)` that returns an `ml_collections.ConfigDict`, given
 as `--config=FILE.py:ARG` and changed leaf by leaf with `--config.key=value` (as in big_vision). A
@@ -154,7 +154,7 @@ def _leaves(node: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> None:
+def check_changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> None:
     """UserError if a run that was begun with `then` is to go on with `now`, naming what differs.
 
     `free` are the dotted keys that may change.
@@ -184,7 +184,7 @@ def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-# Doors -------------------------------------------------------------------------------------------
+# Commands -------------------------------------------------------------------------------------------
 
 
 # Work directories --------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ OGG_FIRST, OGG_LAST = 2, 4  # flags of a stream's first and last page
 
 @dataclasses.dataclass(frozen=True)
 class AudioInfo:
-    """What doors should tell the user: of the source, and what was done to it."""
+    """What commands should tell the user: of the source, and what was done to it."""
 
     seconds: float  # of the source from the start asked for, before cutting or padding
     sample_rate: int  # of the source, Hz

@@ -16,7 +16,7 @@ from meerkat_jax.data import containers, video
 from meerkat_jax.data.audio import is_silent, load_audio
 from meerkat_jax.data.image import SIDEWAYS, read_turned, turned_back
 from meerkat_jax.data.sources.entry import Place
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 
 LONGEST_SIDE = 512  # pixels of a stored image
 QUALITY = 92  # of its JPEG
@@ -34,7 +34,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".a
 WAVES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au")
 
 
-class Shelf:
+class MediaIndex:
     """Where files lie below a folder, by name without suffix; a folder is listed once.
 
     A name of a folder means the files in all folders below it too (OpenImages comes in parts).
@@ -64,14 +64,14 @@ class Shelf:
         return self.folders[folder]
 
 
-def find_image(shelf: Shelf, places: Sequence[Place]) -> tuple[str, float] | None:
+def find_image(media_index: MediaIndex, places: Sequence[Place]) -> tuple[str, float] | None:
     """The file of an image, or a video and a time in it; None when neither is there."""
-    return shelf.find(places, IMAGES + video.SUFFIXES)
+    return media_index.find(places, IMAGES + video.SUFFIXES)
 
 
-def find_audio(shelf: Shelf, places: Sequence[Place]) -> tuple[str, float] | None:
+def find_audio(media_index: MediaIndex, places: Sequence[Place]) -> tuple[str, float] | None:
     """The file of an audio clip or video, and when the clip begins; None if neither is there."""
-    return shelf.find(places, WAVES + video.SUFFIXES + video.AUDIO_SUFFIXES)
+    return media_index.find(places, WAVES + video.SUFFIXES + video.AUDIO_SUFFIXES)
 
 
 def encode_image(
@@ -84,17 +84,17 @@ def encode_image(
 
     `stored` and `sizes` are those of the entry: with an EXIF turn the image is what its boxes are
     of, so that the two never part, and that is noted. A JPEG without one that is small enough is
-    taken as it is. Bad when it cannot be read, or its sides are those of `sizes` swapped.
+    taken as it is. RowError when it cannot be read, or its sides are those of `sizes` swapped.
     """
     noted: tuple[str, ...] = ()
     try:
         if containers.detect_path(path):
             image = Image.fromarray(video.load_frame(path, at))
-            _refuse_swapped(path, image.size, sizes)
+            _check_swapped(path, image.size, sizes)
         else:
             image, turn = read_turned(path)
             if turn is None:
-                _refuse_swapped(path, image.size, sizes)
+                _check_swapped(path, image.size, sizes)
             else:
                 stored = _as_stored(path, image.size, turn, stored, sizes)
                 image = turned_back(image, turn) if stored else image
@@ -103,7 +103,7 @@ def encode_image(
             if data[:3] == b"\xff\xd8\xff" and _plain(data):
                 return data, noted
     except UserError as error:
-        raise Bad("image cannot be read", str(error)) from None
+        raise RowError("image cannot be read", str(error)) from None
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     out = io.BytesIO()
     image.convert("RGB").save(out, "JPEG", quality=QUALITY)
@@ -122,15 +122,15 @@ def _as_stored(
     if turn not in SIDEWAYS or _wide(upright) is None or not told:
         return stored
     if len(told) > 1:
-        raise Bad("boxes are of images with other sides", f"{path}: {list(sizes)}")
+        raise RowError("boxes are of images with other sides", f"{path}: {list(sizes)}")
     return told != {_wide(upright)}
 
 
-def _refuse_swapped(path: str, size: tuple[int, int], sizes: Sequence[tuple[float, float]]) -> None:
-    """Bad where an image was turned and its boxes were not, and nothing tells how."""
+def _check_swapped(path: str, size: tuple[int, int], sizes: Sequence[tuple[float, float]]) -> None:
+    """RowError where an image was turned and its boxes were not, and nothing tells how."""
     if size[0] != size[1] and size[::-1] in sizes:
         found = f"{path}: {size[0]} x {size[1]}, boxes are of {size[1]} x {size[0]}"
-        raise Bad("boxes are of the image with its sides swapped", found)
+        raise RowError("boxes are of the image with its sides swapped", found)
 
 
 def _wide(size: tuple[float, float]) -> bool | None:
@@ -154,21 +154,23 @@ def encode_audio(
 ) -> tuple[bytes, tuple[str, ...]]:
     """At most `seconds` of an audio clip from `at` on: mono, RATE Hz, as `kind` of SOUNDS.
 
-    And what is to be noted of it. Bad when it cannot be read, ends before `needed` seconds, or is
+    And what is to be noted of it. RowError when it cannot be read, ends before `needed` seconds, or is
     silent although it is `claimed` that something is heard.
     """
     try:
         wave, noted = _wave(path, at, seconds)
     except UserError as error:
-        raise Bad("sound cannot be read", str(error)) from None
+        raise RowError("sound cannot be read", str(error)) from None
     if len(wave) < (needed - SHORT) * RATE:
-        raise Bad(
+        raise RowError(
             "sound is shorter than its annotation",
             f"{path}: {len(wave) / RATE:.2f} s from {at:g} s on, expected {needed:g} s",
         )
     if is_silent(wave):
         if claimed:
-            raise Bad("sound is silent, but something is said to be heard", f"{path} from {at:g} s")
+            raise RowError(
+                "sound is silent, but something is said to be heard", f"{path} from {at:g} s"
+            )
         noted += ("the audio is silent",)
     container, codec = AUDIO_FORMATS[kind]
     effort = {"compression_level": OPUS_EFFORT} if kind == "opus" else {}

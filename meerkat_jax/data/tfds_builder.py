@@ -27,7 +27,7 @@ import numpy as np
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import media
 from meerkat_jax.data.build import shards, validate
-from meerkat_jax.data.build.iterate import Making
+from meerkat_jax.data.build.iterate import Conversion
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import SOURCES, find
 
@@ -117,9 +117,9 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
         )
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        _refuse_format(self.info.file_format)
+        _check_format(self.info.file_format)
         config = self.builder_config
-        making = self._making = Making(
+        conversion = self._making = Conversion(
             config.source,
             _manual_dir(dl_manager, config.source),
             Options(config.seed, config.cap, config.seconds),
@@ -131,9 +131,9 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
             max_leaking=config.max_leaking,
         )
         super()._download_and_prepare(dl_manager, download_config)
-        faults = (*making.left_out, *making.found.missing, *making.plan.skips.faults)
+        faults = (*conversion.left_out, *conversion.found.missing, *conversion.plan.skips.faults)
         validate.write_skipped(Path(self.data_dir), faults)
-        self.info.metadata.update(making.manifest())
+        self.info.metadata.update(conversion.manifest())
         self._drop_empty()
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
@@ -156,7 +156,7 @@ class MeerkatAvfit(tfds.core.ShardBasedBuilder):
         self.info.set_splits(tfds.core.SplitDict(kept))
 
 
-def _refuse_format(kind: Any) -> None:
+def _check_format(kind: Any) -> None:
     """UserError when records of this format cannot be written here."""
     alone = tfds.core.FileFormat.with_random_access()
     if kind not in alone and importlib.util.find_spec("tensorflow") is None:

@@ -109,7 +109,7 @@ def choose(
     return [known[name] for name in dict.fromkeys(asked)]
 
 
-def refuse_leaks(trained: Trained, benchmarks: Sequence[Benchmark]) -> None:
+def check_leaks(trained: Trained, benchmarks: Sequence[Benchmark]) -> None:
     """UserError when something of a benchmark is in what the run trained on.
 
     The mini data set has no keys, and shares nothing with published ones.

@@ -125,7 +125,7 @@ class Engine:
         if not 0 <= seed < SEEDS:
             raise UserError(f"seed is {seed}; expected 0 to {SEEDS - 1}")
         grammar_state = self._slots.begin(grammar, most)
-        self._refuse_more()
+        self._check_room()
         request = Request(image, audio, [prompt], turns=turns)
         pair = inputs.load(self._assembly, request, self._media)
         ids = pair.questions[0]
@@ -134,7 +134,7 @@ class Engine:
         reply = Reply(length, self._assembly.tokenizer.decode, read)
         question = Question(ids, most, temperature, seed, grammar_state)
         with self._changed:
-            self._refuse_more()
+            self._check_room()
             self._queue.append(_Queued(pair, question, reply))
             self._changed.notify_all()
         return reply
@@ -152,7 +152,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _refuse_more(self) -> None:
+    def _check_room(self) -> None:
         if self._closed:
             raise RuntimeError("the engine is closed")
         if self.queued + self.busy >= self._waiting + len(self._rows):

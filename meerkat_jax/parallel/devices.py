@@ -13,7 +13,7 @@ import jax
 from meerkat_jax.core.errors import UserError
 
 
-def refuse_x64() -> None:
+def check_x64() -> None:
     """UserError when JAX computes in 64 bits."""
     if jax.config.jax_enable_x64:
         raise UserError(
@@ -27,7 +27,7 @@ def find_devices() -> list[jax.Device]:
 
     With several processes, after they have joined (parallel/hosts.py).
     """
-    refuse_x64()
+    check_x64()
     try:
         return jax.devices()
     except Exception as error:  # of many kinds, an AssertionError among them

@@ -33,7 +33,7 @@ from orbax.checkpoint import multihost  # its barrier has a time-out; multihost_
 
 from meerkat_jax.core.cli import USER_EXIT
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.parallel.devices import find_devices, refuse_x64
+from meerkat_jax.parallel.devices import check_x64, find_devices
 
 GRACE = 20  # seconds more that processes wait for process 0, which itself waits for the others
 SHUTDOWN = 60  # seconds that a process which ends waits for the others
@@ -62,7 +62,7 @@ def initialize(
     `timeout` seconds, naming the missing processes, for numbers that do not fit together, and where
     there is no device (`find_devices`).
     """
-    refuse_x64()
+    check_x64()
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):

@@ -181,7 +181,7 @@ def param_shardings(
     dimension does not divide by its mesh axis (a smaller leaf keeps that dimension whole) and, for
     `rules` other than the default list, every rule that is the first match of no leaf.
     """
-    _refuse_collisions(rules)
+    _check_collisions(rules)
     errors: list[str] = []
     used: set[str] = set()
 
@@ -207,7 +207,7 @@ def param_shardings(
     return shardings
 
 
-def _refuse_collisions(rules: Sequence[Rule]) -> None:
+def _check_collisions(rules: Sequence[Rule]) -> None:
     """UserError for a rule that names an axis twice or an axis that is not there."""
     for pattern, axes in rules:
         named = [axis for axis in axes if axis is not None]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.cli import run_command
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.progress import Progress
 from meerkat_jax.data.audio import LogMel, load_audio
@@ -277,4 +277,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("count", 6, "Examples of each task.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Of the examples that are drawn.")
     flags.DEFINE_integer("limit", None, "Read at most so many records, evenly spread.", 1)
-    run_door(main, words=("dir",))
+    run_command(main, words=("dir",))

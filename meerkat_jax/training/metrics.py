@@ -58,7 +58,7 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _cut(self.path, resume_step)
         purge = None if resume_step is None else resume_step + 1
-        # Imported here: it takes torch along where that is installed, 3 s of every door.
+        # Imported here: it takes torch along where that is installed, 3 s of every command.
         from tensorboardX import SummaryWriter
 
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=purge)

@@ -42,7 +42,7 @@ FREE = {"remat", "lora", "dtype", "image_size", "mel_mean", "mel_var"}  # not th
 POSITIONS = "image_tower/position_embedding"
 
 
-def _hear_alike(config: Mapping[str, Any], folder: Any) -> None:
+def _check_audio_config(config: Mapping[str, Any], folder: Any) -> None:
     """UserError unless sounds reach a published tower at the rate that it was trained at."""
     rate = config["data"]["sample_rate"]
     if rate != LogMel.sample_rate:
@@ -115,7 +115,7 @@ class Base:
             fixed = {key: size for key, size in sizes.items() if key not in FREE & own.keys()}
             model = _agreed(model, {section: fixed}, self.store.folder)
             if part == "audio_tower":
-                _hear_alike(config, self.store.folder)
+                _check_audio_config(config, self.store.folder)
                 variant = "htk" if sizes["fused"] else "slaney"
                 model["mel"] = {"variant": variant} | dict(model.get("mel", {}))
         return dict(config) | {"model": model}

@@ -58,7 +58,7 @@ def sentencepiece_tokenizer(
 
     Raises UserError for pieces of types that cannot be had exactly.
     """
-    _refuse_types(pieces, types)
+    _check_types(pieces, types)
     normal = [i for i, kind in enumerate(types) if kind == NORMAL]
     ranked = sorted(normal, key=lambda i: -scores[i])
     unknown = [pieces[i] for i, kind in enumerate(types) if kind == UNKNOWN]
@@ -126,7 +126,7 @@ def _numbered(pieces: Sequence[str]) -> dict[str, int]:
     return ids
 
 
-def _refuse_types(pieces: Sequence[str], types: Sequence[int]) -> None:
+def _check_types(pieces: Sequence[str], types: Sequence[int]) -> None:
     """Pieces that were added must be markers: sentencepiece would find them in text, we do not."""
     for i, (piece, kind) in enumerate(zip(pieces, types, strict=True)):
         marker = kind == OWN and _MARKER.fullmatch(piece)

@@ -65,7 +65,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int = 2, read_only: bool = False):
         """Open the folder; unless `read_only`, make it and clear away what killed saves left."""
         self.folder = Path(folder).absolute()
-        _refuse_foreign(self.folder, read_only)
+        _check_foreign(self.folder, read_only)
         if not read_only:
             _clear_killed_saves(self.folder)
         options = ocp.CheckpointManagerOptions(
@@ -226,12 +226,12 @@ class Checkpoints:
         meta = record["meta"]
         expect = expect or {}
         known = {key: meta[key] for key in expect if key in meta}
-        _refuse_mismatch(place, "its meta", _described(known), _described(expect))
+        _raise_mismatch(place, "its meta", _described(known), _described(expect))
         mine = {
             path: leaf for path, leaf in record["leaves"].items() if path.split("/")[0] in abstract
         }
         kinds = {path: kind for path, (kind, _) in mine.items()}
-        _refuse_mismatch(place, "its arrays", kinds, dict(_kinds(abstract)))
+        _raise_mismatch(place, "its arrays", kinds, dict(_kinds(abstract)))
         state = self._arrays(step, abstract) if abstract else {}
         for (path, _), found in zip(_kinds(state), _sums(state), strict=True):
             if found != mine[path][1]:
@@ -271,7 +271,7 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _refuse_foreign(folder: Path, must_exist: bool) -> None:
+def _check_foreign(folder: Path, must_exist: bool) -> None:
     """UserError for a folder that is absent (if it must exist), a file, or somebody else's."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"checkpoint folder {folder} is a file")
@@ -304,7 +304,7 @@ def _refusal(error: BaseException | None) -> str | None:
     return None
 
 
-def _refuse_mismatch(
+def _raise_mismatch(
     place: Path, what: str, found: Mapping[str, str], expected: Mapping[str, str]
 ) -> None:
     """UserError with both values of the first differences."""

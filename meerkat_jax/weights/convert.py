@@ -150,9 +150,9 @@ def convert(
         spoken = pretrained_tokenizer(where, parts["llama"].fields["pretrained"], say)
     extra = _trained_elsewhere(paths, parts, spoken)
     with store.staged(out) as folder:
-        store.refuse_full(folder, sum(part.nbytes for part in parts.values()))
+        store.check_space(folder, sum(part.nbytes for part in parts.values()))
         writers = [_write(part, folder, say) for part in parts.values()]
-        told = {part.name: _told(part, say) for part in parts.values()}
+        told = {part.name: _write_part(part, say) for part in parts.values()}
         if extra is not None:
             writer, told[import_release.NAME] = write_extra(folder, *extra)
             writers.append(writer)
@@ -189,7 +189,7 @@ def _trained_elsewhere(paths: Mapping, parts: Mapping[str, Part], tokenizer) -> 
     check_ids(tokenizer)
     rows = tokenizer.padded_vocab_size
     towers = {kind: build(kind, part.fields, rows) for kind, part in parts.items()}
-    return import_release.moved(*folders, towers)
+    return import_release.import_release(*folders, towers)
 
 
 def write_extra(folder: Path, options: dict, leaves: dict, files: tuple) -> tuple:
@@ -251,7 +251,7 @@ def _write(part: Part, folder: Path, say: Callable) -> store.Writer:
     return writer
 
 
-def _told(part: Part, say: Callable) -> dict[str, Any]:
+def _write_part(part: Part, say: Callable) -> dict[str, Any]:
     """What store.json keeps of a part."""
     total = sum(file.stat().st_size for file in part.source.files)
     say(f"{part.name}: hashing the source, {total / GIB:.2f} GiB")

@@ -27,7 +27,7 @@ from meerkat_jax.weights import read_release
 NAME = "meerkat"  # of the part
 
 
-def moved(
+def import_release(
     folder: Path, towers: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], tuple[Path, ...]]:
     """(what config.model must say, {path: leaf}, source files) of a folder of the release.

@@ -28,7 +28,7 @@ from meerkat_jax.nn.rotary import RopeScaling
 from meerkat_jax.weights import table
 from meerkat_jax.weights.adapters import ADDED, HALVES, is_lora, shapes
 from meerkat_jax.weights.llama import rows
-from meerkat_jax.weights.store import Writer, refuse_full
+from meerkat_jax.weights.store import Writer, check_space
 
 SHARD = 5_000_000_000  # bytes of a file at most, as the hub splits them
 DTYPES = ("float32", "float16", "bfloat16")
@@ -124,7 +124,7 @@ def _extended(tensors: Tensors, added: Any) -> Tensors:
 def _write(folder: Path, tensors: Tensors, dtype: np.dtype, most: int, say: Callable) -> None:
     """The tensors as model.safetensors, or as shards with an index."""
     sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, _) in tensors.items()}
-    refuse_full(folder, sum(sizes.values()))
+    check_space(folder, sum(sizes.values()))
     groups, done = split(sizes, most), 0
     progress = Progress("model: tensors", len(tensors), say=say)
     places = {}

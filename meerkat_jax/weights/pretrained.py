@@ -45,7 +45,7 @@ from meerkat_jax.weights.bpe import (
 )
 from meerkat_jax.weights.gguf_file import read_head
 from meerkat_jax.weights.gguf_values import vocabulary
-from meerkat_jax.weights.tokenizer_config import Told, beside, roles_of
+from meerkat_jax.weights.tokenizer_config import TokenizerConfig, beside, roles_of
 
 MODEL, JSON = "tokenizer.model", "tokenizer.json"
 PAIRS = (*MARKERS, "<video>", "</video>")
@@ -73,7 +73,7 @@ def pretrained_tokenizer(
             or not the one of this model.
     """
     file = _find(Path(path))
-    told = Told() if file.suffix == ".gguf" else beside(file.parent)
+    told = TokenizerConfig() if file.suffix == ".gguf" else beside(file.parent)
     read = {".gguf": _gguf, ".json": _published}.get(file.suffix, _model)
     try:
         raw, told = read(file, told)
@@ -106,7 +106,7 @@ def _find(path: Path) -> Path:
 
 
 def _with_markers(
-    raw: tokenizers.Tokenizer, told: Told, rows: int | None, say: Callable[[str], object]
+    raw: tokenizers.Tokenizer, told: TokenizerConfig, rows: int | None, say: Callable[[str], object]
 ) -> Tokenizer:
     count = raw.get_vocab_size()
     known = max([count, *(i + 1 for i in told.added)])
@@ -158,7 +158,7 @@ def _add(raw: tokenizers.Tokenizer, names: Sequence[str]) -> None:
             )
 
 
-def _own_pad(raw: tokenizers.Tokenizer, told: Told, rows: int) -> str | None:
+def _own_pad(raw: tokenizers.Tokenizer, told: TokenizerConfig, rows: int) -> str | None:
     """The base's token for padding, if it has one with no other part to play."""
     for name in (told.pad, PAD):
         if name is None or raw.token_to_id(name) is None or name in (told.template or ""):
@@ -170,7 +170,9 @@ def _own_pad(raw: tokenizers.Tokenizer, told: Told, rows: int) -> str | None:
     return None
 
 
-def _own_markers(raw: tokenizers.Tokenizer, told: Told) -> tuple[dict[str, str], list[str]]:
+def _own_markers(
+    raw: tokenizers.Tokenizer, told: TokenizerConfig
+) -> tuple[dict[str, str], list[str]]:
     """({marker: its name here}, the names that are to be added).
 
     A pair of special tokens that the base has is taken. Of one alone the meaning is another: the
@@ -201,7 +203,7 @@ def _free(raw: tokenizers.Tokenizer, name: str, pair: Sequence[str] = ()) -> str
 # ---- readers: file, what lies beside it -> the library's tokenizer, what is known of it ----
 
 
-def _gguf(file: Path, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
+def _gguf(file: Path, told: TokenizerConfig) -> tuple[tokenizers.Tokenizer, TokenizerConfig]:
     try:
         v = vocabulary(file, read_head(file).values)
     except ValueError as error:
@@ -209,7 +211,7 @@ def _gguf(file: Path, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
     begin = v.pieces[v.bos] if v.bos is not None and (v.add_bos or v.pre == "llama-bpe") else None
     end = None if v.eos is None else v.pieces[v.eos]
     pad = None if v.pad in (None, v.bos, v.eos, v.unknown) else v.pieces[v.pad]
-    told = Told(end=end, pad=pad, template=v.chat_template)
+    told = TokenizerConfig(end=end, pad=pad, template=v.chat_template)
     if v.kind == "llama":
         raw = sentencepiece_tokenizer(v.pieces, v.scores, v.types, begin, v.add_space_prefix)
     elif v.kind == "gpt2":
@@ -220,13 +222,13 @@ def _gguf(file: Path, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
     return raw, told
 
 
-def _model(file: Path, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
+def _model(file: Path, told: TokenizerConfig) -> tuple[tokenizers.Tokenizer, TokenizerConfig]:
     data = file.read_bytes()
     first = data.split(b"\n", 1)[0].split(b" ")
     return _ranks(data, told) if len(first) == 2 and first[1].isdigit() else _sentences(data, told)
 
 
-def _sentences(data: bytes, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
+def _sentences(data: bytes, told: TokenizerConfig) -> tuple[tokenizers.Tokenizer, TokenizerConfig]:
     """A sentencepiece model, as the package of that name describes it."""
     try:
         from google.protobuf.message import DecodeError
@@ -268,7 +270,7 @@ def _sentences(data: bytes, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
     return raw, told.filled(end=end, pad=pad, style="llama2" if told.metas else None)
 
 
-def _ranks(data: bytes, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
+def _ranks(data: bytes, told: TokenizerConfig) -> tuple[tokenizers.Tokenizer, TokenizerConfig]:
     """Llama 3 in Meta's own form: each line a piece in base64 and its rank."""
     try:
         lines = [line.split() for line in data.splitlines()]
@@ -285,7 +287,7 @@ def _ranks(data: bytes, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
     return raw, told.filled(style="llama3")
 
 
-def _published(file: Path, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
+def _published(file: Path, told: TokenizerConfig) -> tuple[tokenizers.Tokenizer, TokenizerConfig]:
     """A tokenizer.json, its own settings for padding and for special tokens in text undone."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -300,7 +302,7 @@ def _published(file: Path, told: Told) -> tuple[tokenizers.Tokenizer, Told]:
     return raw, told
 
 
-def _safe(data: dict[str, Any], told: Told) -> Mapping[str, Any]:
+def _safe(data: dict[str, Any], told: TokenizerConfig) -> Mapping[str, Any]:
     """The file's content so that no text becomes a special token, and spaces are kept exactly."""
     before = data.get("pre_tokenizer") or {}
     spaced = before.get("type") == "Metaspace" and not before.get("split", True)

@@ -99,7 +99,7 @@ class Writer:
             for path, (shape, dtype) in leaves.items()
         }
         size = len(head) + sum(leaf.nbytes for leaf in self.leaves.values())
-        refuse_full(file.parent, size)
+        check_space(file.parent, size)
         self._open = file.open("xb")
         self._open.write(head)
         self._open.truncate(size)
@@ -137,7 +137,7 @@ def _cast(path: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return data
 
 
-def refuse_full(folder: Path, size: int) -> None:
+def check_space(folder: Path, size: int) -> None:
     """UserError unless `folder`'s disk has `size` bytes and a margin free."""
     free = shutil.disk_usage(folder).free
     if free < size + MARGIN:

@@ -30,7 +30,7 @@ NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class TokenizerConfig:
     """What is known of a vocabulary beside its pieces.
 
     begins: whether a text begins with the begin token; end: the end token, or its id; pad: the
@@ -52,13 +52,13 @@ class Told:
     rows: int | None = None
     metas: bool = False
 
-    def filled(self, **known: Any) -> Told:
+    def filled(self, **known: Any) -> TokenizerConfig:
         """With `known` for what is None so far."""
         new = {name: value for name, value in known.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **new)
 
 
-def beside(folder: Path) -> Told:
+def beside(folder: Path) -> TokenizerConfig:
     """What the files in `folder` tell; UserError for one that cannot be read."""
     tokens = {
         **_json(folder / "special_tokens_map.json"),
@@ -72,7 +72,7 @@ def beside(folder: Path) -> Told:
     listed |= {i: name for name, i in _json(folder / "added_tokens.json").items()}
     pad = _name(tokens.get("pad_token"))
     others = {_name(tokens.get(name)) for name in NAMED if name != "pad_token"}
-    return Told(
+    return TokenizerConfig(
         pad=None if pad in others else pad,
         markers=_json(folder / ROLES_FILE).get("markers", {}),
         begins=tokens.get("add_bos_token", True) is not False,
@@ -85,7 +85,7 @@ def beside(folder: Path) -> Told:
     )
 
 
-def roles_of(raw: tokenizers.Tokenizer, told: Told, rows: int, pad: str) -> Roles:
+def roles_of(raw: tokenizers.Tokenizer, told: TokenizerConfig, rows: int, pad: str) -> Roles:
     """The roles of the tokens of `raw`; UserError if no token ends an answer."""
     style = _style(told.template) or told.style
     end = raw.id_to_token(told.end) if isinstance(told.end, int) else told.end

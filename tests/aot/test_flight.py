@@ -9,13 +9,13 @@ def search(limit, full_limit=None, unit=4, most=4096):
     """(largest batch found, how many compilations it took), if so many examples fit."""
     calls = []
 
-    def flight(batch, quick):
+    def compiled_step(batch, quick):
         calls.append((batch, quick))
         assert batch % unit == 0
         room = limit if quick or full_limit is None else full_limit
         return {"fits": batch <= room, "batch": batch}
 
-    return largest(flight, unit, False, most=most)["batch"], len(calls)
+    return largest(compiled_step, unit, False, most=most)["batch"], len(calls)
 
 
 @pytest.mark.parametrize("limit", [4, 8, 11, 40, 100, 897, 2000])
@@ -32,13 +32,13 @@ def test_peaks_on_a_line_spare_compilations(limit, first, told):
     """`told`: too large a batch tells its peak up to this share of the memory, or none."""
     calls = []
 
-    def flight(batch, quick):
+    def compiled_step(batch, quick):
         calls.append(batch)
         share = 0.5 + 0.5 * batch / limit
         peak = {"gib": {"peak": 16 * share}} if share <= told else {}
         return {"fits": batch <= limit, "batch": batch, "memory_gib": 16} | peak
 
-    found = largest(flight, 1, True, first)["batch"]
+    found = largest(compiled_step, 1, True, first)["batch"]
     assert found <= limit < found + max(1, found // 12) + 1
     assert len(calls) <= 12
 

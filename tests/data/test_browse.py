@@ -25,7 +25,7 @@ from meerkat_jax.data.split import open_split
 from meerkat_jax.data.statistics import GRID, Statistics, asked_boxes, asked_interval
 from meerkat_jax.report import browse
 from meerkat_jax.report.statistics_html import histogram, statistics_html
-from tests.conftest import door_environment
+from tests.conftest import cli_environment
 
 EVIL = '<script>alert("x")</script><img src=http://example.com/x onerror=alert(1)>$style'
 NAME = "<b>dog</b> & 'cat'"
@@ -377,7 +377,7 @@ def test_the_door(built, tmp_path):
     command = [sys.executable, "-m", "meerkat_jax.report.browse", str(built), "--split=test"]
     command += [f"--out={out}", "--count=1", "--seed=3", "--limit=1"]
     done = subprocess.run(
-        command, env=door_environment(tmp_path), capture_output=True, text=True, timeout=120
+        command, env=cli_environment(tmp_path), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert done.stdout.splitlines()[-1] == f"open {out} in a browser"

@@ -22,7 +22,7 @@ from meerkat_jax.data.build import shards, validate
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import SOURCES, find
 from meerkat_jax.data.split import open_split, read_manifest
-from tests.conftest import ROOT, door_environment
+from tests.conftest import ROOT, cli_environment
 from tests.data.sources.built import build, write_tree
 from tests.data.sources.fill import RATE, audio, fill, image
 from tests.data.sources.fill import video as write_video
@@ -130,7 +130,7 @@ def test_a_build_that_is_killed_ends_with_the_same_bytes(trees, tmp_path):
         sys.executable, "-m", "meerkat_jax.data.build", "openimages_vggsound",
         f"--source_dir={tree}", "--workers=2", "--shard=4",
     ]  # fmt: skip
-    env = door_environment("unused")
+    env = cli_environment("unused")
     subprocess.run([*command, f"--out={tmp_path / 'whole'}"], cwd=ROOT, env=env, check=True)
     for wait in (4.0, 5.0, 5.5, 6.0):
         run = subprocess.Popen([*command, f"--out={tmp_path / 'killed'}"], cwd=ROOT, env=env)
@@ -267,11 +267,11 @@ def test_a_full_disk_is_named_and_what_was_made_stays(trees, tmp_path, monkeypat
     tree, out = write_tree("valor", trees), tmp_path / "out"
     monkeypatch.setattr(shards, "ROOM", 1 << 60)
     plan = find("valor")(tree, Options())
-    shelf = media.Shelf(tree)
-    found = validate.survey(plan, shelf, [], None, lambda line: None)
+    media_index = media.MediaIndex(tree)
+    found = validate.survey(plan, media_index, [], None, lambda line: None)
     for folder in ("shards", "texts"):
         (out / folder).mkdir(parents=True)
-    whole = shards.Shards(plan, shelf, found, out, "valor", 10.0, shards.Settings())
+    whole = shards.Shards(plan, media_index, found, out, "valor", 10.0, shards.Settings())
     (job,) = whole.jobs()
     with pytest.raises(OSError, match="No space left on device.*array_record"):
         shards.make_shard(job, out, "flac")
@@ -396,37 +396,37 @@ def test_ready_stills_come_before_videos_and_folders_below_are_searched(tmp_path
     for name in ("frames/x/1.jpg", "videos/1.mp4", "videos/2.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"-")
-    shelf = media.Shelf(tmp_path)
+    media_index = media.MediaIndex(tmp_path)
     places = lambda n: (media.Place("frames", n), media.Place("videos", n, 5.0))  # noqa: E731
-    assert media.find_image(shelf, places("1")) == (f"{tmp_path}/frames/x/1.jpg", 0.0)
-    assert media.find_image(shelf, places("2")) == (f"{tmp_path}/videos/2.mp4", 5.0)
-    assert media.find_image(shelf, places("3")) is None
+    assert media.find_image(media_index, places("1")) == (f"{tmp_path}/frames/x/1.jpg", 0.0)
+    assert media.find_image(media_index, places("2")) == (f"{tmp_path}/videos/2.mp4", 5.0)
+    assert media.find_image(media_index, places("3")) is None
     for name in ("own/1.jpg", "own/1.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"-")
     named = [media.Place("own", "1", 2.0, ".mp4")]  # beside a still of the same name
-    assert media.find_image(shelf, named) == (f"{tmp_path}/own/1.mp4", 2.0)
-    assert media.find_image(shelf, [media.Place("own", "1", 2.0, ".png")]) is None
-    assert media.find_audio(shelf, places("1")) == (f"{tmp_path}/videos/1.mp4", 5.0)
+    assert media.find_image(media_index, named) == (f"{tmp_path}/own/1.mp4", 2.0)
+    assert media.find_image(media_index, [media.Place("own", "1", 2.0, ".png")]) is None
+    assert media.find_audio(media_index, places("1")) == (f"{tmp_path}/videos/1.mp4", 5.0)
 
 
-# ---- the door ----
+# ---- the command ----
 
 
-def door(*flags):
+def cli(*flags):
     return subprocess.run(
         [sys.executable, "-m", "meerkat_jax.data.build", *map(str, flags)],
-        cwd=ROOT, env=door_environment("unused"), capture_output=True, text=True,
+        cwd=ROOT, env=cli_environment("unused"), capture_output=True, text=True,
     )  # fmt: skip
 
 
 def test_the_door_builds_says_what_it_did_and_goes_on(trees, tmp_path):
     flags = ["avqa", f"--source_dir={write_tree('avqa', trees)}", f"--out={tmp_path / 'out'}"]
-    done = door(*flags, "--workers=1")
+    done = cli(*flags, "--workers=1")
     assert done.returncode == 0, done.stderr
     assert re.search(r"train: \d+ examples", done.stdout) and "next: python -m" in done.stdout
     before = content(tmp_path / "out")
-    assert door(*flags).returncode == 0 and content(tmp_path / "out") == before
+    assert cli(*flags).returncode == 0 and content(tmp_path / "out") == before
     assert read_manifest(tmp_path / "out")["source"] == "avqa"
 
 
@@ -439,6 +439,6 @@ def test_the_door_builds_says_what_it_did_and_goes_on(trees, tmp_path):
     ],
 )
 def test_the_door_refuses_in_one_line(flags, words):
-    done = door(*flags)
+    done = cli(*flags)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert all(word in done.stderr for word in words), done.stderr

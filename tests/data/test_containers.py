@@ -18,7 +18,7 @@ from PIL import Image
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import containers, isolated, media, video
 from meerkat_jax.data.audio import count_seconds, load_audio
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from meerkat_jax.demo_page.limits import Limits
 from meerkat_jax.demo_page.media import check_audio, read_audio_file, split_video
 from meerkat_jax.generate import _fault
@@ -65,9 +65,9 @@ def test_a_script_that_names_another_file_is_refused(tmp_path, secret, kind):
     ):
         with pytest.raises(UserError, match=f"a.mp4: begins with b'.*{EXPECTED}"):
             read()
-    with pytest.raises(Bad, match="a.mp4"):
+    with pytest.raises(RowError, match="a.mp4"):
         media.encode_image(str(path), 0.0)
-    with pytest.raises(Bad, match="a.mp4"):
+    with pytest.raises(RowError, match="a.mp4"):
         media.encode_audio(str(path), 0.0, 1.0, 1.0)
     for source in (path, path.read_bytes()):
         with pytest.raises(UserError, match="expected WAV, FLAC"):
@@ -122,7 +122,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
             video.load_frame(path, 0.0)
         with pytest.raises(UserError, match=f"it is {kind}, not a file"):
             load_audio(path, RATE, 1.0)
-        with pytest.raises(Bad, match=f"it is {kind}, not a file"):
+        with pytest.raises(RowError, match=f"it is {kind}, not a file"):
             media.encode_image(str(path), 0.0)
     with pytest.raises(UserError, match="embedded null byte"):
         load_audio("a\0.wav", RATE, 1.0)

@@ -16,7 +16,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.data import containers, image
 from meerkat_jax.data.audio import load_audio
 from meerkat_jax.data.image import ORIENTATION, load_image, read_image, read_size
-from tests.conftest import ROOT, door_environment
+from tests.conftest import ROOT, cli_environment
 from tests.data.test_image import encode, header_of
 
 SIZE = 32
@@ -117,7 +117,7 @@ def test_memory_of_decoding_is_that_of_the_pixels(tmp_path):
     Image.new("RGBA", (300, 300)).save(tmp_path / "small.png")
     paths = [str(tmp_path / f"{name}.png") for name in ("small", *encode_to)]
     done = subprocess.run(
-        [sys.executable, "-c", code, *paths], cwd=ROOT, env=door_environment(tmp_path),
+        [sys.executable, "-c", code, *paths], cwd=ROOT, env=cli_environment(tmp_path),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     small, *peaks = map(int, done.stdout.split())

@@ -11,7 +11,7 @@ import soundfile
 
 from meerkat_jax.data import media
 from meerkat_jax.data.audio import limit_peak, load_audio, mix_to_mono
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 
 SECONDS = 2.0
 CANCEL = "the audio's channels cancel each other: the loudest alone is heard"
@@ -125,7 +125,7 @@ def test_mean_and_peak_of_arrays() -> None:
 def test_silence_that_claims_a_sound_is_a_fault(tmp_path) -> None:
     for name in ("silent", "all but silent"):
         path = write(tmp_path / "a.wav", name)
-        with pytest.raises(Bad, match="sound is silent, but something is said to be heard"):
+        with pytest.raises(RowError, match="sound is silent, but something is said to be heard"):
             media.encode_audio(str(path), 0.0, SECONDS, SECONDS, claimed=True)
     quiet = write(tmp_path / "b.wav", "quiet")
     assert media.encode_audio(str(quiet), 0.0, SECONDS, SECONDS, claimed=True)[1] == ()

@@ -38,7 +38,7 @@ BATCH = 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    # Grain's worker processes read absl's flags, which the doors parse
+    # Grain's worker processes read absl's flags, which the commands parse
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     return build(CONFIG, tmp_path_factory.mktemp("cache"), workers=1)

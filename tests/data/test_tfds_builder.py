@@ -203,7 +203,7 @@ def test_two_examples_of_one_id_are_refused(tmp_path):
     plan = find("jsonl")(own(tmp_path, ["a"]), Options())
     twice = Plan(list(plan.entries) * 2, plan.files, plan.skips)
     with pytest.raises(UserError, match="two examples have the id .jsonl-train-a'"):
-        validate.look_through(twice, media.Shelf(tmp_path), 0.0, (), None, lambda line: None)
+        validate.look_through(twice, media.MediaIndex(tmp_path), 0.0, (), None, lambda line: None)
 
 
 def test_a_wrong_manual_dir_says_what_was_expected(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from meerkat_jax.data import media
 from meerkat_jax.data.sources.entry import Options
 from meerkat_jax.data.sources.registry import find
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from meerkat_jax.data.split import open_split
 from tests.data.sources.built import build
 from tests.data.sources.fill import RATE, audio
@@ -170,7 +170,7 @@ def test_every_turn_of_every_format_is_undone(kind: str, turn: int, tmp_path) ->
 def test_sides_that_are_swapped_though_nothing_was_turned_are_refused(tmp_path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (320, 240)).save(path)
-    with pytest.raises(Bad, match="sides swapped"):
+    with pytest.raises(RowError, match="sides swapped"):
         media.encode_image(str(path), 0.0, sizes=((240.0, 320.0),))
     assert media.encode_image(str(path), 0.0, sizes=((640.0, 480.0),))[1] == ()
 

@@ -1,4 +1,4 @@
-"""Config files, overrides, work directories and the doors' errors, in real processes."""
+"""Config files, overrides, work directories and the commands' errors, in real processes."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ DOOR = """
 from absl import flags
 from ml_collections import config_flags
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.cli import run_command
 
 config_flags.DEFINE_config_file("config", None, "")
 flags.DEFINE_string("workdir", None, "")
@@ -41,16 +41,16 @@ def main(argv):
     print(config.to_json(sort_keys=True))
 
 if __name__ == "__main__":
-    run_door(main, required=("config", "workdir"))
+    run_command(main, required=("config", "workdir"))
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a config file and a door."""
-    path = tmp_path_factory.mktemp("door")
+    """A folder with a config file and a command."""
+    path = tmp_path_factory.mktemp("command")
     (path / "avfit.py").write_text(CONFIG)
-    (path / "door.py").write_text(DOOR)
+    (path / "command.py").write_text(DOOR)
     (path / "broken.py").write_text("def get_config(:\n")
     (path / "empty.py").write_text("")
     (path / "argless.py").write_text(
@@ -59,16 +59,16 @@ def folder(tmp_path_factory):
     return path
 
 
-def door(folder, *flags):
+def cli(folder, *flags):
     env = {"PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
-        [sys.executable, "door.py", *flags],
+        [sys.executable, "command.py", *flags],
         cwd=folder, capture_output=True, text=True, env=env,
     )  # fmt: skip
 
 
 def test_overrides_reach_the_config(folder):
-    done = door(
+    done = cli(
         folder, "--config=avfit.py:small", "--workdir=w", "--config.steps=20",
         "--config.model.width=8", "--noconfig.flag", "--config.model.depths=(1,2,3)",
     )  # fmt: skip
@@ -99,7 +99,7 @@ def test_overrides_reach_the_config(folder):
 )
 def test_mistakes_end_in_one_line_and_code_2(folder, flags, parts):
     flags = [*flags, "--workdir=w"] if flags else flags
-    done = door(folder, *flags)
+    done = cli(folder, *flags)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and done.stdout == ""
@@ -107,7 +107,7 @@ def test_mistakes_end_in_one_line_and_code_2(folder, flags, parts):
 
 
 def test_a_fault_of_ours_keeps_its_traceback(folder):
-    done = door(folder, "--config=avfit.py", "--config.steps=2", "--workdir=w")
+    done = cli(folder, "--config=avfit.py", "--config.steps=2", "--workdir=w")
     assert done.returncode == 1 and "Traceback" in done.stderr and "a fault of ours" in done.stderr
 
 
@@ -242,12 +242,12 @@ BEGUN = {"batch": 16, "mesh": {"data": -1}, "phases": [{"name": "a", "steps": 3}
 
 
 def test_a_run_goes_on_with_its_own_config():
-    configs.refuse_changes(BEGUN, ConfigDict(BEGUN), free=())
+    configs.check_changes(BEGUN, ConfigDict(BEGUN), free=())
 
 
 def test_free_keys_may_change():
     now = BEGUN | {"log_every": 5, "mesh": {"data": 2}}
-    configs.refuse_changes(BEGUN, now, free=("log_every", "mesh.data"))
+    configs.check_changes(BEGUN, now, free=("log_every", "mesh.data"))
 
 
 @pytest.mark.parametrize(
@@ -262,5 +262,5 @@ def test_free_keys_may_change():
 )
 def test_other_changes_are_named(change, said):
     with pytest.raises(UserError, match="--resume with another config") as caught:
-        configs.refuse_changes(BEGUN, BEGUN | change, free=("log_every",))
+        configs.check_changes(BEGUN, BEGUN | change, free=("log_every",))
     assert said in str(caught.value)

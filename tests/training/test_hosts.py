@@ -10,7 +10,7 @@ import pytest
 
 from meerkat_jax.data.pipeline import Rows
 from meerkat_jax.training.metrics import read_metrics, without_timing
-from tests.conftest import ROOT, TINY, door_environment, free_port
+from tests.conftest import ROOT, TINY, cli_environment, free_port
 from tests.tolerances import tolerance
 
 PATIENCE = 5  # seconds of the roll call in the tests that somebody misses
@@ -84,7 +84,7 @@ def run_together(body, arguments):
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", script(body), *map(str, given)],
-            cwd=ROOT, env=door_environment("unused"), text=True,
+            cwd=ROOT, env=cli_environment("unused"), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for given in arguments
@@ -159,7 +159,7 @@ def test_a_cluster_that_jax_detects_needs_no_flags(members):
     runs = [
         subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, text=True,
-            env=door_environment("unused") | slurm | dict.fromkeys(
+            env=cli_environment("unused") | slurm | dict.fromkeys(
                 ("SLURM_PROCID", "SLURM_LOCALID"), str(number)
             ),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -203,14 +203,14 @@ def test_rows_of_all_hosts_are_the_batches_in_order(hosts):
 
 
 def runs(workdir, cache, count, *flags, config=TINY):
-    """The train door in `count` processes; the output of the first."""
+    """The train command in `count` processes; the output of the first."""
     port = free_port()
     where = [f"--coordinator=localhost:{port}", f"--processes={count}"] if count > 1 else []
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "meerkat_jax.train", f"--config={config}", "--resume",
              f"--workdir={workdir}", *where, *([f"--process={i}"] if where else []), *flags],
-            cwd=ROOT, env=door_environment(cache), text=True,
+            cwd=ROOT, env=cli_environment(cache), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(count)
@@ -265,7 +265,7 @@ def test_a_batch_that_hosts_cannot_divide_is_refused_by_name(cache, tmp_path):
     command += [f"--workdir={tmp_path / 'run'}", f"--coordinator=localhost:{port}"]
     processes = [
         subprocess.Popen(
-            [*command, "--processes=2", f"--process={i}"], cwd=ROOT, env=door_environment(cache),
+            [*command, "--processes=2", f"--process={i}"], cwd=ROOT, env=cli_environment(cache),
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(2)

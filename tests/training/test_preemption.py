@@ -6,7 +6,7 @@ import sys
 import time
 
 from meerkat_jax.training.preemption import EXIT
-from tests.conftest import ROOT, door_environment, free_port
+from tests.conftest import ROOT, cli_environment, free_port
 
 # A run without a model: it tells each step, and what it was at when it left.
 RUN = """
@@ -37,7 +37,7 @@ sys.exit(preemption.EXIT)
 def start(port=0, count=1, number=0, before=0, after=0):
     """A run that takes so many seconds to compile and to save."""
     command = [sys.executable, "-c", RUN, *map(str, (port, count, number, before, after))]
-    env = door_environment("unused")
+    env = cli_environment("unused")
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE)
 
 

@@ -113,11 +113,11 @@ def test_without_a_base_nothing_changes():
 
 
 @pytest.mark.slow
-def test_forkme_trains_on_own_data(whole, door, tmp_path):
+def test_forkme_trains_on_own_data(whole, cli, tmp_path):
     """From rows of JSON to steps of `7b`, at the sizes of a small store."""
     built.build("jsonl", built.write_tree("jsonl", tmp_path / "trees"), tmp_path / "avfit" / "mine")
     config = f"{ROOT}/experiments/forkme.py:{tmp_path}/avfit/mine,7b"
-    done = door(
+    done = cli(
         "train", f"--workdir={tmp_path}/run", f"--config={config}",
         f"--config.base={whole.folder}", "--stop_after=2", "--config.batch=1",
         "--config.data.workers=0", "--config.data.pack_length=400",

@@ -140,14 +140,14 @@ def test_a_folder_of_another_kind_is_refused(folders, tmp_path):
         convert({"llama": folders["clap"]}, tmp_path / "store", say=lambda line: None)
 
 
-def door(*flags: object) -> subprocess.CompletedProcess:
+def cli(*flags: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "tools/convert_weights.py", *map(str, flags)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_the_door_converts_and_verifies(folders, tmp_path):
     flags = [f"--{kind}={folder}" for kind, folder in folders.items()]
-    done = door(*flags, f"--out={tmp_path / 'store'}", "--verify", "--dtype=float32")
+    done = cli(*flags, f"--out={tmp_path / 'store'}", "--verify", "--dtype=float32")
     assert done.returncode == 0, done.stderr
     assert "llama: logits" in done.stdout and "--config.base=" in done.stdout
     Store.open(tmp_path / "store").check()
@@ -164,6 +164,6 @@ def test_the_door_converts_and_verifies(folders, tmp_path):
     ],
 )
 def test_a_mistake_at_the_door_is_one_line(flags, message, tmp_path):
-    done = door(*flags)
+    done = cli(*flags)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""From published weights through training and out again, by the doors."""
+"""From published weights through training and out again, by the commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from meerkat_jax.core.trees import flatten, unflatten
 from meerkat_jax.weights.base import Base
 from meerkat_jax.weights.convert import convert
 from meerkat_jax.weights.restore import read_run
-from tests.conftest import ROOT, TINY, door_environment
+from tests.conftest import ROOT, TINY, cli_environment
 from tests.tolerances import tolerance
 from tests.training.test_hosts import assert_same_rows, runs
 from tests.weights import published
@@ -44,10 +44,10 @@ def store(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(store, door, folder):
+def trained(store, cli, folder):
     """The work directory of a tiny run that began from the store."""
     workdir = folder.parent / "run"
-    done = door(
+    done = cli(
         "train", f"--config={TINY}:small", f"--config.base={store.folder}", f"--workdir={workdir}"
     )
     assert done.returncode == 0, done.stderr
@@ -69,7 +69,7 @@ def run(trained):
 
 def convert_weights(*flags):
     command = [sys.executable, "tools/convert_weights.py", *map(str, flags)]
-    env = door_environment("unused")
+    env = cli_environment("unused")
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
@@ -101,7 +101,7 @@ def test_the_trained_model_answers(trained):
     assert isinstance(answer.text, str)
 
 
-def test_resuming_from_a_changed_store_is_refused(trained, store, door, folder, tmp_path):
+def test_resuming_from_a_changed_store_is_refused(trained, store, cli, folder, tmp_path):
     other = convert({"llama": folder}, tmp_path / "other", "bfloat16", say=quiet)
     copy = copied(trained, tmp_path / "run", base=str(other.folder))
     with pytest.raises(UserError, match=f"base: expected .*{other.hash}.* found .*{store.hash}"):
@@ -116,9 +116,9 @@ def test_resuming_from_a_changed_store_is_refused(trained, store, door, folder, 
         (["--config.data.pack_length=8", "--config.prompt=alpaca"], "raise length"),
     ],
 )
-def test_a_wrong_base_is_one_line(store, door, tmp_path, flags, message):
+def test_a_wrong_base_is_one_line(store, cli, tmp_path, flags, message):
     base = [] if "base" in flags[0] else [f"--config.base={store.folder}"]
-    done = door("train", f"--config={TINY}:small", f"--workdir={tmp_path / 'w'}", *base, *flags)
+    done = cli("train", f"--config={TINY}:small", f"--workdir={tmp_path / 'w'}", *base, *flags)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     note = "prompt: config.prompt is 'alpaca', the language model has the chat template 'chatml'"

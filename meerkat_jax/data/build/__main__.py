@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from meerkat_jax.core.cli import run_door
+from meerkat_jax.core.cli import run_command
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.build import shards
 from meerkat_jax.data.media import AUDIO_FORMATS
@@ -110,4 +110,4 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    run_door(main, required=("source_dir", "out"), words=("source",))
+    run_command(main, required=("source_dir", "out"), words=("source",))

@@ -21,10 +21,10 @@ from meerkat_jax.data.example import Example
 from meerkat_jax.data.pipeline import cores
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
 from meerkat_jax.data.sources.registry import find
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 
 
-class Making:
+class Conversion:
     """One run of making the examples of a source; what was left out so far is in `left_out`."""
 
     def __init__(
@@ -48,9 +48,9 @@ class Making:
         self.max_skipped, self.workers = max_skipped, workers or cores()
         self.plan: Plan = find(source)(root, options)
         self.identity = shards.identify(source, self.plan, root, options, settings, exclude, limit)
-        self.shelf = media.Shelf(root)
+        self.media_index = media.MediaIndex(root)
         self.found = validate.look_through(
-            self.plan, self.shelf, max_skipped, exclude, limit, say, max_leaking=max_leaking
+            self.plan, self.media_index, max_skipped, exclude, limit, say, max_leaking=max_leaking
         )
         self.left_out: list[tuple[str, str, str]] = []
         self.told, self.noted = validate.lost(self.found), Counter()
@@ -80,7 +80,7 @@ class Making:
                 self.done += 1
                 try:
                     encoded = future.result()
-                except Bad as bad:
+                except RowError as bad:
                     self._leave_out(entry, bad)
                 else:
                     self.noted.update(encoded.noted)
@@ -97,18 +97,18 @@ class Making:
         waiting: deque[tuple[int, Entry, Future]] = deque()
         for row in map(int, rows):
             entry = self.plan.entries[row]
-            places = validate.places_of(self.shelf, entry)
+            places = validate.places_of(self.media_index, entry)
             given = (entry, places, self.options.seconds, self.settings.audio)
             waiting.append((row, entry, pool.submit(shards.encode, *given)))
             if len(waiting) == 2 * self.workers:
                 yield waiting.popleft()
         yield from waiting
 
-    def _leave_out(self, entry: Entry, bad: Bad) -> None:
+    def _leave_out(self, entry: Entry, bad: RowError) -> None:
         self.left_out.append((entry.id, bad.reason, bad.detail))
         self.told[bad.reason] += 1
         total = len(self.plan.entries)
-        validate.refuse_many(self.told, total, "examples", self.max_skipped, self.left_out)
+        validate.check_skipped(self.told, total, "examples", self.max_skipped, self.left_out)
 
     def manifest(self) -> dict[str, Any]:
         """What a built folder's manifest says of what it was made of and of what was left out."""

@@ -38,16 +38,16 @@ from meerkat_jax.data import leaks, media
 from meerkat_jax.data.build.validate import (
     SPLITS,
     Survey,
+    check_skipped,
     look_through,
     lost,
     places_of,
-    refuse_many,
     write_skipped,
 )
 from meerkat_jax.data.example import Example, to_bytes
 from meerkat_jax.data.pipeline import leave_with_parent
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from meerkat_jax.data.split import TRAITS, write_part
 
 # Raise it when records or parts change: a build that was begun before is not gone on with.
@@ -100,14 +100,14 @@ def build(
     """
     identity = identify(source, plan, root, options, settings, exclude, limit)
     claim(out, identity)
-    shelf = media.Shelf(root)
-    found = look_through(plan, shelf, max_skipped, exclude, limit, say, out, max_leaking)
+    media_index = media.MediaIndex(root)
+    found = look_through(plan, media_index, max_skipped, exclude, limit, say, out, max_leaking)
     # Shards are counted over what is there: with other media they would be other ones.
     identity["media"] = hashlib.sha256(found.keep.tobytes()).hexdigest()[:16]
     claim(out, identity)
     for folder in ("shards", "texts", "keys", "parts"):
         (out / folder).mkdir(exist_ok=True)
-    shards = Shards(plan, shelf, found, out, source, options.seconds, settings)
+    shards = Shards(plan, media_index, found, out, source, options.seconds, settings)
     reports = shards.make(workers, max_skipped, say)
     return _finish(out, identity, plan, found, reports, max_skipped)
 
@@ -181,7 +181,7 @@ class Shards:
     """All shards of a build: which are there, and making the others."""
 
     plan: Plan
-    shelf: media.Shelf
+    media_index: media.MediaIndex
     found: Survey
     out: Path
     source: str
@@ -200,7 +200,7 @@ class Shards:
             if not self.report(number).exists():
                 rows = kept[number * size : (number + 1) * size]
                 entries = [self.plan.entries[int(row)] for row in rows]
-                places = [places_of(self.shelf, entry) for entry in entries]
+                places = [places_of(self.media_index, entry) for entry in entries]
                 yield Job(number, count, self.source, self.seconds, entries, places)
 
     def make(self, workers: int, max_skipped: float, say: Callable) -> list[dict]:
@@ -219,7 +219,7 @@ class Shards:
         for planned, left_out in self._made(workers):
             done += planned
             told.update(reason for _, reason, _ in left_out)
-            refuse_many(told, len(self.plan.entries), "examples", max_skipped, left_out)
+            check_skipped(told, len(self.plan.entries), "examples", max_skipped, left_out)
             progress.report(done)
         return [json.loads(self.report(number).read_text()) for number in numbers]
 
@@ -261,7 +261,7 @@ class Encoded(NamedTuple):
 
 
 def encode(entry: Entry, places: tuple, seconds: float, kind: str) -> Encoded:
-    """The media of an entry at the `places_of` it; Bad when one cannot be used."""
+    """The media of an entry at the `places_of` it; RowError when one cannot be used."""
     image_place, audio_place = places
     image, turned = media.encode_image(*image_place, entry.stored, entry.sizes)
     needed, claimed = entry.seconds, entry.claims_audio
@@ -280,7 +280,7 @@ def make_shard(job: Job, out: Path, kind: str) -> tuple[int, list]:
             encoded = encode(entry, places, job.seconds, kind)
             examples.append((entry, encoded.image, encoded.audio))
             noted.update(encoded.noted)
-        except Bad as bad:
+        except RowError as bad:
             left_out.append((entry.id, bad.reason, bad.detail))
     report = {"counts": {}, "questions": {}, "keys": {}, "skipped": left_out, "parts": {}}
     report["noted"] = dict(noted)
@@ -364,7 +364,7 @@ def _finish(
     left_out = [skip for report in reports for skip in report["skipped"]]
     told = lost(found) + Counter(reason for _, reason, _ in left_out)
     faults = [*left_out, *found.missing, *plan.skips.faults]
-    refuse_many(told, len(plan.entries), "examples", max_skipped, faults, out)
+    check_skipped(told, len(plan.entries), "examples", max_skipped, faults, out)
     counts, questions = Counter(), {split: Counter() for split in SPLITS}
     parts: dict[tuple[str, str], list[int]] = {}
     for report in reports:

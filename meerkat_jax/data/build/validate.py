@@ -35,7 +35,7 @@ class Survey:
 
 def look_through(
     plan: Plan,
-    shelf: media.Shelf,
+    media_index: media.MediaIndex,
     max_skipped: float,
     exclude: Sequence[Path],
     limit: int | None,
@@ -50,22 +50,28 @@ def look_through(
     `out`.
     """
     rows = plan.skips.used + len(plan.skips.faults)
-    refuse_many(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults, out)
+    check_skipped(plan.skips.by_reason(), rows, "rows", max_skipped, plan.skips.faults, out)
     if not len(plan.entries):
         raise UserError(
-            f"{shelf.root}: no example can be made of its {rows} rows; is it the right one?"
+            f"{media_index.root}: no example can be made of its {rows} rows; is it the right one?"
         )
-    found = survey(plan, shelf, exclude, limit, say)
+    found = survey(plan, media_index, exclude, limit, say)
     faults, total = [*found.missing, *plan.skips.faults], len(plan.entries)
-    refuse_many(lost(found), total, "examples", max_skipped, faults, out)
-    refuse_leaking(found, max_skipped if max_leaking is None else max_leaking, say)
+    check_skipped(lost(found), total, "examples", max_skipped, faults, out)
+    check_leaking(found, max_skipped if max_leaking is None else max_leaking, say)
     if not found.keep.any():
-        raise UserError(f"{shelf.root}: of {total} examples none is left: {_said(lost(found))}")
+        raise UserError(
+            f"{media_index.root}: of {total} examples none is left: {_said(lost(found))}"
+        )
     return found
 
 
 def survey(
-    plan: Plan, shelf: media.Shelf, exclude: Sequence[Path], limit: int | None, say: Callable
+    plan: Plan,
+    media_index: media.MediaIndex,
+    exclude: Sequence[Path],
+    limit: int | None,
+    say: Callable,
 ) -> Survey:
     """Look for all media, and for what must not be in two splits, before anything is encoded.
 
@@ -83,7 +89,7 @@ def survey(
         ids[number] = leaks.hashed(entry.id)
         owners.extend([number] * len(entry.keys))
         keys.extend(map(leaks.hashed, entry.keys))
-        for what, found in zip(("image", "audio"), places_of(shelf, entry), strict=True):
+        for what, found in zip(("image", "audio"), places_of(media_index, entry), strict=True):
             if found is None:
                 keep[number] = False
                 sought = entry.image if what == "image" else entry.audio
@@ -92,7 +98,7 @@ def survey(
                 break
         if number % 1024 == 0 or number + 1 == total:
             progress.report(number + 1)
-    _refuse_twice(plan, ids)
+    _check_unique(plan, ids)
     owners, keys = np.array(owners, np.int64), np.array(keys, np.uint64)
     leaking = leaks.leaking(owners, keys, split == SPLITS.index("test"), keep, exclude)
     for rows in leaking.values():
@@ -102,19 +108,19 @@ def survey(
     return Survey(keep, split, missing, Counter({why: len(rows) for why, rows in leaking.items()}))
 
 
-def _refuse_twice(plan: Plan, ids: np.ndarray) -> None:
+def _check_unique(plan: Plan, ids: np.ndarray) -> None:
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     if len(same):
         raise UserError(f"two examples have the id {plan.entries[int(order[same[0]])].id!r}")
 
 
-def places_of(shelf: media.Shelf, entry: Entry) -> tuple[Any, Any]:
+def places_of(media_index: media.MediaIndex, entry: Entry) -> tuple[Any, Any]:
     """(path, time) of the image and of the sound of an entry; None for one that is not there."""
-    return media.find_image(shelf, entry.image), media.find_audio(shelf, entry.audio)
+    return media.find_image(media_index, entry.image), media.find_audio(media_index, entry.audio)
 
 
-def refuse_many(
+def check_skipped(
     reasons: dict[str, int],
     total: int,
     what: str,
@@ -138,7 +144,7 @@ def refuse_many(
         )
 
 
-def refuse_leaking(found: Survey, most: float, say: Callable) -> None:
+def check_leaking(found: Survey, most: float, say: Callable) -> None:
     """Say what share of the training examples is left out as leaks; UserError above `most`."""
     count, total = found.leaking.total(), int((found.split == SPLITS.index("train")).sum())
     if not count:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from meerkat_jax.data.example import Segment
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 SPLITS = ("train", "test")
 CLIP_SECONDS = 10.0  # of AudioSet and VGGSound; some annotations end a little later
@@ -78,16 +78,16 @@ class AudioRows:
     ) -> None:
         """Take one clip, `said` being its labels as the file has them.
 
-        Clips in which none of our classes may be heard are left out. Bad when the file has said
+        Clips in which none of our classes may be heard are left out. RowError when the file has said
         something else of the clip before.
         """
         number = SPLITS.index(split)
         before = self.known.setdefault((ident, start), (number, said))
         if before[0] != number:
-            raise Bad("clip in two splits", ident)
+            raise RowError("clip in two splits", ident)
         if before[1] is not said:
             if before[1] != said:
-                raise Bad("clip twice with other labels", ident)
+                raise RowError("clip twice with other labels", ident)
             skips.drop("row twice")
             return
         if not maybe:

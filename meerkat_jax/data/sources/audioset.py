@@ -26,7 +26,7 @@ from meerkat_jax.data.sources.audio_clips import CLIP_SECONDS, AudioClips, Audio
 from meerkat_jax.data.sources.classes import Class, Ontology
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import fields, interval, lines, name, number, table
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 from meerkat_jax.data.text import vanishes
 
 WEAK = {
@@ -93,7 +93,7 @@ def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> AudioCl
 def _weak_row(text: str) -> tuple[str, float, float, str]:
     row = [field.strip() for field in fields(text)]
     if len(row) != 4:
-        raise Bad("wrong number of fields", f"{len(row)}, expected 4: {text[:80]!r}")
+        raise RowError("wrong number of fields", f"{len(row)}, expected 4: {text[:80]!r}")
     start, end = interval(row[1], row[2])
     return name(row[0], "YouTube id"), start, end, row[3]
 
@@ -103,7 +103,7 @@ def _known(labels: list[str], ontology: Ontology) -> list[str]:
     nodes = [BEYOND.get(label, label) for label in labels]
     for node in filter(None, nodes):
         if node not in ontology.names:
-            raise Bad("label is not in the ontology", f"{node[:40]!r}")
+            raise RowError("label is not in the ontology", f"{node[:40]!r}")
     return [node for node in nodes if node]
 
 
@@ -135,7 +135,7 @@ def read_strong(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Audio
             before = len(rows.ids)
             try:
                 rows.add(ident, start, STRONG[path.name], tuple(said), heard, maybe, skips)
-            except Bad as bad:
+            except RowError as bad:
                 skips.add(f"{path.name}: {clip}", bad.reason, bad.detail)
             if len(rows.ids) > before:
                 events.append(_events(said, ontology))
@@ -145,7 +145,7 @@ def read_strong(folder: Path, classes: tuple[Class, ...], skips: Skips) -> Audio
 def _split_id(clip: str) -> tuple[str, float]:
     ident, _, start = name(clip, "segment_id").rpartition("_")
     if not ident or not (start.isascii() and start.isdigit()):
-        raise Bad("segment_id is not <YouTube id>_<start in ms>", f"{clip[:40]!r}")
+        raise RowError("segment_id is not <YouTube id>_<start in ms>", f"{clip[:40]!r}")
     return ident, number(start, "start in ms", 0, 1e9) / 1000
 
 

@@ -46,12 +46,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.data.sources.avfit_answers import SETS, Told, merged, read_answer
+from meerkat_jax.data.sources.avfit_answers import SETS, ParsedAnswer, merged, read_answer
 from meerkat_jax.data.sources.avfit_media import Media, of_key, of_paths
-from meerkat_jax.data.sources.byte_spans import Stretches, changed, json_stretches
+from meerkat_jax.data.sources.byte_spans import ByteSpans, changed, json_spans
 from meerkat_jax.data.sources.entry import Entry, Options, Plan
 from meerkat_jax.data.sources.reading import member, require
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 # What a split is read from: the first that is there.
 FILES = {"train": ("train",), "test": ("test", "test_inference", "val", "val_inference")}
@@ -73,11 +73,11 @@ def plan(folder: Path, options: Options) -> Plan:
     require(folder)
     skips = Skips()
     files = _files(Path(folder), skips)
-    stretches = Stretches([file.path for file in files])
+    byte_spans = ByteSpans([file.path for file in files])
     groups, rows, boxes = array("Q"), array("Q"), array("Q")
     for number, file in enumerate(files):
-        for item in json_stretches(file.path, "data" if file.inference else ""):
-            told: list[Told] = []
+        for item in json_spans(file.path, "data" if file.inference else ""):
+            told: list[ParsedAnswer] = []
             for read in _rows(file, item.key, item.value, skips.noted):
                 with skips.row(file.path, item.line):
                     media, answer = read()
@@ -86,20 +86,20 @@ def plan(folder: Path, options: Options) -> Plan:
                 groups.append(_digest(file.split, media.name))
                 rows.extend(_digest(file.split, media.name, repr(answer)) for answer in told)
                 boxes.append(sum(len(answer.boxes) for answer in told))
-                stretches.add(number, item.start, item.end)
+                byte_spans.add(number, item.start, item.end)
     again = len(rows) - len(np.unique(np.array(rows)))
     if again:
         skips.drop("row twice", again)
-    entries = _entries(files, stretches, groups, boxes, options, skips)
+    entries = _entries(files, byte_spans, groups, boxes, options, skips)
     return Plan(entries, tuple(file.path for file in files), skips)
 
 
 class Entries(Sequence[Entry]):
     """Entries of rows by number: `order` lists the rows, `begins` where each entry's begin."""
 
-    def __init__(self, files, stretches, order, begins, options) -> None:
+    def __init__(self, files, byte_spans, order, begins, options) -> None:
         self.files: list[File] = files
-        self.stretches: Stretches = stretches
+        self.byte_spans: ByteSpans = byte_spans
         self.order, self.begins = order, begins
         self.options = options
 
@@ -109,16 +109,16 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: int) -> Entry:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        told: dict[Told, None] = {}
+        told: dict[ParsedAnswer, None] = {}
         rows = self.order[self.begins[index] : self.begins[index + 1]].tolist()
         for row in rows:
-            file = self.files[self.stretches.files[row]]
-            value = self.stretches.read(row)
+            file = self.files[self.byte_spans.files[row]]
+            value = self.byte_spans.read(row)
             key, value = ("", value) if file.inference else next(iter(value.items()))
             for read in _rows(file, key, value):
                 try:
                     media, answer = read()
-                except Bad:
+                except RowError:
                     continue  # counted in planning
                 told[answer] = None
         if not told:
@@ -126,7 +126,7 @@ class Entries(Sequence[Entry]):
         return _entry(file.split, media, list(told), self.options)
 
 
-def _entry(split: str, media: Media, told: list[Told], options: Options) -> Entry:
+def _entry(split: str, media: Media, told: list[ParsedAnswer], options: Options) -> Entry:
     ident = f"avfit-{split}-{media.name}"
     labels = [spot.label for one in told for spot in (*one.boxes, *one.segments)]
     labels = tuple(dict.fromkeys(labels))
@@ -150,7 +150,7 @@ def _entry(split: str, media: Media, told: list[Told], options: Options) -> Entr
 
 def _rows(
     file: File, key: str, item: Any, noted: Counter[str] | None = None
-) -> Iterator[Callable[[], tuple[Media, Told]]]:
+) -> Iterator[Callable[[], tuple[Media, ParsedAnswer]]]:
     """Of each row of an item what reads it, and raises Bad if it is no good."""
     if file.inference:
         yield partial(_inference, file, item, noted)
@@ -159,19 +159,19 @@ def _rows(
         data_set, media, label = of_key(file.root, file.data_set, key)
         rows = member(item, "data", "value of the key")
         if not isinstance(rows, list) or not rows:
-            raise Bad("data is not a list of questions", f"key {key[:60]!r}")
-    except Bad as bad:
+            raise RowError("data is not a list of questions", f"key {key[:60]!r}")
+    except RowError as bad:
         yield partial(_refuse, bad)
         return
     for row in rows:
         yield partial(lambda one: (media, read_answer(data_set, one, label, noted)), row)
 
 
-def _refuse(bad: Bad) -> tuple[Media, Told]:
+def _refuse(bad: RowError) -> tuple[Media, ParsedAnswer]:
     raise bad
 
 
-def _inference(file: File, row: Any, noted: Counter[str] | None) -> tuple[Media, Told]:
+def _inference(file: File, row: Any, noted: Counter[str] | None) -> tuple[Media, ParsedAnswer]:
     media = of_paths(file.root, file.data_set, row)
     told = {"question": member(row, "instruction"), "answer": member(row, "response")}
     return media, read_answer(file.data_set, told, "", noted)
@@ -211,7 +211,7 @@ def _digest(*parts: str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _entries(files, stretches, groups, boxes, options, skips) -> Entries:
+def _entries(files, byte_spans, groups, boxes, options, skips) -> Entries:
     """Rows of equal `groups` as one entry, in the order of first rows; none of too many boxes."""
     _, first, group = np.unique(np.array(groups), return_index=True, return_inverse=True)
     rank = np.empty(len(first), int)
@@ -222,7 +222,7 @@ def _entries(files, stretches, groups, boxes, options, skips) -> Entries:
         order = rows[np.argsort(group[rows], kind="stable")]
         sizes = np.unique(group[rows], return_counts=True)[1]
         begins = np.concatenate(([0], np.cumsum(sizes))).astype(int)
-        return Entries(files, stretches, order, begins, options)
+        return Entries(files, byte_spans, order, begins, options)
 
     every = entries(np.arange(len(group)))
     many = np.bincount(group, np.array(boxes), len(first)) > MOST_BOXES  # rows twice count here

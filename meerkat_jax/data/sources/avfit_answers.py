@@ -24,7 +24,7 @@ from meerkat_jax.data.sources.reading import (
     shown,
     words,
 )
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from meerkat_jax.data.text import find_segments
 from meerkat_jax.data.verdict import parse_verdict, with_verdict
 
@@ -68,7 +68,7 @@ _LEADING = re.compile(r"\W*(true\b|false\b|(?:yes|no)(?=[.,:;!]|$))[\s.,:;!-]*",
 _TRAILING = re.compile(r"[\s.,:;-]*\b(true|false)\W*$", re.IGNORECASE)
 
 
-class Told(NamedTuple):
+class ParsedAnswer(NamedTuple):
     """What one row says. `answer` is a verdict, a word or a caption; None for grounding."""
 
     task: str
@@ -81,7 +81,9 @@ class Told(NamedTuple):
     sizes: tuple[tuple[float, float], ...] = ()  # of the picture that pixels are of
 
 
-def read_answer(data_set: str, row: Any, label: str, noted: Counter[str] | None = None) -> Told:
+def read_answer(
+    data_set: str, row: Any, label: str, noted: Counter[str] | None = None
+) -> ParsedAnswer:
     """The row of a `data` list; `label` is that of its key, "" if there is none.
 
     `noted` counts boxes that were rounded.
@@ -92,27 +94,27 @@ def read_answer(data_set: str, row: Any, label: str, noted: Counter[str] | None 
     task = SETS[data_set].task
     if task == "arig":
         boxes, sizes = _boxes(_box_set(data_set, row), row, answer, label, noted)
-        return Told(task, data_set, instruction, boxes=boxes, sizes=sizes)
+        return ParsedAnswer(task, data_set, instruction, boxes=boxes, sizes=sizes)
     if task == "igatl":
-        return Told(task, data_set, instruction, segments=_segments(row, answer, label))
+        return ParsedAnswer(task, data_set, instruction, segments=_segments(row, answer, label))
     if task == "avc":
-        return Told(task, data_set, instruction, answer=words(answer, "answer"))
+        return ParsedAnswer(task, data_set, instruction, answer=words(answer, "answer"))
     if not instruction:
-        raise Bad("question is empty", f"answer {shown(answer)}")
+        raise RowError("question is empty", f"answer {shown(answer)}")
     if task == "avqa":
         if isinstance(answer, int | float) and not isinstance(answer, bool):
             answer = f"{number(answer, 'answer'):g}"
         answer = words(answer, "answer")
-        return Told(task, data_set, instruction, answer, answer=answer)
+        return ParsedAnswer(task, data_set, instruction, answer, answer=answer)
     value, response = _verdict(answer)
-    return Told(task, data_set, instruction, response, answer=value)
+    return ParsedAnswer(task, data_set, instruction, response, answer=value)
 
 
 def _box_set(data_set: str, row: Mapping[str, Any]) -> str:
     """The data set whose order of numbers a row has: the one it names itself, or its key's."""
     own = row.get("dataset", data_set)
     if not isinstance(own, str) or own not in SETS or not SETS[own].order:
-        raise Bad("order of a box's numbers is not known", f"dataset {shown(own)}")
+        raise RowError("order of a box's numbers is not known", f"dataset {shown(own)}")
     return own
 
 
@@ -122,7 +124,7 @@ def _label(row: Mapping[str, Any], label: str) -> str:
     category = label if category is None else category
     text = " ".join(re.sub(r"[\[\]{}<>]", " ", words(category, "class")).split())
     if not text:
-        raise Bad("class is empty")
+        raise RowError("class is empty")
     return text
 
 
@@ -136,7 +138,7 @@ def _boxes(
     if raw is None:
         found = _LABELLED.findall(answer) if isinstance(answer, str) else ()
         if not found:
-            raise Bad("answer is no box", shown(answer))
+            raise RowError("answer is no box", shown(answer))
         boxes = [
             Box(_label({}, named), *corners(numbers, unit, unit, unit / 100, noted=noted))
             for named, *numbers in found
@@ -147,7 +149,7 @@ def _boxes(
         if pixels:
             dim = row.get("dim")
             if not isinstance(dim, list) or len(dim) != 2:
-                raise Bad("dim is not [width, height]", shown(dim))
+                raise RowError("dim is not [width, height]", shown(dim))
             width, height = (number(side, "dim", 1) for side in dim)
             sizes = ((width, height),)
         if order == "xxyy":
@@ -174,7 +176,7 @@ def _segments(row: Mapping[str, Any], answer: Any, label: str) -> tuple[Segment,
         named = _label({}, named) if named else _label(row, label)
         segments.append(written(Segment(named, *interval(start, end))))
     if not segments:
-        raise Bad("no time in the answer", shown(answer))
+        raise RowError("no time in the answer", shown(answer))
     return tuple(segments)
 
 
@@ -189,7 +191,7 @@ def _verdict(answer: Any) -> tuple[bool, str]:
     else:
         value = parse_verdict(text)
         if value is None:
-            raise Bad("answer is neither True nor False", shown(text))
+            raise RowError("answer is neither True nor False", shown(text))
         last = _TRAILING.search(text)
         # "The claim is not true" is a reason as it stands: without its end it is none.
         reason = text[: last.start()] if last and with_verdict(text, value) else text
@@ -197,9 +199,9 @@ def _verdict(answer: Any) -> tuple[bool, str]:
     return value, f"{reason}: {value}." if reason else f"{value}."
 
 
-def merged(told: Sequence[Told], split: str, seed: int, ident: str) -> tuple[Question, ...]:
+def merged(told: Sequence[ParsedAnswer], split: str, seed: int, ident: str) -> tuple[Question, ...]:
     """Questions of one picture and sound; what is asked in the same words is asked once."""
-    groups: dict[tuple, list[Told]] = {}
+    groups: dict[tuple, list[ParsedAnswer]] = {}
     for one in told:
         grounds = one.task in ("arig", "igatl", "avc")
         groups.setdefault((one.task, one.instruction, grounds or one), []).append(one)
@@ -207,7 +209,7 @@ def merged(told: Sequence[Told], split: str, seed: int, ident: str) -> tuple[Que
     return tuple(_question(rng, split, group) for group in groups.values())
 
 
-def _question(rng, split: str, group: Sequence[Told]) -> Question:
+def _question(rng, split: str, group: Sequence[ParsedAnswer]) -> Question:
     task, data_set, instruction, response, *_, answer, _ = group[0]
     if task == "arig":
         spots = dict.fromkeys(box for one in group for box in one.boxes)

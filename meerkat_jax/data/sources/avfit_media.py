@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from meerkat_jax.data.sources.avfit_answers import SETS
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import member, name, shown, words
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 
 # Folders of the sounds of pairs.
 AUDIO_FOLDERS = {
@@ -40,13 +40,15 @@ def of_key(root: str, folder: str, key: str) -> tuple[str, Media, str]:
     if key.startswith("openimages_vggsound_"):
         data_set = "vggsound"
     if not data_set:
-        raise Bad("key of an unknown form", f"{key[:80]!r}, expected <data set>_<id>")
+        raise RowError("key of an unknown form", f"{key[:80]!r}, expected <data set>_<id>")
     audio_set = SETS[data_set].audio_set
     if not audio_set:
         return data_set, _video(root, data_set, key.split("#")[0]), ""
     parts = key.split("#")
     if len(parts) != 3:
-        raise Bad("key of an unknown form", f"{key[:80]!r}, expected <...>_<image>#<label>#<id>")
+        raise RowError(
+            "key of an unknown form", f"{key[:80]!r}, expected <...>_<image>#<label>#<id>"
+        )
     if "openimages_" in key and audio_set == "audioset_temporal":
         audio_set = "audioset_sreyan"  # as the authors' loader looks it up
     image = parts[0].rsplit("_", 1)[-1]
@@ -57,7 +59,7 @@ def of_paths(root: str, data_set: str, row: Any) -> Media:
     """The media of a row of an inference file of `data_set`."""
     image, video, audio = (words(member(row, key), key) for key in ("image", "video", "audio"))
     if audio == "None" or image == video == "None":
-        raise Bad("no image or no sound", f"image {image!r}, video {video!r}, audio {audio!r}")
+        raise RowError("no image or no sound", f"image {image!r}, video {video!r}, audio {audio!r}")
     shown, still = _parts(image if video == "None" else video)
     if video == "None":
         still = still.rsplit(".", 1)[0].removesuffix(".mp4_0")
@@ -67,14 +69,14 @@ def of_paths(root: str, data_set: str, row: Any) -> Media:
         return _pair(root, still, heard, stem)
     if shown == heard == data_set and still == stem:
         return _video(root, data_set, still)
-    raise Bad("image and audio do not belong together", f"{video[:60]!r}, {audio[:60]!r}")
+    raise RowError("image and audio do not belong together", f"{video[:60]!r}, {audio[:60]!r}")
 
 
 def _parts(path: str) -> tuple[str, str]:
     """Data set and name of a medium, whatever the folder that the data sets are in."""
     parts = path.split("/")
     if len(parts) < 3:
-        raise Bad("path is not <data set>/<folder>/<name>", shown(path))
+        raise RowError("path is not <data set>/<folder>/<name>", shown(path))
     return parts[-3], parts[-1]
 
 

@@ -36,7 +36,7 @@ from meerkat_jax.data.example import Question
 from meerkat_jax.data.sources import asking
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
 from meerkat_jax.data.sources.reading import json_items, member, number, require, words
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILES = {"train": "train_qa.json", "test": "val_qa.json"}
 TYPES = ("which", "come from", "happening", "where", "why", "before next", "when", "used for")
@@ -76,7 +76,9 @@ def _read(path: Path, skips: Skips) -> dict[str, dict[tuple, Asked]]:
             before = known.setdefault((asked.question, asked.choices), asked)
             if before is not asked:
                 if before.answer != asked.answer:
-                    raise Bad("question twice with other answers", f"{video}: {asked.question}")
+                    raise RowError(
+                        "question twice with other answers", f"{video}: {asked.question}"
+                    )
                 skips.drop("row twice")
     return videos
 
@@ -84,12 +86,12 @@ def _read(path: Path, skips: Skips) -> dict[str, dict[tuple, Asked]]:
 def _row(row: Any) -> tuple[str, Asked]:
     video = words(member(row, "video_name"), "video_name")
     if not _NAME.fullmatch(video):
-        raise Bad("video_name is not <YouTube id>_<six digits>", f"{video[:80]!r}")
+        raise RowError("video_name is not <YouTube id>_<six digits>", f"{video[:80]!r}")
     question = words(member(row, "question_text"), "question_text")
     choices = _choices(member(row, "multi_choice"))
     index = number(member(row, "answer"), "answer", 0, len(choices) - 1)
     if index != int(index) or not choices[int(index)]:
-        raise Bad("answer is not one of the choices", f"{index:g} of {choices}"[:120])
+        raise RowError("answer is not one of the choices", f"{index:g} of {choices}"[:120])
     kind = _one_of(member(row, "question_type"), "question_type", TYPES)
     relation = _one_of(member(row, "question_relation"), "question_relation", RELATIONS)
     answer = choices[int(index)]
@@ -100,10 +102,10 @@ def _row(row: Any) -> tuple[str, Asked]:
 def _choices(values: Any) -> list[str]:
     """The answers to choose from, "" in the place of one that is missing."""
     if not isinstance(values, list):
-        raise Bad("multi_choice is not a list", f"{type(values).__name__}")
+        raise RowError("multi_choice is not a list", f"{type(values).__name__}")
     missing = [value is None or (isinstance(value, str) and not value.strip()) for value in values]
     if len(values) - sum(missing) < 2:
-        raise Bad("multi_choice has fewer than two answers", f"{len(values) - sum(missing)}")
+        raise RowError("multi_choice has fewer than two answers", f"{len(values) - sum(missing)}")
     pairs = zip(values, missing, strict=True)
     return ["" if gone else words(value, "choice") for value, gone in pairs]
 
@@ -111,7 +113,7 @@ def _choices(values: Any) -> list[str]:
 def _one_of(value: Any, what: str, known: tuple[str, ...]) -> str:
     found = words(value, what).lower()
     if found not in known:
-        raise Bad(f"{what} is unknown", f"{found[:80]!r}, expected one of {', '.join(known)}")
+        raise RowError(f"{what} is unknown", f"{found[:80]!r}, expected one of {', '.join(known)}")
     return found
 
 

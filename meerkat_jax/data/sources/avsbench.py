@@ -35,7 +35,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, plain
 from meerkat_jax.data.sources.reading import name, require, table
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILE = "s4_meta_data.csv"
 COLUMNS = ("name", "category", "split")
@@ -87,7 +87,7 @@ def _scenes(folder: Path, path: Path, masks: list[Path], skips: Skips) -> Iterat
 def _clip(row: list[str]) -> Clip:
     clip = Clip(*(name(value, what) for value, what in zip(row, COLUMNS, strict=True)))
     if clip.split not in (*FRAMES, "val"):
-        raise Bad("split is not train, val or test", f"{clip.split[:40]!r}")
+        raise RowError("split is not train, val or test", f"{clip.split[:40]!r}")
     return clip
 
 
@@ -99,7 +99,7 @@ def _frames(
         path = folder / clip.below("gt_masks") / clip.name / f"{frame}.png"
         try:
             box = labelled(plain(clip.category, "category"), mask_box(path))
-        except Bad as bad:
+        except RowError as bad:
             skips.add(where, bad.reason, bad.detail)
             continue
         masks.append(path)
@@ -124,17 +124,17 @@ def mask_box(path: Path) -> tuple[float, float, float, float]:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise Bad("mask is too large", f"{path.name}: {image.width} x {image.height}")
+                raise RowError("mask is too large", f"{path.name}: {image.width} x {image.height}")
             mask = np.asarray(image.convert("L")) >= 128
-    except (Bad, MemoryError):
+    except (RowError, MemoryError):
         raise
     except FileNotFoundError:
-        raise Bad("no mask", path.name) from None
+        raise RowError("no mask", path.name) from None
     except Exception as error:  # Pillow raises nearly anything for a broken file
-        raise Bad("mask cannot be read", f"{path.name} ({error})"[:160]) from None
+        raise RowError("mask cannot be read", f"{path.name} ({error})"[:160]) from None
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        raise Bad("mask is empty", path.name)
+        raise RowError("mask is empty", path.name)
     height, width = mask.shape
     x0, x1 = columns[0] / width, (columns[-1] + 1) / width
     return float(x0), float(rows[0] / height), float(x1), float((rows[-1] + 1) / height)

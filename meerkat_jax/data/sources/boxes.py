@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.data.sources.reading import number, shown
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from meerkat_jax.data.text import BOX_DECIMALS, vanishes, write_box, write_segment
 
 # How far outside the image a corner may lie and still be rounding: one step of the decimals that
@@ -70,13 +70,13 @@ def corners(
     Raises Bad for corners out of order, outside the image, or without an area between them.
     """
     if not isinstance(values, list | tuple) or len(values) != 4:
-        raise Bad("a box has not four numbers", shown(values))
+        raise RowError("a box has not four numbers", shown(values))
     raw = tuple(number(value, "box corner") for value in values)
     if form == "thousand":
         width, height = 1000.0, 1000.0
 
-    def bad(reason: str, more: str = "") -> Bad:
-        return Bad(reason, f"{list(values)} of {width:g} x {height:g}{more}")
+    def bad(reason: str, more: str = "") -> RowError:
+        return RowError(reason, f"{list(values)} of {width:g} x {height:g}{more}")
 
     x0, y0, x1, y1 = FORMS[form](*raw)
     across, down = max(slack, ROUNDING * width), max(slack, ROUNDING * height)
@@ -154,7 +154,7 @@ class Tally:
 
 
 def written(item: Item) -> Item:
-    """`item`, when it reads back from the text that is written of it; Bad otherwise.
+    """`item`, when it reads back from the text that is written of it; RowError otherwise.
 
     That is when its label is plain words ("1, 2" is none), and something is left of it when its
     numbers are rounded.
@@ -162,9 +162,9 @@ def written(item: Item) -> Item:
     decimals = "three decimals" if isinstance(item, Box) else "tenths of a second"
     if vanishes(item):
         numbers = [*vars(item).values()][1:]
-        raise Bad(f"nothing is left of it in {decimals}", f"{item.label[:80]!r} {numbers}")
+        raise RowError(f"nothing is left of it in {decimals}", f"{item.label[:80]!r} {numbers}")
     try:
         write_box(item) if isinstance(item, Box) else write_segment(item)
     except UserError:
-        raise Bad("label cannot be written in an answer", f"{item.label[:80]!r}") from None
+        raise RowError("label cannot be written in an answer", f"{item.label[:80]!r}") from None
     return item

@@ -19,7 +19,7 @@ _WHITE = re.compile(r"[ \t\r\n]*")
 _BOM = b"\xef\xbb\xbf"
 
 
-class Stretches:
+class ByteSpans:
     """Stretches of bytes in `paths`, by number."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -67,7 +67,7 @@ class Item(NamedTuple):
     end: int
 
 
-def json_stretches(path: Path, within: str = "") -> Iterator[Item]:
+def json_spans(path: Path, within: str = "") -> Iterator[Item]:
     """The items of the JSON array or object that a file is, or of its value at key `within`.
 
     UserError naming the line where it is no JSON, and for another kind of value.
@@ -133,12 +133,12 @@ def _value_of(path: Path, text: str, start: int, wanted: str) -> int:
     return _key(path, text, places[0])[1]
 
 
-def refuse_constant(name: str) -> None:
+def reject_constant(name: str) -> None:
     """For NaN and Infinity, which Python's decoder would take."""
     raise ValueError(f"{name} is no JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
+_DECODER = json.JSONDecoder(parse_constant=reject_constant)
 
 
 def _decoded(path: Path, text: str, at: int) -> tuple[Any, int]:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.sources.reading import json_items, member, table, words
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 TABLE = Path(__file__).with_name("classes.csv")
 
@@ -107,7 +107,7 @@ class Ontology:
                 self.names[mid] = words(member(value, "name"), "name")
                 below = member(value, "child_ids")
                 if not isinstance(below, list):
-                    raise Bad("child_ids is not an array", f"{mid}")
+                    raise RowError("child_ids is not an array", f"{mid}")
                 self.children[mid] = [words(child, "child id") for child in below]
         if skips.faults:
             first = skips.faults[0]

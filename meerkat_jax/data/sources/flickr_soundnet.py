@@ -37,7 +37,7 @@ from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, usable, xml_root
 from meerkat_jax.data.sources.reading import lines, name, require
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FOLDER = "Annotations"
 LISTS = ("test_list.txt", "flickr_test.csv")
@@ -117,5 +117,5 @@ def _scene(path: Path, skips: Skips) -> Scene | None:
 def _box(element: ElementTree.Element, skips: Skips) -> Box:
     values = [child.text for child in element]
     if len(values) != 5:
-        raise Bad("bbox has not five parts", f"{len(values)}: {values}"[:80])
+        raise RowError("bbox has not five parts", f"{len(values)}: {values}"[:80])
     return labelled(LABEL, corners(values[1:], SIZE, SIZE, SLACK, noted=skips.noted))

@@ -19,7 +19,7 @@ from meerkat_jax.data.sources import asking
 from meerkat_jax.data.sources.boxes import written
 from meerkat_jax.data.sources.entry import Entry, Options, Place, generator
 from meerkat_jax.data.sources.reading import words
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 MOST_BOXES = 16
 
@@ -88,12 +88,12 @@ def _entry(source: str, scene: Scene, options: Options) -> Entry:
 
 
 def plain(value: Any, what: str = "class") -> str:
-    """A class name in lower case, as a box's label can have it; Bad otherwise."""
+    """A class name in lower case, as a box's label can have it; RowError otherwise."""
     text = words(value, what).lower().translate(_PLAIN)
     if not text.isprintable():
-        raise Bad(f"{what} has control characters", f"{text[:80]!r}")
+        raise RowError(f"{what} has control characters", f"{text[:80]!r}")
     if not any(map(str.isalpha, text)):
-        raise Bad(f"{what} has no words", f"{text[:80]!r}")
+        raise RowError(f"{what} has no words", f"{text[:80]!r}")
     return words(text, what)
 
 
@@ -101,7 +101,7 @@ _PLAIN = str.maketrans("_[]", "   ")
 
 
 def labelled(label: str, corners: Sequence[float]) -> Box:
-    """A box that reads back as what it is; Bad otherwise ("1, 2" is no label)."""
+    """A box that reads back as what it is; RowError otherwise ("1, 2" is no label)."""
     return written(Box(label, *corners))
 
 
@@ -113,17 +113,17 @@ def usable(
     for item in items:
         try:
             boxes.append(read(item))
-        except Bad as bad:
-            bads.append(Bad(bad.reason, f"{ident}: {bad.detail}"))
+        except RowError as bad:
+            bads.append(RowError(bad.reason, f"{ident}: {bad.detail}"))
     if not boxes:
-        raise bads[0] if bads else Bad("no box", ident)
+        raise bads[0] if bads else RowError("no box", ident)
     for bad in bads:
         skips.add(where, bad.reason, bad.detail)
     return tuple(dict.fromkeys(boxes))
 
 
 def xml_root(path: Path) -> ElementTree.Element:
-    """The outermost element of a file; Bad when it is missing or no XML.
+    """The outermost element of a file; RowError when it is missing or no XML.
 
     One file is one image here, so a broken one is one fault. No other file is ever opened, and
     the parser refuses entities that would grow without bound.
@@ -131,6 +131,8 @@ def xml_root(path: Path) -> ElementTree.Element:
     try:
         return ElementTree.fromstring(path.read_bytes())
     except OSError as error:
-        raise Bad("annotation file cannot be read", f"{path.name} ({error.strerror})") from None
+        raise RowError(
+            "annotation file cannot be read", f"{path.name} ({error.strerror})"
+        ) from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise Bad("annotation file is not XML", f"{path.name} ({error})") from None
+        raise RowError("annotation file is not XML", f"{path.name} ({error})") from None

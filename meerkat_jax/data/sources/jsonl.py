@@ -54,11 +54,11 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box, Question, Segment
 from meerkat_jax.data.leaks import hashed
 from meerkat_jax.data.sources import asking, boxes
-from meerkat_jax.data.sources.byte_spans import Stretches, changed
+from meerkat_jax.data.sources.byte_spans import ByteSpans, changed
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
 from meerkat_jax.data.sources.reading import interval, json_lines, require, shown
 from meerkat_jax.data.sources.schema import check, load
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 from meerkat_jax.data.text import check_response, write_box, write_segment
 from meerkat_jax.data.verdict import parse_verdict
 
@@ -72,7 +72,7 @@ def plan(folder: Path, options: Options) -> Plan:
     (path,) = require(folder, FILE)
     skips = Skips()
     starts = _line_starts(path)
-    rows, lines = Stretches([path]), array("Q")
+    rows, lines = ByteSpans([path]), array("Q")
     ids, contents = set(), set()
     tally = boxes.Tally(skips.noted)
     for line, value in json_lines(path, skips):
@@ -83,7 +83,9 @@ def plan(folder: Path, options: Options) -> Plan:
                 skips.drop("row twice")
                 continue
             if hashed(ident) in ids:
-                raise Bad("id twice", f"id is {ident.split('-', 2)[2]!r}, expected one of its own")
+                raise RowError(
+                    "id twice", f"id is {ident.split('-', 2)[2]!r}, expected one of its own"
+                )
             ids.add(hashed(ident))
             contents.add(content)
             rows.add(0, starts[line - 1], starts[line])
@@ -123,7 +125,7 @@ def _judge(path: Path, tally: boxes.Tally, skips: Skips) -> None:
 class Rows(Sequence[Entry]):
     """The good lines of the file, read when they are asked for."""
 
-    def __init__(self, rows: Stretches, lines: array, options: Options) -> None:
+    def __init__(self, rows: ByteSpans, lines: array, options: Options) -> None:
         self.rows, self.lines, self.options = rows, lines, options
 
     def __len__(self) -> int:
@@ -134,12 +136,12 @@ class Rows(Sequence[Entry]):
             raise IndexError(index)
         try:
             return entry(self.rows.read(index), self.lines[index], self.options)
-        except Bad:
+        except RowError:
             raise changed(self.rows.paths[0]) from None
 
 
 def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = None) -> Entry:
-    """What a line says; Bad, with key, value and what was expected, when it is no good.
+    """What a line says; RowError, with key, value and what was expected, when it is no good.
 
     Its boxes are counted in `tally`.
     """
@@ -158,7 +160,7 @@ def entry(row: Any, line: int, options: Options, tally: boxes.Tally | None = Non
         grounded = (box for one in questions if one.task == "arig" for box in one.boxes)
         sounding = tuple(dict.fromkeys(grounded))
     if len(sounding) > MOST_BOXES:
-        raise Bad("more than 16 boxes", f"questions of arig have {len(sounding)}")
+        raise RowError("more than 16 boxes", f"questions of arig have {len(sounding)}")
     # What is to be found in the image, or in time, is what is both seen and heard.
     spots = (spot for one in questions for spot in (*one.boxes, *one.segments))
     told = dict.fromkeys(spot.label for spot in (*sounding, *spots))
@@ -222,7 +224,7 @@ def _fact(rng, split: str, asked: dict, spots, segments) -> Question:
 
 
 def _check_response(question: Question, at: str) -> None:
-    """Bad when a response of the user's own does not say what is told beside it."""
+    """RowError when a response of the user's own does not say what is told beside it."""
     found, expected = question.response, ""
     if question.task in ("arig", "igatl"):
         try:
@@ -235,7 +237,7 @@ def _check_response(question: Question, at: str) -> None:
             expected = f"one with {question.truth['answer']} as its last verdict"
     if expected:
         reason = "response says other than what is beside it"
-        raise Bad(reason, f"{at}.response is {shown(found)}, expected {expected}")
+        raise RowError(reason, f"{at}.response is {shown(found)}, expected {expected}")
 
 
 def _word(answer: bool | str | int | float) -> str:
@@ -248,7 +250,7 @@ def _boxes(holder: dict, at: str, line: int, tally: boxes.Tally) -> tuple[Box, .
     """The boxes of a row or a question in 0..1; those without a form are counted in `tally`."""
     size, form = holder.get("size", (1.0, 1.0)), holder.get("form")
     if form == "thousand" and "size" in holder:
-        raise Bad("form thousand with pixels", f"{at.removesuffix('boxes')}size is {size}")
+        raise RowError("form thousand with pixels", f"{at.removesuffix('boxes')}size is {size}")
     found = []
     for number, (label, *numbers) in enumerate(holder.get("boxes", ())):
         with _placed(f"{at}[{number}]"):
@@ -278,8 +280,8 @@ def _placed(at: str) -> Iterator[None]:
     """Adds to a fault where in the row it is."""
     try:
         yield
-    except Bad as bad:
-        raise Bad(bad.reason, f"{at}: {bad.detail}") from None
+    except RowError as bad:
+        raise RowError(bad.reason, f"{at}: {bad.detail}") from None
 
 
 def _place(path: str, at: float) -> Place:
@@ -295,11 +297,11 @@ def _last_time(questions: Sequence[dict]) -> float:
 
 
 def _check_letters(row: Any) -> None:
-    """Bad for half a character, which JSON can write and no file can hold."""
+    """RowError for half a character, which JSON can write and no file can hold."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise Bad("half a character", shown(error.object[error.start : error.end])) from None
+        raise RowError("half a character", shown(error.object[error.start : error.end])) from None
 
 
 def _line_starts(path: Path) -> array:

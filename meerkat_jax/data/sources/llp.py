@@ -38,7 +38,7 @@ from meerkat_jax.data.example import Segment
 from meerkat_jax.data.sources import asking
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
 from meerkat_jax.data.sources.reading import interval, number, require, table
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILES = ("AVVP_test_pd.csv", "AVVP_eval_audio.csv", "AVVP_eval_visual.csv")
 SECONDS = 10
@@ -78,13 +78,13 @@ def _read_videos(path: Path, skips: Skips) -> dict[str, str]:
         with skips.row(path, line):
             video = video.strip()
             if not _ID.fullmatch(video):
-                raise Bad("filename is not <YouTube id>_<start>_<end>", f"{video[:80]!r}")
+                raise RowError("filename is not <YouTube id>_<start>_<end>", f"{video[:80]!r}")
             if video not in videos:
                 videos[video] = labels.strip()
             elif videos[video] == labels.strip():
                 skips.drop("row twice")
             else:
-                raise Bad("video twice with other labels", video)
+                raise RowError("video twice with other labels", video)
     return videos
 
 
@@ -100,7 +100,7 @@ def _read_events(path: Path, videos: Mapping[str, str], skips: Skips) -> Mapping
                 skips.drop("validation split")
                 continue
             if label not in WORDS:
-                raise Bad("event label is not one of the 25", f"{label[:80]!r}")
+                raise RowError("event label is not one of the 25", f"{label[:80]!r}")
             start, end = interval(_second(onset, "onset"), _second(offset, "offset"), "event")
             if (video, start, end, label) in read:
                 skips.drop("row twice")
@@ -112,7 +112,7 @@ def _read_events(path: Path, videos: Mapping[str, str], skips: Skips) -> Mapping
 def _second(value: str, what: str) -> float:
     found = number(value, what, 0, SECONDS)
     if found != int(found):
-        raise Bad(f"{what} is not a whole second", value[:80])
+        raise RowError(f"{what} is not a whole second", value[:80])
     return found
 
 

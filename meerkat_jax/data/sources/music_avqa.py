@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 from meerkat_jax.data.sources import asking
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
 from meerkat_jax.data.sources.reading import json_items, member, require, words
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILES = {"train": "avqa-train.json", "test": "avqa-test.json"}
 MIDDLE = 30.0  # of a minute
@@ -82,7 +82,7 @@ def _read(path: Path, skips: Skips) -> dict[str, dict[str, Asked]]:
         with skips.row(path, line):
             video = words(member(row, "video_id"), "video_id")
             if not _VIDEO.fullmatch(video):
-                raise Bad("video_id is not of eight digits", f"{video[:80]!r}")
+                raise RowError("video_id is not of eight digits", f"{video[:80]!r}")
             if not video.isdigit():
                 skips.drop("synthetic video")
                 continue
@@ -90,7 +90,9 @@ def _read(path: Path, skips: Skips) -> dict[str, dict[str, Asked]]:
             before = videos.setdefault(video, {}).setdefault(asked.question, asked)
             if before is not asked:
                 if before.answer != asked.answer:
-                    raise Bad("question twice with other answers", f"{video}: {asked.question}")
+                    raise RowError(
+                        "question twice with other answers", f"{video}: {asked.question}"
+                    )
                 skips.drop("row twice")
     return videos
 
@@ -100,7 +102,7 @@ def _row(row: Any) -> Asked:
     question = _filled(content, _listed(member(row, "templ_values"), "templ_values"))
     kind = [part.lower() for part in _listed(member(row, "type"), "type")]
     if len(kind) != 2 or kind[1] not in TYPES.get(kind[0], ()):
-        raise Bad("type is unknown", f"{kind}"[:80])
+        raise RowError("type is unknown", f"{kind}"[:80])
     return Asked(question, _plain(member(row, "anser"), "anser"), "/".join(kind))
 
 
@@ -112,7 +114,7 @@ def _listed(value: Any, what: str) -> list[str]:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list):
-        raise Bad(f"{what} is not a list written as JSON", f"{text[:80]!r}")
+        raise RowError(f"{what} is not a list written as JSON", f"{text[:80]!r}")
     return [_plain(one, what) for one in values]
 
 
@@ -120,7 +122,9 @@ def _filled(content: str, values: list[str]) -> str:
     """The question with `values` in its blanks."""
     parts = _BLANK.split(content)
     if len(parts) != len(values) + 1:
-        raise Bad("another number of templ_values than of blanks", f"{content[:80]!r}, {values}")
+        raise RowError(
+            "another number of templ_values than of blanks", f"{content[:80]!r}, {values}"
+        )
     question = "".join(part + value for part, value in zip(parts, [*values, ""], strict=True))
     return question.replace("\uff1f", "?")  # two of the templates end in a full-width mark
 

@@ -33,7 +33,7 @@ from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.classes import Class, check_ids, read_display_names
 from meerkat_jax.data.sources.reading import name, table
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 from meerkat_jax.data.text import vanishes
 
 DESCRIPTIONS = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
@@ -135,23 +135,23 @@ class _Rows:
         self.single, self.corners = array.array("B"), array.array("f")
 
     def add(self, row: list[str], folder: int) -> None:
-        """Take one row; Bad when it cannot be understood."""
+        """Take one row; RowError when it cannot be understood."""
         image, label, x0, x1, y0, y1, group, depiction = row
         kind = self.numbers.get(label)
         if kind is None:
-            raise Bad("unknown class", f"{label[:40]!r} is not in the class descriptions")
+            raise RowError("unknown class", f"{label[:40]!r} is not in the class descriptions")
         if kind < 0:
             return
         # Half the bytes; what is left of a box when it is written is that of these numbers.
         box = array.array("f", corners([x0, y0, x1, y1], noted=self.skips.noted))
         if vanishes(Box("", *box)):
-            raise Bad("nothing is left of it in three decimals", f"{image} {box.tolist()}")
+            raise RowError("nothing is left of it in three decimals", f"{image} {box.tolist()}")
         flags = [_flag(value) for value in (group, depiction)]
         owner = self.images.setdefault(name(image, "ImageID"), len(self.images))
         if owner == len(self.folders):
             self.folders.append(folder)
         elif self.folders[owner] != folder:
-            raise Bad("image in two splits", image)
+            raise RowError("image in two splits", image)
         self.owners.append(owner)
         self.kinds.append(kind)
         self.single.append(not any(flags))
@@ -201,5 +201,5 @@ class _Rows:
 
 def _flag(value: str) -> bool:
     if value not in ("0", "1", "-1"):
-        raise Bad("flag is not 0, 1 or -1", f"{value[:20]!r}")
+        raise RowError("flag is not 0, 1 or -1", f"{value[:20]!r}")
     return value == "1"

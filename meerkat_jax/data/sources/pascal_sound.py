@@ -37,7 +37,7 @@ from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, plain, usable, xml_root
 from meerkat_jax.data.sources.reading import name, number, require, table
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILE = "pairs.csv"
 COLUMNS = ("image", "audio", "class")
@@ -82,7 +82,7 @@ def _scene(row: list[str], read: Callable[[str], Root], where: str, skips: Skips
     width, height = (number(root.findtext(f"size/{side}"), side, 1) for side in ("width", "height"))
     objects = [one for one in root.iterfind("object") if _class(one) == label]
     if not objects:
-        raise Bad("class is not in the image", f"{label[:40]!r} in {image}.xml")
+        raise RowError("class is not in the image", f"{label[:40]!r} in {image}.xml")
 
     def box(one: ElementTree.Element) -> Box:
         x0, y0, x1, y1 = (number(one.findtext(f"bndbox/{key}"), key) for key in CORNERS)
@@ -105,5 +105,5 @@ def _scene(row: list[str], read: Callable[[str], Root], where: str, skips: Skips
 def _class(element: ElementTree.Element) -> str:
     try:
         return plain(element.findtext("name"))
-    except Bad:
+    except RowError:
         return ""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.data.sources.byte_spans import json_stretches, refuse_constant
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.byte_spans import json_spans, reject_constant
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 
 def require(folder: Path, *names: str) -> list[Path]:
@@ -61,13 +61,13 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def fields(line: str, delimiter: str = ",") -> list[str]:
-    """The fields of one line of CSV; quotes as RFC 4180. Bad when a quote is left open."""
+    """The fields of one line of CSV; quotes as RFC 4180. RowError when a quote is left open."""
     if '"' not in line:
         return line.split(delimiter)
     try:
         row = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
     except (csv.Error, StopIteration) as error:
-        raise Bad(
+        raise RowError(
             "a quote is left open or stands amid a field", f"{line[:80]!r} ({error})"
         ) from None
     return row
@@ -93,7 +93,7 @@ def table(
         number, first = next(rows, (1, ""))
         try:
             names = [name.strip() for name in fields(first, delimiter)]
-        except Bad:
+        except RowError:
             names = []
         missing = [column for column in columns if column not in names]
         if missing:
@@ -106,8 +106,10 @@ def table(
         try:
             row = fields(line, delimiter)
             if len(row) != width and not (more and len(row) > width):
-                raise Bad("wrong number of fields", f"{len(row)}, expected {width}: {line[:80]!r}")
-        except Bad as bad:
+                raise RowError(
+                    "wrong number of fields", f"{len(row)}, expected {width}: {line[:80]!r}"
+                )
+        except RowError as bad:
             skips.add(f"{path.name}:{number}", bad.reason, bad.detail)
             continue
         yield number, [row[pick] for pick in picks]
@@ -117,7 +119,7 @@ def json_lines(path: Path, skips: Skips) -> Iterator[tuple[int, Any]]:
     """(line number, value) of each line of a JSON-lines file; broken lines are faults."""
     for number, line in lines(path):
         try:
-            yield number, json.loads(line, parse_constant=refuse_constant)
+            yield number, json.loads(line, parse_constant=reject_constant)
         except (ValueError, RecursionError) as error:
             skips.add(f"{path.name}:{number}", "not JSON", f"{line[:80]!r} ({error})")
 
@@ -128,7 +130,7 @@ def json_items(path: Path) -> Iterator[tuple[int, str, Any]]:
     Items are decoded one after another, and an object's keys may come twice. UserError naming the
     line where the text stops being JSON or goes on behind its end, and for another kind of value.
     """
-    for item in json_stretches(path):
+    for item in json_spans(path):
         yield item.line, item.key, item.value
 
 
@@ -136,15 +138,15 @@ def json_items(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 
 def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number within `low` to `high`; Bad otherwise."""
+    """A finite number within `low` to `high`; RowError otherwise."""
     try:
         if isinstance(value, bool):
             raise ValueError
         found = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise Bad(f"{what} is not a number", shown(value)) from None
+        raise RowError(f"{what} is not a number", shown(value)) from None
     if not (low <= found <= high and math.isfinite(found)):
-        raise Bad(f"{what} is out of range", f"{found:g}, expected {low:g} to {high:g}")
+        raise RowError(f"{what} is out of range", f"{found:g}, expected {low:g} to {high:g}")
     return found
 
 
@@ -157,14 +159,14 @@ def shown(value: Any) -> str:
 
 
 def words(value: Any, what: str) -> str:
-    """A text that says something: entities resolved, white space single; Bad otherwise."""
+    """A text that says something: entities resolved, white space single; RowError otherwise."""
     if not isinstance(value, str):
-        raise Bad(f"{what} is not a text", shown(value))
+        raise RowError(f"{what} is not a text", shown(value))
     text = " ".join(html.unescape(value).split())
     if not text:
-        raise Bad(f"{what} is empty")
+        raise RowError(f"{what} is empty")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise Bad(f"{what} has half a character", shown(text))
+        raise RowError(f"{what} has half a character", shown(text))
     return text
 
 
@@ -175,22 +177,22 @@ def name(value: Any, what: str) -> str:
     """An identifier that names a file: no path separator, nothing that leaves its folder."""
     text = words(value, what)
     if not _NAME.fullmatch(text) or text.startswith("."):
-        raise Bad(f"{what} is no name of a file", shown(text))
+        raise RowError(f"{what} is no name of a file", shown(text))
     return text
 
 
 def member(value: Any, key: str, what: str = "row") -> Any:
-    """`value[key]` of a JSON object; Bad when it is none, or has no such key."""
+    """`value[key]` of a JSON object; RowError when it is none, or has no such key."""
     if not isinstance(value, Mapping):
-        raise Bad(f"{what} is not a JSON object", shown(value))
+        raise RowError(f"{what} is not a JSON object", shown(value))
     if key not in value:
-        raise Bad(f"no key {key!r}", f"found {', '.join(map(str, value))}"[:120])
+        raise RowError(f"no key {key!r}", f"found {', '.join(map(str, value))}"[:120])
     return value[key]
 
 
 def interval(start: Any, end: Any, what: str = "time") -> tuple[float, float]:
-    """(start, end) in seconds, in order and longer than nothing; Bad otherwise."""
+    """(start, end) in seconds, in order and longer than nothing; RowError otherwise."""
     begin, stop = number(start, f"{what} start", 0.0), number(end, f"{what} end", 0.0)
     if stop <= begin:
-        raise Bad(f"{what} ends before it begins", f"{begin:g} to {stop:g}")
+        raise RowError(f"{what} ends before it begins", f"{begin:g} to {stop:g}")
     return begin, stop

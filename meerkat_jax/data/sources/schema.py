@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.validators import extend
 
 from meerkat_jax.data.sources.reading import shown
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 
 TYPES = {
     "object": "an object",
@@ -48,17 +48,17 @@ def load(path: Path) -> Draft202012Validator:
 
 
 def check(value: Any, validator: Draft202012Validator) -> None:
-    """Bad, with the first fault, unless `value` is as the validator's schema says."""
+    """RowError, with the first fault, unless `value` is as the validator's schema says."""
     try:
         error = next(validator.iter_errors(value), None)
     except (RecursionError, ValueError):  # its message would hold the value, which has no repr
-        raise Bad("a value is nested too deep, or a number too long") from None
+        raise RowError("a value is nested too deep, or a number too long") from None
     if error is None:
         return
     at, value = error.json_path.removeprefix("$").removeprefix("."), error.instance
     expected, keys = _expected(error)
     plain = re.sub(r"\[\d+\]", "", at)
-    raise Bad(
+    raise RowError(
         f"{plain}: {expected}" if plain else expected,
         f"{at or 'the row'} {f'has {keys}' if keys else f'is {shown(value)}'}",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Bad(ValueError):
+class RowError(ValueError):
     """A row that cannot be used. `reason` is short and the same for its like, `detail` is its own.
 
     Bad("box outside the image", "x1 is 1.3, expected 0 to 1").
@@ -61,7 +61,7 @@ class Skips:
         before = dict(self.noted)
         try:
             yield
-        except Bad as bad:
+        except RowError as bad:
             self.noted.clear()
             self.noted.update(before)
             self.add(f"{path.name}:{line}", bad.reason, bad.detail)

@@ -29,7 +29,7 @@ from typing import Any
 from meerkat_jax.data.sources import asking
 from meerkat_jax.data.sources.entry import Entry, Options, Place, Plan, generator
 from meerkat_jax.data.sources.reading import interval, json_items, member, require, words
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILES = {"train": "desc_train.json", "test": "desc_test.json"}
 
@@ -66,7 +66,7 @@ def _row(row: Any) -> tuple[str, str]:
     _span(video)
     caption = words(member(row, "desc"), "desc")
     if not any(map(str.isalpha, caption)):
-        raise Bad("desc has no words", f"{video}: {caption[:80]!r}")
+        raise RowError("desc has no words", f"{video}: {caption[:80]!r}")
     return video, caption
 
 
@@ -74,7 +74,7 @@ def _span(video: str) -> tuple[float, float]:
     """Where the clip begins and ends in its video on YouTube."""
     parts = _ID.fullmatch(video)
     if not parts:
-        raise Bad("video_id is not <YouTube id>_<start>_<end>", f"{video[:80]!r}")
+        raise RowError("video_id is not <YouTube id>_<start>_<end>", f"{video[:80]!r}")
     return interval(parts[2], parts[3], "clip")
 
 

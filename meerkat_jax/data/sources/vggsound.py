@@ -18,7 +18,7 @@ from meerkat_jax.data.sources.audio_clips import SPLITS, AudioClips, AudioRows
 from meerkat_jax.data.sources.classes import Class
 from meerkat_jax.data.sources.entry import Place
 from meerkat_jax.data.sources.reading import name, number, require, table, words
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILE = "vggsound.csv"
 COLUMNS = ("YouTube id", "start", "label", "split")
@@ -42,7 +42,7 @@ def read_weak(folder: Path, classes: tuple[Class, ...], skips: Skips) -> AudioCl
         with skips.row(path, line):
             ident, start, label, split = (field.strip() for field in row)
             if split not in SPLITS:
-                raise Bad("split is not train or test", f"{split[:40]!r}")
+                raise RowError("split is not train or test", f"{split[:40]!r}")
             label = words(label, "label").lower()
             start = number(start, "start", 0)
             heard = holds.get(label, 0)

@@ -35,7 +35,7 @@ from meerkat_jax.data.sources.boxes import corners
 from meerkat_jax.data.sources.entry import Options, Place, Plan
 from meerkat_jax.data.sources.grounding import Scene, entries, labelled, plain, usable
 from meerkat_jax.data.sources.reading import json_items, member, require
-from meerkat_jax.data.sources.skips import Bad, Skips
+from meerkat_jax.data.sources.skips import RowError, Skips
 
 FILE = "vggss.json"
 MIDDLE = 4.98  # seconds: amid the time for which the 125th frame of 25 a second is shown
@@ -67,11 +67,11 @@ def _scene(row: Any, where: str, skips: Skips) -> Scene:
     file = member(row, "file")
     parts = _ID.fullmatch(file) if isinstance(file, str) else None
     if not parts:
-        raise Bad("file is not <YouTube id>_<six digits>", f"{str(file)[:80]!r}")
+        raise RowError("file is not <YouTube id>_<six digits>", f"{str(file)[:80]!r}")
     label = plain(member(row, "class"))
     boxes = member(row, "bbox")
     if not isinstance(boxes, list):
-        raise Bad("bbox is not a list of boxes", file)
+        raise RowError("bbox is not a list of boxes", file)
     start = float(parts[2])
 
     def box(values: Any) -> Box:

@@ -381,7 +381,7 @@ def of_one_file(plan) -> dict[str, set[str]]:
     entries, ids = plan.entries, {}
     for index, (begin, end) in enumerate(zip(entries.begins, entries.begins[1:], strict=False)):
         for one in entries.order[begin:end]:
-            path = entries.files[entries.stretches.files[one]].path
+            path = entries.files[entries.byte_spans.files[one]].path
             ids.setdefault(f"{path.parent.name}/{path.name}", set()).add(entries[index].id)
     return ids
 

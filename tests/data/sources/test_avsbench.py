@@ -14,7 +14,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import Box
 from meerkat_jax.data.sources import avsbench
 from meerkat_jax.data.sources.entry import Options, Place
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from tests.data.sources import mutations, spoiling, tree_avsbench
 
 HORSE = "avsbench-test-horse_clip-clop-_G3-4D-Mxoo"
@@ -117,13 +117,13 @@ def test_a_picture_of_another_kind_or_a_folder_is_no_mask(tmp_path):
     (tmp_path / "a.png").write_bytes(data.getvalue())
     (tmp_path / "b.png").mkdir()
     for name in ("a.png", "b.png", "x" * 300 + ".png"):
-        with pytest.raises(Bad, match="mask cannot be read"):
+        with pytest.raises(RowError, match="mask cannot be read"):
             avsbench.mask_box(tmp_path / name)
 
 
 def test_a_huge_mask_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (5000, 5000)).save(tmp_path / "a.png")
-    with pytest.raises(Bad, match="mask is too large"):
+    with pytest.raises(RowError, match="mask is too large"):
         avsbench.mask_box(tmp_path / "a.png")
 
 

@@ -14,7 +14,7 @@ from meerkat_jax.data.example import Box, Segment
 from meerkat_jax.data.sources import jsonl
 from meerkat_jax.data.sources.boxes import LEAST, ROUNDED, corners, written
 from meerkat_jax.data.sources.entry import Options
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from meerkat_jax.data.text import parse_boxes, write_box
 
 PIXELS = {"pixels": True, "size": [640, 480]}
@@ -155,7 +155,7 @@ def test_corners_are_in_order_in_the_picture_and_read_back_or_are_refused(a, b, 
     noted = Counter()
     try:
         box = written(Box("dog", *corners([a, b, c, d], noted=noted)))
-    except Bad as bad:
+    except RowError as bad:
         assert a >= c or b >= d or "nothing is left" in bad.reason
         return
     assert [box.x0, box.y0, box.x1, box.y1] == [a, b, c, d] and not noted
@@ -164,5 +164,5 @@ def test_corners_are_in_order_in_the_picture_and_read_back_or_are_refused(a, b, 
 
 def test_a_stretch_of_which_nothing_is_left_is_refused():
     assert written(Segment("dog", 2.04, 2.06)) == Segment("dog", 2.04, 2.06)  # 2.0 to 2.1
-    with pytest.raises(Bad, match="nothing is left of it in tenths of a second"):
+    with pytest.raises(RowError, match="nothing is left of it in tenths of a second"):
         written(Segment("dog", 2.01, 2.02))

@@ -17,7 +17,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.data.example import TASKS, Box, Segment
 from meerkat_jax.data.sources import jsonl, schema
 from meerkat_jax.data.sources.entry import Options, Place
-from meerkat_jax.data.sources.skips import Bad
+from meerkat_jax.data.sources.skips import RowError
 from meerkat_jax.data.text import check_response
 from meerkat_jax.data.verdict import parse_verdict
 from tests.data.sources import tree_jsonl
@@ -192,7 +192,7 @@ def test_good_rows_are_good_for_parser_and_schema(tmp_path, row):
 
 @pytest.mark.parametrize(("row", "reason", "detail"), BAD)
 def test_bad_rows_are_bad_for_parser_and_schema(tmp_path, row, reason, detail):
-    with pytest.raises(Bad):
+    with pytest.raises(RowError):
         schema.check(row, jsonl.SCHEMA)
     refused(tmp_path, row, reason, detail)
 
@@ -229,7 +229,7 @@ def test_every_task_can_go_without_instruction_or_response_where_the_schema_says
         values = given_ | {"instruction": "So? True or False?", "response": response}
         row = asked(task=task, **{key: values[key] for key in keys})
         if not jsonl.SCHEMA.is_valid(row):
-            with pytest.raises(Bad):
+            with pytest.raises(RowError):
                 jsonl.entry(row, 1, Options())
             continue
         for one in jsonl.entry(row, 1, Options()).questions:

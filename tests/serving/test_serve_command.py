@@ -9,28 +9,28 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT, door_environment
+from tests.conftest import ROOT, cli_environment
 from tests.inference.made import made
 
 
 @pytest.mark.slow
-def test_a_port_in_use_is_told_in_one_line(door):
+def test_a_port_in_use_is_told_in_one_line(cli):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = door("serve", "--checkpoint=absent", f"--port={taken.getsockname()[1]}")
+        done = cli("serve", "--checkpoint=absent", f"--port={taken.getsockname()[1]}")
     assert done.returncode == 2 and done.stderr.startswith("error: --host=127.0.0.1 --port=")
     assert "cannot listen there" in done.stderr and "Traceback" not in done.stderr
-    done = door("serve", "--checkpoint=absent", "--port=0")
+    done = cli("serve", "--checkpoint=absent", "--port=0")
     assert done.returncode == 2 and "absent is no folder" in done.stderr
 
 
 @pytest.mark.slow
 def test_many_clients_at_once_get_equal_answers_to_equal_questions(tmp_path):
-    """The door and the load of benchmarks/serve.py; the server must end well by SIGTERM."""
+    """The command and the load of benchmarks/serve.py; the server must end well by SIGTERM."""
     out = tmp_path / "load.json"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.serve", f"--checkpoint={made().workdir}",
          "--clients=1,32", "--requests=6", f"--out={out}"],
-        cwd=ROOT, env=door_environment(tmp_path), capture_output=True, text=True,
+        cwd=ROOT, env=cli_environment(tmp_path), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     loads = json.loads(out.read_text())["loads"]
