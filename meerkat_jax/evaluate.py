@@ -387,7 +387,7 @@ def _metrics(workdir: Path) -> list[dict[str, Any]]:
     return read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
 
 
-# The command ----------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------
 
 
 def define_flags() -> None:

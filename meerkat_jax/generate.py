@@ -229,7 +229,7 @@ def _draw(path: Path, image: str | None, answer: Answer, prompt: str) -> None:
         raise UserError(f"--annotate={path} cannot be written: {error.strerror}") from None
 
 
-# The command ----------------------------------------------------------------------------------------
+# The command --------------------------------------------------------------------------------------
 
 
 def define_flags() -> None:

@@ -1,4 +1,4 @@
-"""The evaluate command: scores beside baselines, every answer on file, a report that stands alone."""
+"""The evaluate command: scores beside baselines, all answers on file, a report in one file."""
 
 from __future__ import annotations
 

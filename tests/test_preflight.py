@@ -1,4 +1,4 @@
-"""The preflight command; TPUs where their compiler is installed, else that it says what is missing."""
+"""The preflight command; TPUs where their compiler is installed, else what it says is missing."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""What the commands share: flags, config files, work directories, and errors in one line.
+"""Config files and their command-line overrides, with errors in one line.
 
 A config is a Python file with `get_config(arg)` that returns an `ml_collections.ConfigDict`, given
 as `--config=FILE.py:ARG` and changed leaf by leaf with `--config.key=value` (as in big_vision). A
@@ -184,10 +184,7 @@ def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-# Commands -------------------------------------------------------------------------------------------
-
-
-# Work directories --------------------------------------------------------------------------------
+# Values --------------------------------------------------------------------------------------------
 
 
 def to_json(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

@@ -152,10 +152,10 @@ def encode_audio(
     kind: str = "flac",
     claimed: bool = False,
 ) -> tuple[bytes, tuple[str, ...]]:
-    """At most `seconds` of an audio clip from `at` on: mono, RATE Hz, as `kind` of SOUNDS.
+    """At most `seconds` of an audio clip from `at` on: mono, RATE Hz, as `kind` of AUDIO_FORMATS.
 
-    And what is to be noted of it. RowError when it cannot be read, ends before `needed` seconds, or is
-    silent although it is `claimed` that something is heard.
+    Returns the bytes and notes. RowError when the file cannot be read, ends before `needed` seconds,
+    or is silent although the row has audio labels (`claimed`).
     """
     try:
         wave, noted = _wave(path, at, seconds)

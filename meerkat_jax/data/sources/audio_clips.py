@@ -76,10 +76,10 @@ class AudioRows:
     def add(
         self, ident: str, start: float, split: str, said: Any, heard: int, maybe: int, skips: Skips
     ) -> None:
-        """Take one clip, `said` being its labels as the file has them.
+        """Add one clip; `said` are its labels in the file.
 
-        Clips in which none of our classes may be heard are left out. RowError when the file has said
-        something else of the clip before.
+        Clips without any of our classes are left out. RowError when an earlier row of the file gave
+        the clip other labels.
         """
         number = SPLITS.index(split)
         before = self.known.setdefault((ident, start), (number, said))
