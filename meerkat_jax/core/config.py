@@ -184,7 +184,7 @@ def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-# Values --------------------------------------------------------------------------------------------
+# Values -------------------------------------------------------------------------------------------
 
 
 def to_json(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

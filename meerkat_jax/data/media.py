@@ -154,8 +154,8 @@ def encode_audio(
 ) -> tuple[bytes, tuple[str, ...]]:
     """At most `seconds` of an audio clip from `at` on: mono, RATE Hz, as `kind` of AUDIO_FORMATS.
 
-    Returns the bytes and notes. RowError when the file cannot be read, ends before `needed` seconds,
-    or is silent although the row has audio labels (`claimed`).
+    Returns the bytes and notes. RowError when the file cannot be read, ends before `needed`
+    seconds, or is silent although the row has audio labels (`claimed`).
     """
     try:
         wave, noted = _wave(path, at, seconds)
