@@ -163,7 +163,7 @@ def test_a_disk_without_room_is_named(parts, tmp_path):
         return np.zeros((4, 2, 3), np.float32), np.zeros((4, 5, 3), np.float32)
 
     many = Many(open_split(data.folder, "compositions")[:4])
-    with pytest.raises(UserError, match=r"image_tokens\.npy: 10{12} scenes need .* MiB are free"):
+    with pytest.raises(UserError, match=r"image_tokens\.npy: 10{12} examples need .* MiB are free"):
         feature_cache.cache_features(tmp_path / "features", many, assembly.shapes, encode, 4)
 
 
