@@ -1,20 +1,19 @@
 """The configuration of the mini model, all of it, and of the mini's towers under published words.
 
-Settings were tuned on the mini data, and no other size inherits them; meerkat_jax/mini/NOTES.md
-says how each was found. Parts that start from nothing first learn what published ones bring along:
-the decoder to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
-did.
+The settings were tuned on the mini data, and no other size inherits them; meerkat_jax/mini/NOTES.md
+says how each was found. Short phases stand in for pretraining: the decoder learns to generate
+text, and the towers learn class names, as Llama, CLIP and CLAP did.
 """
 
 from __future__ import annotations
 
-# Parts that phases leave alone.
-SENSES = ["_tower/", "_connector/", "_position/", "^avopt/", "^avace/"]
-SPEAKING = ["^llama/layers/", "^llama/norm"]
-LIKENESS = ["^avace/(image|audio)_(q|k|norm)/"]  # what AVACE compares tokens by
-MAP = [*LIKENESS, "^avace/audio_score/", "_position/norm"]  # where AVACE attends
-MEETING = ["^avopt/", "^avace/", "_position/position_embedding"]
-ADAPTERS = ["lora_[ab]$", "^llama/added"]  # what is trained of a published language model
+# Patterns of parameters that phases freeze.
+TOWERS = ["_tower/", "_connector/", "_position/", "^avopt/", "^avace/"]
+DECODER = ["^llama/layers/", "^llama/norm"]
+AVACE_QK = ["^avace/(image|audio)_(q|k|norm)/"]  # queries and keys
+AVACE_MAP = [*AVACE_QK, "^avace/audio_score/", "_position/norm"]  # what its map depends on
+ALIGNMENT = ["^avopt/", "^avace/", "_position/position_embedding"]
+ADAPTERS = ["lora_[ab]$", "^llama/added"]  # trained parameters of a published language model
 LORA = {"rank": 32, "alpha": 32.0, "dropout": 0.1, "targets": ("q", "k", "v", "o")}
 
 
@@ -30,13 +29,13 @@ def mini() -> dict:
         "data": {
             "kind": "mini",
             "mini": {"media": "auto", "seed": 0, "classes": 40, "train": 24000},
-            "num_packs": 1,  # of questions of a scene, behind one shared prefix
-            "pack_length": 88,  # tokens of a run: some four questions with their answers
+            "num_packs": 1,  # of questions behind the shared prefix of an example
+            "pack_length": 88,  # tokens: about four questions with their answers
             "max_target_tokens": 62,  # of these for answers
             "max_answer_tokens": 38,  # tokens of one answer
             "sample_rate": 16000,
             "seconds": 10.0,
-            "workers": 0,  # threads: a process of its own takes longer to hand over a sound
+            "workers": 0,  # threads: a worker process takes longer to hand over an audio clip
             "task_weights": {
                 "arig": 3.0,
                 "igatl": 4.0,
@@ -52,7 +51,7 @@ def mini() -> dict:
         "model": {
             "image": {
                 "image_size": 56,
-                "patch_size": 4,  # 196 patches, of which four make a token: fine ones teach faster
+                "patch_size": 4,  # 196 patches, four to a token: small patches learn faster
                 "width": 128,
                 "depth": 2,
                 "heads": 2,
@@ -63,14 +62,14 @@ def mini() -> dict:
             "position_embedding": True,
             "mel": {"n_fft": 512, "hop": 320, "mels": 64, "fmin": 50, "fmax": 8000.0},
             "audio": {
-                "spec_size": 384,  # six stretches of 1.7 s, each one row of six tokens
+                "spec_size": 384,  # six segments of 1.7 s, each a row of six tokens
                 "patch_size": 32,
                 "width": 64,
                 "depths": (1, 1),
                 "heads": (2, 4),
-                "window_size": 1,  # 0.28 s: larger ones name a sound where it is silent
+                "window_size": 1,  # 0.28 s: larger windows find a class where it is silent
                 "fused": False,
-                "mel_mean": -16.0,  # dB, of the training clips; far off, the tower hardly learns
+                "mel_mean": -16.0,  # dB, of the training clips; the tower hardly learns with others
                 "mel_var": 214.0,
             },
             "avopt": {"width": 64, "iterations": 30},
@@ -81,10 +80,10 @@ def mini() -> dict:
                 "depth": 2,
                 "heads": 8,
                 "kv_heads": 8,
-                "head_dim": 32,  # narrower ones cannot tell 40 names apart: verdicts then fail
+                "head_dim": 32,  # narrower heads cannot distinguish 40 class names: AVFact fails
                 "mlp_dim": 352,
                 "tied": True,
-                "rope_theta": 1e6,  # slow: far words are compared by likeness, not by distance
+                "rope_theta": 1e6,  # large: attention to distant tokens by content
             },
         },
         "trainable": [".*"],
@@ -93,9 +92,8 @@ def mini() -> dict:
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "quantise": "none",  # a frozen decoder may be "int8" or "nf4"
         "loss_pieces": 1,  # logits of so many parts of the answers, one in memory at a time
-        # Parts that start from nothing first learn what the published ones bring along: the decoder
-        # to speak, as Llama did, the towers the names of what they see and hear, as CLIP and CLAP
-        # did (no boxes, no times). Then sound and sight meet, and then all learn to answer.
+        # Pretraining of the decoder (text alone) and of the towers (class names; no boxes, no
+        # times), then the alignment of the modalities, then instruction tuning.
         "phases": [
             {
                 "name": "lm_warmup",
@@ -103,18 +101,18 @@ def mini() -> dict:
                 "steps": 200,
                 "learning_rate": 2e-3,
                 "warmup": 50,
-                "freeze": SENSES,
+                "freeze": TOWERS,
                 "task_weights": {},
                 "weights": {"language": 1.0},
             },
             {
                 "name": "image_naming",
-                "split": "train/crowded",  # two or three things in an image: more names a step
+                "split": "train/crowded",  # two or three objects in an image
                 "steps": 1450,
                 "batch": 8,
                 "learning_rate": 3e-3,
                 "warmup": 50,
-                "freeze": [*SPEAKING, *MEETING, "^audio_"],
+                "freeze": [*DECODER, *ALIGNMENT, "^audio_"],
                 "weights": {"image_names": 1.0},
             },
             {
@@ -124,28 +122,28 @@ def mini() -> dict:
                 "batch": 8,
                 "learning_rate": 3e-3,
                 "warmup": 50,
-                "freeze": ["^llama/", *MEETING, "^image_"],  # names stay where images found them
+                "freeze": ["^llama/", *ALIGNMENT, "^image_"],  # names stay fixed
                 "weights": {"audio_names": 1.0},
             },
-            {  # what is heard finds what is seen: where it is, and with that how far it reaches
+            {
                 "name": "alignment",
                 "split": "train/matched",
                 "steps": 600,
                 "learning_rate": 3e-3,
                 "warmup": 50,
-                "freeze": [*SPEAKING, *LIKENESS, "^audio_tower/"],  # sounds are known by now
+                "freeze": [*DECODER, *AVACE_QK, "^audio_tower/"],
                 "weights": {"image_names": 1.0, "audio_names": 0.5, "avopt": 0.1, "avace": 3.0},
             },
             {
                 "name": "instruction_tuning",
                 "split": "train",
-                "cache_features": 10000,  # scenes; their tower tokens are computed once
+                "cache_features": 10000,  # examples; their tower tokens are computed once
                 "steps": 1550,
                 "batch": 12,
                 "learning_rate": 2e-3,
                 "warmup": 50,
-                # "avace" then only watches, "avopt" trains its own projections (NOTES.md)
-                "freeze": ["_tower/", "_connector/", *MAP],
+                # The map is frozen: "avace" is only logged, "avopt" trains its projections
+                "freeze": ["_tower/", "_connector/", *AVACE_MAP],
                 "weights": {
                     "answer": 1.0,
                     "avopt": 0.1,
@@ -158,7 +156,7 @@ def mini() -> dict:
         "naming_loss": {
             "temperature": 0.05,
             "threshold": 0.9,
-            # less sharp: more tokens must say a name, so that a sound within another keeps some
+            # lower: more tokens must match a name, so that overlapping sounds keep some each
             "sharpness": {"image": 50.0, "audio": 25.0},
         },
         "avace_loss": {"inside_weight": 0.5, "outside_weight": 0.5, "kl_weight": 1.0},
@@ -170,7 +168,7 @@ def mini() -> dict:
         "clip_norm": 1.0,
         "log_every": 100,
         "evaluate_every": 2000,
-        "evaluate_batches": 4,  # of the new compositions
+        "evaluate_batches": 4,  # of split compositions
         "checkpoint_every": 1000,
         "keep_checkpoints": 2,
     }
@@ -179,9 +177,9 @@ def mini() -> dict:
 def small() -> dict:
     """The mini towers under the published SmolLM2-135M-Instruct."""
     config = mini()
-    config["avace_loss"]["kl_weight"] = 0.0  # a term of the mini's own
+    config["avace_loss"]["kl_weight"] = 0.0  # a term of the mini's alone
     config |= {"name": "small", "base": "weights/smollm2", "prompt": "store", "batch": 8}
-    # A number is spelled in digits here: a box takes 25 tokens.
+    # Numbers are spelled in digits: a box takes 25 tokens.
     config["data"] |= {
         "num_packs": 2,
         "pack_length": 192,
@@ -189,11 +187,11 @@ def small() -> dict:
         "max_answer_tokens": 144,
     }
     config["model"]["llama"] = {"lora": LORA, "remat": "weights"}
-    # The published words are names already: what is seen and heard goes to where they are.
+    # The published word embeddings stay: the towers learn to match them.
     config["trainable"] = ["_tower/", "_connector/", "_position/", "^avopt/", "^avace/", *ADAPTERS]
     del config["phases"][0]
     for phase in config["phases"]:
-        gone = (*SPEAKING, "^llama/")
+        gone = (*DECODER, "^llama/")
         phase["freeze"] = [pattern for pattern in phase["freeze"] if pattern not in gone]
         if phase["name"] == "instruction_tuning":
             phase |= {"batch": 4, "learning_rate": 1e-3}
