@@ -1,21 +1,21 @@
-"""Where image, sound, instruction and answer stand in a sequence, as plain data.
+"""The layout of a sequence: image, audio, instruction and answer, as plain data.
 
-A sequence is a prefix, which all questions about an image-sound pair share, then the instruction,
+A sequence is a prefix, which all questions about a pair share, then the instruction,
 then the answer. `llama2` is the chat form of Llama-2 with the image first; `release` is the order
-of the authors' code: sound first and no chat markers. All styles: data/styles.py.
+of the authors' code: audio first and no chat markers. All styles: data/styles.py.
 
     llama2:  <s> [INST] <image> V </image> <audio> A </audio>   instruction [/INST]   answer </s>
     release: <s> <audio> A </audio> <image> V </image>          instruction           answer </s>
              prefix                                             question              answer
 
-With "image" and "audio" for the V and A places that features fill, and each marker as its id,
+With "image" and "audio" in place of the V and A tokens of the towers, and markers as ids,
 `make_prompt(tokenizer).prefix` of the mini tokenizer is
 `((<s>, [INST], <image>), "image", (</image>, <audio>), "audio", (</audio>,))`.
-`pack` of the pairs ("Is it a dog?", "yes") and ("Is it?", "no") into one run of 14 then gives
+`pack` of the pairs ("Is it a dog?", "yes") and ("Is it?", "no") into one pack of 14 then gives
 
-    tokens   Is  it  a  dog  ?  [/INST]  yes  </s>  Is  it  ?  [/INST]  no  </s>
-    targets  0   0   0  0    0  0        1    1     0   0   0  0        1   1
-    owners   0   0   0  0    0  0        0    0     1   1   1  1        1   1
+    tokens       Is  it  a  dog  ?  [/INST]  yes  </s>  Is  it  ?  [/INST]  no  </s>
+    loss_mask    0   0   0  0    0  0        1    1     0   0   0  0        1   1
+    segment_ids  0   0   0  0    0  0        0    0     1   1   1  1        1   1
 
 The mini tokenizer has a token for [INST], with no space about it; Llama-2's spells it.
 """
@@ -38,13 +38,13 @@ Part = tuple[int, ...] | Literal["image", "audio"]
 Piece = int | str  # a special token's id, or text with fields to be filled in
 
 STORE = "store"  # the name of the language model's own style, whichever it is
-SENSES = re.compile(r"\{(image|audio)\}")
+MODALITY = re.compile(r"\{(image|audio)\}")
 ROLES = ("user", "assistant")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Static layout: runs of token ids with the places of image and audio between them."""
+    """Static layout: token ids, and where the image and audio tokens go between them."""
 
     prefix: tuple[Part, ...]
     question: tuple[Piece, ...]
@@ -101,7 +101,7 @@ class Prompt:
                     "assistant take turns, after one system message at most"
                 )
             said[f"turn{i}"] = self._said((self._inner(system) if i == 0 else "") + turn["content"])
-            turned = SENSES.sub("", self.style.user), self.style.answer + self.style.after
+            turned = MODALITY.sub("", self.style.user), self.style.answer + self.style.after
             text += re.sub(r"\{(instruction|response)\}", f"{{turn{i}}}", turned[i % 2])
         return _filled(self.tokenizer, _pieces(self.tokenizer, text), said)
 
@@ -135,12 +135,12 @@ def make_prompt(tokenizer: Tokenizer, style: str | None = None) -> Prompt:
             f"tokenizer has not; its own style is {tokenizer.style!r}"
         )
     system = tokenizer.system if name == tokenizer.style else ""
-    cut = [match.end() for match in SENSES.finditer(layout.user)][-1]
+    cut = [match.end() for match in MODALITY.finditer(layout.user)][-1]
     before = layout.first + (layout.system if system else "") + layout.user[:cut]
     return Prompt(
         prefix=_prefix(tokenizer, _pieces(tokenizer, before), system),
         question=_pieces(tokenizer, layout.user[cut:]),
-        again=_pieces(tokenizer, layout.after + SENSES.sub("", layout.user)),
+        again=_pieces(tokenizer, layout.after + MODALITY.sub("", layout.user)),
         answer=_pieces(tokenizer, layout.answer),
         style=layout,
         system=system,
@@ -162,9 +162,9 @@ def _pieces(tokenizer: Tokenizer, text: str) -> tuple[Piece, ...]:
     """Text of a style, cut at special tokens and at the places of image and audio."""
     ids = tokenizer.specials
     named = {"{begin}": tokenizer.bos_id, "{end}": tokenizer.eos_id}
-    for sense in ("image", "audio"):
-        first, last = map(tokenizer.roles.marker, (f"<{sense}>", f"</{sense}>"))
-        text = text.replace(f"{{{sense}}}", f"{first}{{{sense}}}{last}")
+    for modality in ("image", "audio"):
+        first, last = map(tokenizer.roles.marker, (f"<{modality}>", f"</{modality}>"))
+        text = text.replace(f"{{{modality}}}", f"{first}{{{modality}}}{last}")
     cuts = [*ids, *named, "{image}", "{audio}"]
     found: list[Piece | None] = []
     for piece in re.split(f"({'|'.join(map(re.escape, cuts))})", text):
@@ -191,7 +191,7 @@ def _filled(tokenizer: Tokenizer, pieces: Iterable[Piece], said: Mapping[str, st
 def _prefix(tokenizer: Tokenizer, pieces: Sequence[Piece], system: str) -> tuple[Part, ...]:
     """Runs of ids, and the places between them by name."""
     parts: list[Part] = []
-    for place, run in itertools.groupby(pieces, lambda piece: SENSES.fullmatch(str(piece))):
+    for place, run in itertools.groupby(pieces, lambda piece: MODALITY.fullmatch(str(piece))):
         parts.append(place[1] if place else tuple(_filled(tokenizer, run, {"system": system})))
     return tuple(parts)
 
