@@ -37,7 +37,13 @@ from benchmarks.pairs import LLAMA, Setting, language_model, waited
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.trees import unflatten
 from meerkat_jax.inference.decoder_weights import prepare_decoder
-from meerkat_jax.inference.sampling import broadcast_prefix, choose, decode_loop, extend_text, fill
+from meerkat_jax.inference.sampling import (
+    broadcast_prefix,
+    choose,
+    decode_loop,
+    extend_text,
+    prefill,
+)
 from meerkat_jax.models.llama import Llama
 
 CASES = {  # name: pairs, rows, weights of ours
@@ -80,7 +86,7 @@ def our_answers(
     """int32[R, N], by the library's own steps."""
     apply = functools.partial(model.apply, {"params": params})
     count, length = tokens.shape
-    cache = broadcast_prefix(apply(prefix, method=fill), pair_ids, length + new)
+    cache = broadcast_prefix(apply(prefix, method=prefill), pair_ids, length + new)
     rows = {
         "tokens": tokens,
         "lengths": jnp.full(count, length, jnp.int32),

@@ -185,7 +185,7 @@ def test_an_answer_shows_what_the_model_saw(clip):
 
 
 @pytest.mark.parametrize(
-    ("image", "sound", "note"),
+    ("image", "audio", "note"),
     [
         (png(0), None, "no audio was given: the model heard silence"),
         (None, wav(tone(440)), "no image was given: the model saw plain grey"),

@@ -173,12 +173,14 @@ def test_the_drawn_picture_keeps_its_proportions_and_is_upright(tmp_path, media)
     heights = {}
     for name in ("wide.jpg", "a.png"):
         out = tmp_path / f"{name}.drawn.png"
-        answer_one(model(), str(media / name), str(media / "a.wav"), PROMPT, image=out)
+        answer_one(model(), str(media / name), str(media / "a.wav"), PROMPT, annotated=out)
         heights[name] = Image.open(out).size[1]
     # the answers below the two images may differ by a few lines
     assert heights["wide.jpg"] - heights["a.png"] == pytest.approx(640 * 3 - 640, abs=150)
     with pytest.raises(UserError, match="--annotate=.*absent.*not writable"):
-        answer_one(model(), None, str(media / "a.wav"), PROMPT, image=tmp_path / "absent" / "x.png")
+        answer_one(
+            model(), None, str(media / "a.wav"), PROMPT, annotated=tmp_path / "absent" / "x.png"
+        )
 
 
 # ---- the command ----
@@ -220,7 +222,7 @@ def test_several_prompts_are_a_conversation(cli, media):
         (("--checkpoint=absent", "--manifest=x.jsonl", "--image=a.png"), "--image has no meaning"),
         (("--checkpoint=absent", "--image={a.png}", f"--prompt={PROMPT}"), "absent is no folder"),
         (("--checkpoint=absent", "--image={cut.png}", f"--prompt={PROMPT}"), "cannot be decoded"),
-        (("--checkpoint=absent", "--audio={empty.wav}", f"--prompt={PROMPT}"), "sound is empty"),
+        (("--checkpoint=absent", "--audio={empty.wav}", f"--prompt={PROMPT}"), "audio is empty"),
     ],
 )
 def test_a_mistake_of_the_user_is_one_line(cli, media, flags, message):

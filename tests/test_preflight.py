@@ -42,7 +42,9 @@ def test_answers_take_one_device_and_the_weights(preflight):
     assert told["fits"] and told["devices"] == 1 and told["batch"] == 3
     sizes = told["gib"]
     assert 0 < sizes["cache"] < sizes["answer: more"]  # which the program makes itself
-    assert sizes["peak"] == sizes["weights"] + max(sizes["answer: more"], sizes["perceive: more"])
+    assert sizes["peak"] == sizes["weights"] + max(
+        sizes["answer: more"], sizes["encode_and_align: more"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Scorer:
     ) -> list[np.ndarray]:
         """Natural logarithms of probabilities float32[n], one array for each of R answers.
 
-        The r-th is about pair `pair_ids[r]` of `perceived`: of each token of `answers[r]` the
+        The r-th is about pair `pair_ids[r]` of `aligned`: of each token of `answers[r]` the
         probability after `questions[r]` and the tokens before it (ids, as `Prompt.question_ids` and
         `Prompt.answer_ids` give them; the latter with the end token). Their sum is the answer's
         log-likelihood.

@@ -93,7 +93,7 @@ class Sampler:
         return self._encode_and_align(self.params, batch)
 
     def prefill(self, aligned: dict[str, jax.Array]) -> Cache:
-        """The cache of the prefixes of B pairs; as `perceived["cache"]` it is not made again."""
+        """The cache of the prefixes of B pairs; as `aligned["cache"]` it is not computed again."""
         return self._prefill(self.params, aligned["image"], aligned["audio"])
 
     def answer(
@@ -105,7 +105,7 @@ class Sampler:
         seeds: Sequence[int] | None = None,
         grammars: Sequence[str | None] | None = None,
     ) -> list[Generated]:
-        """Answer R `questions` (token ids), the r-th about pair `pair_ids[r]` of `perceived`.
+        """Answer R `questions` (token ids), the r-th about pair `pair_ids[r]` of `aligned`.
 
         `temperature` 0 is greedy; above it row r is drawn with `seeds[r]` (default: 0). Row r is
         held to `grammars[r]`, one of `grammar.FORMS` (None, the default: to nothing).
@@ -153,7 +153,7 @@ class Sampler:
         """Both programs for pairs known by shape alone, one greedy question each, and the cache.
 
         media: image uint8[B, H, W, 3] and audio float[B, samples]; `params` may be shapes too.
-        Returns {"perceive", "answer"} and the decoder's cache as shapes.
+        Returns {"encode_and_align", "answer"} and the decoder's cache as shapes.
         """
         shapes, (device,) = self.assembly.shapes, media["image"].sharding.device_set
         place = jax.sharding.SingleDeviceSharding(device)

@@ -65,7 +65,7 @@ def write_hf(
     config = hub_config(model, ids, dtype, published, tied=HEAD not in tensors)
     _dump(folder / "config.json", config)
     generation = {f"{name}_token_id": number for name, number in ids.items()}
-    if model.more_rows:
+    if model.added_rows:
         generation["suppress_tokens"] = list(range(model.pretrained, model.vocab_size))
     _dump(folder / "generation_config.json", generation)
 
@@ -81,7 +81,7 @@ def merged(model: Llama, leaves: Mapping[str, Any]) -> Tensors:
     pieces, _ = table.pieces_of(lines, own)
     make = functools.partial(_make, leaves, model.lora.alpha / model.lora.rank if model.lora else 0)
     tensors = {p.source: (_shape(p, own), functools.partial(make, p)) for p in pieces}
-    return _extended(tensors, leaves[ADDED]) if model.more_rows else tensors
+    return _extended(tensors, leaves[ADDED]) if model.added_rows else tensors
 
 
 def _make(leaves: Mapping[str, Any], scale: float, piece: table.Piece) -> np.ndarray:

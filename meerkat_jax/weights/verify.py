@@ -262,7 +262,7 @@ def _llama(source: Source, fields: dict, leaves: dict) -> Iterator[Compared]:
     yield compared("all layers", stream, y)
 
     rest = _wide({name: tree for name, tree in leaves.items() if name != "layers"})
-    rest["added"] = jnp.zeros((ours.more_rows, ours.width))
+    rest["added"] = jnp.zeros((ours.added_rows, ours.width))
     say = jax.jit(lambda rest, x: ours.apply({"params": rest}, x, method=_end))
     yield compared("logits", say(rest, stream)[..., : wanted.shape[-1]], wanted)
 

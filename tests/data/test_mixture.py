@@ -192,7 +192,9 @@ def test_questions_without_room_are_refused_by_name_and_not_scored(mixed, prompt
     with pytest.raises(UserError, match=r"questions of split 'train/avc'.*first in valor-train-.*"
                                         r"data.max_answer_tokens is 8"):  # fmt: skip
         data.needed(Split(mixed, "train/avc"), prompt, shapes, {})
-    wide = dataclasses.replace(shapes, length=900, room=900, answer=900)
+    wide = dataclasses.replace(
+        shapes, pack_length=900, max_target_tokens=900, max_answer_tokens=900
+    )
     assert data.needed(Split(mixed, "train/avc"), prompt, wide, {}) is None  # all of one length
     assert data.needed(Split(mixed, "train/avc"), prompt, shapes, {"avc": 0.0}) is None
     said = []

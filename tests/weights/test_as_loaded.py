@@ -64,7 +64,7 @@ def test_tied_heads_are_what_transformers_loads(case, tmp_path):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     model = convert.build("llama", part.fields)
     leaves = assembled(part.pieces, lambda name: part.source.tensors[name].read())
-    leaves["added"] = np.zeros((model.more_rows, model.width), np.float32)
+    leaves["added"] = np.zeros((model.added_rows, model.width), np.float32)
     ids = decoders.sample(model)
     ours = decoders.logits(model, leaves, ids)
     decoders.same(ours, decoders.torch_logits(theirs.eval(), ids), model.pretrained)
@@ -153,7 +153,7 @@ def test_every_layout_is_verified_by_transformers_own_loading(write, tmp_path):
     parts = convert.plan_parts(paths, None)
     with store.staged(tmp_path / "store") as folder:  # without a tokenizer, which these lack
         writers = [convert._write(part, folder, len) for part in parts.values()]
-        told = {part.name: convert._format_report(part, len) for part in parts.values()}
+        told = {part.name: convert._write_part(part, len) for part in parts.values()}
         store.write_record(folder, writers, told, [])
     rows = verify(Store.open(tmp_path / "store"), paths, say=len)
     assert {row.module.split(":")[0] for row in rows} == {part.name for part in parts.values()}

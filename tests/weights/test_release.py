@@ -245,7 +245,7 @@ def test_what_the_authors_trained_becomes_a_part_of_the_store(folder, parts, wan
     planned = convert.plan_parts(dict.fromkeys(convert.KINDS, folder), None)
     rows = PIECES + 64  # of the tokenizer, its padding included
     towers = {kind: convert.build(kind, part.fields, rows) for kind, part in planned.items()}
-    options, leaves, files = import_release.moved(folder, towers)
+    options, leaves, files = import_release.import_release(folder, towers)
     assert leaves.keys() == read_release.leaves(parts, wanted).keys()
     with store.staged(tmp_path / "store") as home:
         writer, told = convert.write_extra(home, options, leaves, files)

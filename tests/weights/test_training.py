@@ -86,7 +86,7 @@ def test_the_published_numbers_are_those_that_training_used_and_left(run, store)
     for path in store.leaves:
         np.testing.assert_array_equal(flat[path], store.read(path), err_msg=path)
     assert np.abs(flat["llama/layers/q/lora_b"]).max() > 0  # LoRA was trained
-    rows = run.assembly.model.llama.more_rows
+    rows = run.assembly.model.llama.added_rows
     assert flat["llama/added"].shape == (rows, 32)
 
 
@@ -113,7 +113,7 @@ def test_resuming_from_a_changed_store_is_refused(trained, store, cli, folder, t
     [
         (["--config.base=/nowhere"], "/nowhere is no store of converted weights"),
         (["--config.base=tests"], "no store of converted weights"),
-        (["--config.data.pack_length=8", "--config.prompt=alpaca"], "raise length"),
+        (["--config.data.pack_length=8", "--config.prompt=alpaca"], "raise data.pack_length"),
     ],
 )
 def test_a_wrong_base_is_one_line(store, cli, tmp_path, flags, message):
