@@ -23,7 +23,7 @@ import transformers
 
 from meerkat_jax.core.trees import merge
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 
 RANK = 32
 TARGETS = ("q", "k", "v", "o")

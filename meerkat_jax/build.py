@@ -27,7 +27,7 @@ from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig
 from meerkat_jax.models.llama import Llama, Placement
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.nn.rotary import RopeScaling
 
 

@@ -28,7 +28,7 @@ from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig, Connector, ConvAlign, output_length
 from meerkat_jax.models.llama import Layout, Llama
-from meerkat_jax.nn.layers import RMSNorm
+from meerkat_jax.nn.norms import RMSNorm
 
 
 class NormAndPosition(nn.Module):

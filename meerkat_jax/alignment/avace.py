@@ -1,9 +1,9 @@
 """AVACE: image and audio tokens exchange a cross-attention map, which is confined to object boxes.
 
 Meerkat (arXiv 2407.01851, section 3.3). The map is a softmax over the image patches with the audio
-tokens as queries, so it says where each sound is seen. (A softmax over the audio keys, averaged
-over those same keys, would be the same constant for every patch and could not learn.) The output
-projections start at zero: at first both token sets pass unchanged.
+tokens as queries, so it localises each audio token in the image. (A softmax over the audio keys,
+averaged over those same keys, would be the same constant for every patch and could not learn.) The
+output projections are initialised to zero, so that both token sets pass unchanged at first.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.alignment.avopt import masked_mean
-from meerkat_jax.nn.layers import LECUN, NEGATIVE, Dense, RMSNorm
+from meerkat_jax.nn.attention import NEGATIVE
+from meerkat_jax.nn.dense import LECUN, Dense
+from meerkat_jax.nn.norms import RMSNorm
 
 
 class AVACE(nn.Module):
     """Two-way cross-attention with pre-norm and residual, `heads` heads over an inner `width`.
 
-    The map for the box loss is a weighted mean over the audio tokens: silence and background fill
-    many of them. A token weighs by what it finds in the image (the mass of its scores before the
-    softmax) times a learned share. With `attention_embedding` both token sets also receive their
-    own attention, scaled to a peak of 1, times a learned vector, so the language model can read
-    where and when. `similarity_init` starts the projections of queries and keys.
+    The map for the box loss is a weighted mean over the audio tokens, many of which are silence or
+    background. The weight of a token is a softmax over the log-sum-exp of its scores plus a learned
+    score. With `attention_embedding` both token sets also receive their own attention, scaled to a
+    peak of 1, times a learned vector, from which the language model reads location and time.
+    `similarity_init` initialises the query and key projections.
     """
 
     width: int = 256
@@ -46,9 +48,9 @@ class AVACE(nn.Module):
         """Exchange image_tokens float[B, V, Dv] and audio_tokens float[B, A, Da].
 
         image_valid bool[B, V] and audio_valid bool[B, A] are False on padding, whose tokens are
-        read as zeros, whatever they hold. image_positions float[V, Dv] and audio_positions
-        float[A, Da] are added to the values and to what is passed on, not to queries and keys:
-        where something is says nothing about what it is.
+        replaced by zeros. image_positions float[V, Dv] and audio_positions float[A, Da] are added
+        to the values and to the residual stream, not to queries and keys: the location of an object
+        does not depend on its class.
 
         Returns:
             image float[B, V, Dv], audio float[B, A, Da]; map float32[B, A, V], sums to 1 over V;
@@ -62,10 +64,11 @@ class AVACE(nn.Module):
         image_norm, audio_norm = RMSNorm(name="image_norm"), RMSNorm(name="audio_norm")
         image, audio = image_norm(image_tokens), audio_norm(audio_tokens)
         image_tokens, audio_tokens = image_tokens + image_positions, audio_tokens + audio_positions
-        told = audio_norm(audio_tokens)
-        to_image, _ = self._cross("image", image, audio, told, audio_valid)
-        told = image_norm(image_tokens)
-        to_audio, scores = self._cross("audio", audio, image, told, image_valid)
+        values = audio_norm(audio_tokens)
+        to_image, _ = self._cross("image", image, audio, values, audio_valid)
+        values = image_norm(image_tokens)
+        to_audio, scores = self._cross("audio", audio, image, values, image_valid)
+        # [B, H, A, V] -> [B, A, V]
         map_ = jax.nn.softmax(scores, axis=-1).mean(axis=1)
         score = Dense(1, name="audio_score")(audio)[..., 0].astype(jnp.float32)
         score += jax.nn.logsumexp(scores, axis=-1).mean(axis=1)
@@ -84,8 +87,8 @@ class AVACE(nn.Module):
             "attention": attention,
         }
 
-    def _cross(self, name, queries, keys, told, valid):
-        """Attend from `queries` to `keys`, read what is `told` there -> (like queries, scores).
+    def _cross(self, name, queries, keys, values, valid):
+        """Cross-attention -> (output of the shape of `queries`, scores).
 
         Scores float32[B, H, Q, S], before the softmax over S.
         """
@@ -94,22 +97,24 @@ class AVACE(nn.Module):
 
         def split(x, part, init):
             x = Dense(self.width, use_bias=False, kernel_init=init, name=f"{name}_{part}")(x)
+            # [B, N, width] -> [B, N, H, Dh]
             return x.reshape(*x.shape[:2], self.heads, -1)
 
         q, k = (split(x, part, self.similarity_init) for x, part in ((queries, "q"), (keys, "k")))
         scores = jnp.einsum("bqhd,bshd->bhqs", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if valid is not None:
             scores = jnp.where(valid[:, None, None, :], scores, NEGATIVE)
-        values = split(told, "v", LECUN)
+        values = split(values, "v", LECUN)
         weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
         values = jnp.einsum("bhqs,bshd->bqhd", weights, values)
+        # [B, Q, H, Dh] -> [B, Q, width]
         values = values.reshape(*values.shape[:2], self.width)
         out = Dense(queries.shape[-1], kernel_init=nn.initializers.zeros, name=f"{name}_o")
         return out(values), scores
 
     def _embed_attention(self, name, attention, like):
         """float[B, N] attention times a learned vector: float[B, N, D] like `like`."""
-        # twice the size of tokens: a small vector is read late
+        # Twice the size of tokens: the model learns to use a small vector late.
         vector = self.param(
             f"{name}_attention_embedding", nn.initializers.normal(2.0), like.shape[-1:]
         )
@@ -132,6 +137,7 @@ def box_coverage(boxes: jax.Array, grid: tuple[int, int]) -> jax.Array:
     in_y = (boxes[:, None, :, 1] < y[..., None]) & (y[..., None] < boxes[:, None, :, 3])
     union = jnp.any(in_y[:, :, None] & in_x[:, None, :], axis=-1).astype(boxes.dtype)
     coverage = jnp.einsum("byh,byx,bxw->bhw", rows, union, columns) * (height * width)
+    # [B, h, w] -> [B, V]
     return jnp.clip(coverage, 0.0, 1.0).reshape(boxes.shape[0], height * width)
 
 
@@ -165,8 +171,8 @@ def in_box_loss(
     sum(attention * (1 - m)). The loss of an attention that sums to 1 is 0 at the least: when all of
     it is on best-covered patches.
 
-    With `kl_weight`, which the paper has not, KL(m / sum(m) || attention) is added: the map must
-    fill the box, and far from it, where the softmax is flat, the gradient does not vanish.
+    With `kl_weight` (not in the paper) KL(m / sum(m) || attention) is added: the map must fill the
+    box, and the gradient does not vanish where the softmax is flat, far from the box.
 
     A sample without a box gets the maximum, with gradient 0 whatever its attention; use
     `avace_loss` to leave it out.

@@ -2,7 +2,7 @@
 
 Meerkat (arXiv 2407.01851, section 3.2) measures the Wasserstein distance between image patches and
 audio patches with cosine cost and minimises it for matched pairs. Both sets pass through learned
-projections to one width, so the distance has weights of its own to train even when both towers are
+projections to a common width, so that the distance has trainable weights even when both towers are
 frozen.
 """
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.alignment.sinkhorn import transport
-from meerkat_jax.nn.layers import Dense
+from meerkat_jax.nn.dense import Dense
 
 
 def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -25,8 +25,8 @@ def unit(x: jax.Array, eps: float = 1e-6) -> jax.Array:
 class AVOpT(nn.Module):
     """Transport distance of every pair; see `sinkhorn.transport` for all fields but these two.
 
-    width: of the projections. cost_threshold: with s above 0 costs are moved down and cut off as in
-    the authors' release (`above_threshold`).
+    width: of the projections. cost_threshold: if above 0, costs are thresholded as in the authors'
+    release (`above_threshold`).
     """
 
     width: int = 256
@@ -49,11 +49,11 @@ class AVOpT(nn.Module):
         """Compare image_tokens float[B, V, Dv] with audio_tokens float[B, A, Da].
 
         The masses float[B, V] and float[B, A] are zero on padding; default uniform. matched bool[B]
-        says which pairs the threshold of costs is made of; default all. Returns
+        are the pairs that set the cost threshold; default all. Returns
         image float[B, V, width] and audio float[B, A, width]: the projected unit vectors;
         cost_matrix float[B, V, A], 1 - cosine, in 0..2; and of `transport`: distance, cost, plan.
         loss_per_pair float[B] is the distance. It is NaN for a pair with tokens that are not
-        finite, and its gradient exactly 0: such a pair, left out of the loss, changes no parameter.
+        finite, and its gradient exactly 0: a masked pair of that kind changes no parameter.
         """
         image_tokens, image_finite = finite_tokens(image_tokens, image_mass)
         audio_tokens, audio_finite = finite_tokens(audio_tokens, audio_mass)
@@ -103,11 +103,11 @@ def tokens_of_pairs(
 def above_threshold(cost: jax.Array, share: float, counted: jax.Array) -> jax.Array:
     """relu(cost - (low + share * (high - low))), low and high those of the batch.
 
-    As in the authors' release (modeling.py, OT_dist: share .1): tokens that are near anyway cost
-    nothing. Here low and high are those of `counted` bool[B, V, A] alone, so that a pair left out
-    of the loss changes no other pair's; of all devices' rows, so that they do not depend on the
-    mesh, but with gradient accumulation of one microbatch. And they are constants to the gradient:
-    through them, which the release allows, to push the nearest tokens apart would lower the loss.
+    As in the authors' release (modeling.py, OT_dist: share .1): tokens that are already close cost
+    nothing. low and high are those of `counted` bool[B, V, A], so that a masked pair does not
+    change the others, over the rows of all devices, so that they do not depend on the mesh; with
+    gradient accumulation they are those of one microbatch. They are constants to the gradient, unlike in the
+    release, where separating the closest tokens lowers the loss.
     """
     fixed = jax.lax.stop_gradient(cost)
     low = jnp.min(jnp.where(counted, fixed, 2.0))
@@ -116,11 +116,11 @@ def above_threshold(cost: jax.Array, share: float, counted: jax.Array) -> jax.Ar
 
 
 def finite_tokens(tokens: jax.Array, mass: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Zeros in the place of tokens without mass, and of whole sets that are not finite.
+    """Replace tokens without mass, and whole sets that are not finite, by zeros.
 
-    tokens float[B, N, D], mass float[B, N] or bool[B, N] -> float[B, N, D], and bool[B]: was the
-    set finite? What a `where` hides behind a computation still makes its gradient 0 * NaN = NaN; so
-    it is taken away before.
+    tokens float[B, N, D], mass float[B, N] or bool[B, N] -> float[B, N, D], and bool[B], whether
+    the set was finite. A `where` behind the computation would give gradients of 0 * NaN = NaN, so
+    the values are replaced before it.
     """
     if mass is not None:
         tokens = jnp.where(mass[..., None] > 0, tokens, 0)

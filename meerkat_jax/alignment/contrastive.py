@@ -1,7 +1,7 @@
 """Contrastive alignment of token sets with class names.
 
-`multi_instance_contrastive_loss` ties class names to a modality without saying where in the image
-or the audio the class is: the tokens of one sample are the bag of a multiple-instance contrast.
+`multi_instance_contrastive_loss` aligns tokens with class names without locations: the tokens of
+one sample are the bag of multiple-instance learning.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from meerkat_jax.alignment.avopt import masked_mean, unit
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.nn.layers import NEGATIVE
+from meerkat_jax.nn.attention import NEGATIVE
 
 
 def pool_scores(cosine: jax.Array, valid: jax.Array | None, sharpness: float) -> jax.Array:
@@ -50,7 +50,7 @@ def multi_instance_contrastive_loss(
       sharpness: of the pooling over tokens, see `pool_scores`.
       form: "softmax": cross-entropy of each present class against all absent ones, mean over the
         present (sample, class) places; a sample with nothing present is left out. "sigmoid": every
-        (sample, class) is its own yes-or-no question, summed over classes and averaged over
+        (sample, class) is a binary classification, summed over classes and averaged over
         samples (Zhai et al. 2023, equation 1); a sample with nothing present has only negatives.
       bias: added to the logits of "sigmoid".
 

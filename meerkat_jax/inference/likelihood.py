@@ -29,7 +29,7 @@ from meerkat_jax.inference.sampling import (
     suppress_mask,
 )
 from meerkat_jax.meerkat import Meerkat
-from meerkat_jax.nn.layers import NEGATIVE
+from meerkat_jax.nn.attention import NEGATIVE
 
 STEP = 32  # T and N are rounded up to a multiple of it
 

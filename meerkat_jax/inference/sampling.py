@@ -36,7 +36,7 @@ from meerkat_jax.inference.grammar import (
 )
 from meerkat_jax.meerkat import Meerkat
 from meerkat_jax.models.llama import Cache, Llama, init_cache
-from meerkat_jax.nn.layers import NEGATIVE
+from meerkat_jax.nn.attention import NEGATIVE
 
 QUESTION_STEP = 16  # questions are padded to a multiple of it
 

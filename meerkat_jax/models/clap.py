@@ -21,7 +21,7 @@ import numpy as np
 
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.models.swin import PatchMerging, SwinStage, layer_norm
-from meerkat_jax.nn.layers import LECUN, Dense
+from meerkat_jax.nn.dense import LECUN, Dense
 
 CROPS = 3  # local views beside the global one
 

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.nn.layers import LECUN, Dense, attend
+from meerkat_jax.nn.attention import attend
+from meerkat_jax.nn.dense import LECUN, Dense
 
 EPS = 1e-5
 REMAT = {  # what a layer saves for the backward pass beside its input

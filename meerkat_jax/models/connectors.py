@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.nn.layers import Dense
+from meerkat_jax.nn.dense import Dense
 
 CONNECTORS = ("linear", "mlp", "conv_align")
 

@@ -24,8 +24,16 @@ from flax.core import FrozenDict
 from jax.ad_checkpoint import checkpoint_name
 
 from meerkat_jax.core.errors import UserError
-from meerkat_jax.nn.attention import ATTENTION, Layout, attend_fused, attend_layout, attend_row
-from meerkat_jax.nn.layers import LECUN, NEGATIVE, Dense, LoraConfig, RMSNorm
+from meerkat_jax.nn.attention import (
+    ATTENTION,
+    NEGATIVE,
+    Layout,
+    attend_fused,
+    attend_layout,
+    attend_row,
+)
+from meerkat_jax.nn.dense import LECUN, Dense, LoraConfig
+from meerkat_jax.nn.norms import RMSNorm
 from meerkat_jax.nn.rotary import RopeScaling, rotary, rotate
 
 REMAT = {

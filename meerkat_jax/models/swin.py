@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from meerkat_jax.nn.layers import LECUN, Dense
+from meerkat_jax.nn.dense import LECUN, Dense
 
 SHIFT_PENALTY = -100.0  # added to scores across a seam, the published value
 

@@ -26,7 +26,7 @@ import numpy as np
 from meerkat_jax.core.errors import UserError, sample
 from meerkat_jax.core.trees import compare, flatten
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.weights import table
 from meerkat_jax.weights.files import TORCH, metadata_of, read_json, refuse, tensors_of
 from meerkat_jax.weights.hub import unwrapped

@@ -21,7 +21,7 @@ from meerkat_jax.core.errors import construct, tuples
 from meerkat_jax.core.trees import flatten
 from meerkat_jax.meerkat import Meerkat
 from meerkat_jax.models.connectors import AlignConfig
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.weights import read_release
 
 NAME = "meerkat"  # of the part

@@ -21,7 +21,7 @@ from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig, Connector, ConvAlign, output_length
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from tests.tiny import get_config
 from tests.tolerances import tolerance
 

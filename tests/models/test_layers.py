@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from meerkat_jax.nn.layers import Dense, LoraConfig, RMSNorm, attend
+from meerkat_jax.nn.attention import attend
+from meerkat_jax.nn.dense import Dense, LoraConfig
+from meerkat_jax.nn.norms import RMSNorm
 from tests.tolerances import tolerance
 
 

@@ -15,8 +15,8 @@ from meerkat_jax.models.llama import (
     Llama,
     init_cache,
 )
-from meerkat_jax.nn.attention import Layout, attend_fused, attend_layout, attend_row
-from meerkat_jax.nn.layers import NEGATIVE, LoraConfig
+from meerkat_jax.nn.attention import NEGATIVE, Layout, attend_fused, attend_layout, attend_row
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.nn.rotary import RopeScaling, rotary
 from tests.tolerances import tolerance
 

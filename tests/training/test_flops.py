@@ -17,7 +17,7 @@ from meerkat_jax.core.trees import merge, split
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.llama import REMAT, Llama
 from meerkat_jax.nn.attention import Layout, attend_fused, attend_layout
-from meerkat_jax.nn.layers import Dense, LoraConfig
+from meerkat_jax.nn.dense import Dense, LoraConfig
 from meerkat_jax.training import flops
 from tests.tolerances import tolerance
 

@@ -17,7 +17,7 @@ import torch
 from meerkat_jax.core.trees import unflatten
 from meerkat_jax.data.tokenizer import Tokenizer
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.report.model_card import write_card
 from meerkat_jax.weights import adapters, llama, table
 from meerkat_jax.weights.export import About, export

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from meerkat_jax.core.trees import flatten, merge, unflatten
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.training.losses import answer_loss
 from meerkat_jax.weights import llama, table
 from meerkat_jax.weights.adapters import WEIGHTS, is_lora, shapes

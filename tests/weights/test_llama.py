@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.core.trees import flatten
 from meerkat_jax.models.llama import ROWS, Llama
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.nn.rotary import RopeScaling, rotary
 from meerkat_jax.weights import llama, table
 from meerkat_jax.weights.adapters import shapes

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from meerkat_jax.models.llama import Block, Mode
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.nn.rotary import rotary
 from meerkat_jax.weights.llama import PROJECTIONS
 from tests.tolerances import tolerance

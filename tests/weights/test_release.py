@@ -20,7 +20,7 @@ from meerkat_jax.models.clap import ClapAudio
 from meerkat_jax.models.clip import ClipVision
 from meerkat_jax.models.connectors import AlignConfig, ConvAlign
 from meerkat_jax.models.llama import Llama
-from meerkat_jax.nn.layers import LoraConfig
+from meerkat_jax.nn.dense import LoraConfig
 from meerkat_jax.weights import (
     clap,
     clip,
