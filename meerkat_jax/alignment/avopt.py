@@ -106,8 +106,8 @@ def above_threshold(cost: jax.Array, share: float, counted: jax.Array) -> jax.Ar
     As in the authors' release (modeling.py, OT_dist: share .1): tokens that are already close cost
     nothing. low and high are those of `counted` bool[B, V, A], so that a masked pair does not
     change the others, over the rows of all devices, so that they do not depend on the mesh; with
-    gradient accumulation they are those of one microbatch. They are constants to the gradient, unlike in the
-    release, where separating the closest tokens lowers the loss.
+    gradient accumulation they are those of one microbatch. They are constants to the gradient,
+    unlike in the release, where separating the closest tokens lowers the loss.
     """
     fixed = jax.lax.stop_gradient(cost)
     low = jnp.min(jnp.where(counted, fixed, 2.0))

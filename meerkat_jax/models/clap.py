@@ -1,7 +1,7 @@
 """CLAP's audio tower, HTSAT (Wu et al. 2023, arXiv 2211.06687; Chen et al. 2022, arXiv 2202.00874).
 
-A log-mel spectrogram is cut into `fold` stretches of time that are laid under one another as a
-square image, which four Swin stages read. Clips longer than the window have a fused front end:
+A log-mel spectrogram is cut into `fold` time segments that are stacked into a square image, the
+input of four Swin stages. Clips longer than the window have a fused front end:
 one squeezed view of the whole clip and three crops of it, mixed by attentional feature fusion (Dai
 et al. 2021). The structure is that of the published checkpoints, one leaf per source tensor; there
 is no dropout, since the tower is frozen or trained at its inference statistics.
@@ -28,46 +28,47 @@ CROPS = 3  # local views beside the global one
 
 @functools.cache
 def bicubic_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
-    """Four-tap cubic interpolation with aligned corners: (int[4, target] places, float32 weights).
+    """Four-tap cubic interpolation with aligned corners: (int[4, target] indices, float32 weights).
 
-    Places are computed in float32, as the reference does: at frame 1000 a float64 place differs by
-    enough to show in the sixth digit.
+    Positions are computed in float32, as in the reference: at frame 1000 float64 changes the sixth
+    digit of the result.
     """
     scale = np.float32(source - 1) / np.float32(max(target - 1, 1))
     return cubic_taps(np.arange(target, dtype=np.float32) * scale, source)
 
 
-def cubic_taps(place: np.ndarray, source: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cubic interpolation at `place` float32[N] of `source` samples: int, float32[4, N].
+def cubic_taps(position: np.ndarray, source: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cubic interpolation at `position` float32[N] of `source` samples: int, float32[4, N].
 
     The four nearest samples and their weights: Keys' kernel with a = -0.75, the edge repeated.
     """
-    below = np.floor(place).astype(int)
-    part = place - below.astype(np.float32)
+    below = np.floor(position).astype(int)
+    part = position - below.astype(np.float32)
     offsets = np.arange(-1, 3)[:, None]
-    places = np.clip(below + offsets, 0, source - 1)
+    indices = np.clip(below + offsets, 0, source - 1)
     gap = np.abs(part - offsets.astype(np.float32))
     a = np.float32(-0.75)
     near = ((a + 2) * gap - (a + 3)) * gap * gap + 1
     far = ((a * gap - 5 * a) * gap + 8 * a) * gap - 4 * a
-    return places, np.where(gap <= 1, near, far).astype(np.float32)
+    return indices, np.where(gap <= 1, near, far).astype(np.float32)
 
 
 def resize_frames(mel: jax.Array, frames: int) -> jax.Array:
     """Stretch time by bicubic interpolation: float[..., F, M] -> float[..., frames, M]."""
     if mel.shape[-2] == frames:
         return mel
-    places, weights = bicubic_taps(mel.shape[-2], frames)
-    taps = zip(places, weights, strict=True)
+    indices, weights = bicubic_taps(mel.shape[-2], frames)
+    taps = zip(indices, weights, strict=True)
     return sum(mel[..., p, :] * w[:, None].astype(mel.dtype) for p, w in taps)
 
 
 def mel_to_image(mel: jax.Array, fold: int) -> jax.Array:
-    """Lay `fold` stretches of time under one another, low notes on top.
+    """Stack `fold` time segments, low frequencies first.
 
-    float[..., F, M] -> float[..., fold * M, F / fold]; row = stretch * M + bin.
+    float[..., F, M] -> float[..., fold * M, F / fold]; row = segment * M + bin.
     """
     *lead, frames, bins = mel.shape
+    # [..., F, M] -> [..., fold, M, F / fold]
     mel = mel.reshape(*lead, fold, frames // fold, bins).swapaxes(-1, -2)
     return mel.reshape(*lead, fold * bins, frames // fold)
 
@@ -76,7 +77,7 @@ class BatchNorm(nn.Module):
     """Batch norm over the last axis with stored statistics always: float[..., M] -> same.
 
     The statistics are plain parameters (`bn_mean`, `bn_var`) behind a stop_gradient, so that the
-    tower is a pure function of its parameters. `mean` and `var` are their values at the start.
+    tower is a pure function of its parameters. `mean` and `var` are their initial values.
     """
 
     mean: float = 0.0
@@ -115,6 +116,7 @@ class PatchProjection(nn.Module):
         *lead, h, w = x.shape
         down, right, size = h // self.height, w // self.width, self.height * self.width
         x = x[..., : down * self.height, : right * self.width]
+        # [..., h, w] -> [..., rows, columns, height, width] -> [..., rows, columns, size]
         x = x.reshape(*lead, down, self.height, right, self.width).swapaxes(-3, -2)
         x = x.reshape(*lead, down, right, size).astype(self.dtype)
         init = nn.initializers.lecun_normal()
@@ -124,10 +126,10 @@ class PatchProjection(nn.Module):
 
 
 class FusionGate(nn.Module):
-    """Attentional feature fusion: a gate in 0..1 per place and channel mixes two maps.
+    """Attentional feature fusion: a gate in 0..1 per position and channel mixes two maps.
 
     (float[B, h, w, C], float[B, h, w, C]) -> float[B, h, w, C]: 2 (g x + (1 - g) y), with g from
-    a bottleneck on x + y at every place and another on its mean over the map.
+    a bottleneck on x + y at every position and another on its mean over the map.
     """
 
     ratio: int = 4
@@ -186,6 +188,7 @@ class PatchEmbed(nn.Module):
             self.dtype,
             name="local_projection",
         )
+        # [B, crops, rows, columns, width] -> [B, rows, crops * columns, width]
         y = wide(crops).swapaxes(1, 2)
         y = y.reshape(*y.shape[:2], -1, self.width)
         return jnp.pad(y, ((0, 0), (0, 0), (0, columns - y.shape[2]), (0, 0)))
@@ -195,8 +198,8 @@ class ClapAudio(nn.Module):
     """HTSAT: log-mel float[B, F, mel_bins] -> tokens float[B, A, D].
 
     Defaults are the sizes of `clap-htsat-fused` (A = 64 = 2 x 32, D = 768); `fused=False` is
-    `clap-htsat-unfused`. `mel_mean` and `mel_var` (dB, dB^2) start the statistics of the input's
-    batch norm: give them to an untrained tower, since a log-mel is far from zero mean.
+    `clap-htsat-unfused`. `mel_mean` and `mel_var` (dB, dB^2) initialise the statistics of the
+    input's batch norm: an untrained tower needs them, since a log-mel is far from zero mean.
     """
 
     spec_size: int = 256
@@ -217,7 +220,7 @@ class ClapAudio(nn.Module):
 
     @property
     def fold(self) -> int:
-        """Stretches of time that are stacked in the image."""
+        """Time segments that are stacked in the image."""
         return self.spec_size // self.mel_bins
 
     @property
@@ -291,8 +294,9 @@ class ClapAudio(nn.Module):
         }
 
     def _unfold(self, x: jax.Array) -> jax.Array:
-        """Join the stacked stretches into one time axis: float[B, s, s, D] -> float[B, A, D]."""
+        """Join the stacked segments into one time axis: float[B, s, s, D] -> float[B, A, D]."""
         b, side, _, d = x.shape
+        # [B, fold * rows, side, D] -> [B, rows, fold, side, D] -> [B, A, D]
         x = x.reshape(b, self.fold, side // self.fold, side, d).swapaxes(1, 2)
         return x.reshape(b, side * side, d)
 

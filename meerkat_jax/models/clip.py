@@ -2,7 +2,7 @@
 
 A pre-norm vision transformer with a class token, a norm before the first layer, and quick-GELU.
 Meerkat (section 3.1, and its release) reads the patch tokens of the last layer, without the norm
-that CLIP puts behind the class token, and passes them through CLIP's own visual projection.
+that CLIP applies to the class token, and passes them through CLIP's own visual projection.
 One parameter leaf per tensor of the published checkpoint; the layers are stacked on a leading axis
 and run under one scan, so that compile time does not grow with depth.
 
@@ -42,6 +42,7 @@ def patchify(pixels: jax.Array, size: int) -> jax.Array:
     A convolution whose stride is its kernel is this and one matrix product, which is faster.
     """
     b, h, w, c = pixels.shape
+    # [B, H, W, C] -> [B, H / P, W / P, P, P, C] -> [B, V, P * P * C]
     x = pixels.reshape(b, h // size, size, w // size, size, c).swapaxes(2, 3)
     return x.reshape(b, (h // size) * (w // size), size * size * c)
 
@@ -64,11 +65,13 @@ class ClipLayer(nn.Module):
         """Self-attention and MLP, each with its residual."""
         b, s, d = x.shape
         y = _norm("layer_norm1", self.dtype)(x)
+        # [B, S, D] -> [B, S, H, D / H]
         q, k, v = (
             Dense(d, dtype=self.dtype, name=name)(y).reshape(b, s, self.heads, -1) for name in "qkv"
         )
         values, _ = attend(q, k, v)
         residual = functools.partial(Dense, d, kernel_init=self.residual_init, dtype=self.dtype)
+        # [B, S, H, D / H] -> [B, S, D]
         x += residual(name="o")(values.reshape(b, s, d))
         y = _norm("layer_norm2", self.dtype)(x)
         y = quick_gelu(Dense(self.mlp_dim, dtype=self.dtype, name="fc1")(y))
@@ -112,9 +115,12 @@ class ClipVision(nn.Module):
         )
         small = nn.initializers.normal(0.02)
         cls = self.param("class_embedding", small, (self.width,)).astype(self.dtype)
-        places = self.param("position_embedding", self.position_init, (x.shape[1] + 1, self.width))
+        positions = self.param(
+            "position_embedding", self.position_init, (x.shape[1] + 1, self.width)
+        )
+        # [B, V, D] -> [B, 1 + V, D]
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
-        embedded = _norm("pre_layernorm", self.dtype)(x + places.astype(self.dtype))
+        embedded = _norm("pre_layernorm", self.dtype)(x + positions.astype(self.dtype))
         hidden, _ = self._layers()(embedded, None)
         project = Dense(
             self.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection"

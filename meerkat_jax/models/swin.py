@@ -26,6 +26,7 @@ SHIFT_PENALTY = -100.0  # added to scores across a seam, the published value
 def split_windows(x: jax.Array, window: int) -> jax.Array:
     """Cut a grid into square windows, row by row: [B, h, w, D] -> [B, W, T = window^2, D]."""
     b, h, w, d = x.shape
+    # [B, h, w, D] -> [B, h / window, w / window, window, window, D]
     x = x.reshape(b, h // window, window, w // window, window, d).swapaxes(2, 3)
     return x.reshape(b, -1, window * window, d)
 
@@ -34,13 +35,14 @@ def join_windows(x: jax.Array, height: int, width: int) -> jax.Array:
     """Undo `split_windows`: [B, W, T, D] -> [B, height, width, D]."""
     b, _, tokens, d = x.shape
     window = int(tokens**0.5)
+    # [B, W, T, D] -> [B, h / window, window, w / window, window, D]
     x = x.reshape(b, height // window, width // window, window, window, d).swapaxes(2, 3)
     return x.reshape(b, height, width, d)
 
 
 @functools.cache
 def relative_index(window: int) -> np.ndarray:
-    """int[T, T]: which of the bias table's (2 window - 1)^2 rows holds the step between tokens."""
+    """int[T, T]: the row of the bias table, of (2 window - 1)^2, for the offset of two tokens."""
     row, column = np.divmod(np.arange(window * window), window)
     down = row[:, None] - row[None] + window - 1
     right = column[:, None] - column[None] + window - 1
@@ -52,13 +54,13 @@ def shift_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
     """float32[W, T, T]: 0 where two tokens of a window were neighbours before the cyclic shift."""
 
     def bands(size: int) -> np.ndarray:
-        place = np.arange(size)
-        return (place >= size - window).astype(int) + (place >= size - shift)
+        position = np.arange(size)
+        return (position >= size - window).astype(int) + (position >= size - shift)
 
     region = 3 * bands(height)[:, None] + bands(width)[None]
     region = split_windows(region[None, :, :, None], window)[0, :, :, 0]
-    apart = region[:, :, None] != region[:, None, :]
-    return np.where(apart, SHIFT_PENALTY, 0.0).astype(np.float32)
+    separate = region[:, :, None] != region[:, None, :]
+    return np.where(separate, SHIFT_PENALTY, 0.0).astype(np.float32)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -72,7 +74,7 @@ def layer_norm(name: str, eps: float, dtype: jnp.dtype) -> nn.LayerNorm:
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within each window, with a learned bias per head and relative step (eq. 4).
+    """Self-attention within each window, with a learned bias per head and offset (eq. 4).
 
     float[B, W, T, D] -> float[B, W, T, D]. `mask` float[W, T, T] is added to the scores.
     """
@@ -91,14 +93,17 @@ class WindowAttention(nn.Module):
         table = self.param(
             "relative_bias", nn.initializers.truncated_normal(0.02), (rows, self.heads)
         )
+        # [T * T, H] -> [1, H, T, T]
         bias = table[relative_index(self.window).reshape(-1)].T.reshape(1, self.heads, t, t)
         if mask is not None:
             bias = bias + mask[:, None]
         scale = (d // self.heads) ** -0.5
         scores = (scale * (q @ k.mT)).astype(jnp.float32)
+        # [B * W * H, T, T] -> [B, W, H, T, T]
         scores = scores.reshape(b, w, self.heads, t, t) + bias
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         values = weights.reshape(-1, t, t) @ v
+        # [B * W * H, T, D / H] -> [B, W, T, D]
         values = values.reshape(b, w, self.heads, t, -1).swapaxes(2, 3).reshape(b, w, t, d)
         return Dense(d, kernel_init=self.residual_init, dtype=self.dtype, name="o")(values)
 
@@ -155,6 +160,7 @@ class PatchMerging(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Merge float[B, h, w, D] with h and w even."""
         b, h, w, d = x.shape
+        # [B, h, w, D] -> [B, h/2, w/2, column, row, D] -> [B, h/2, w/2, 4D]
         x = x.reshape(b, h // 2, 2, w // 2, 2, d).transpose(0, 1, 3, 4, 2, 5)
         x = x.reshape(b, h // 2, w // 2, 4 * d)
         x = layer_norm("norm", self.eps, self.dtype)(x)
