@@ -1,4 +1,4 @@
-"""The Python API: load what training left, ask about an image and an audio clip.
+"""The Python API: load a trained model, ask about an image and an audio clip.
 
     from meerkat_jax import Meerkat
     model = Meerkat.load("runs/mini")
@@ -60,13 +60,13 @@ class Meerkat:
         self.assembly = dataclasses.replace(assembly, model=assembly.model.clone(llama=llama))
         self.params, self.config = {**params, "llama": own}, config
         self.sampler = Sampler(self.assembly, self.params, assembly.shapes.max_answer_tokens)
-        self.meta: dict[str, Any] = {}  # what the checkpoint says of itself
+        self.meta: dict[str, Any] = {}  # the checkpoint's metadata
 
     @classmethod
     def load(
         cls, path: str | os.PathLike, quantise: str = "none", unstack_layers: bool = False
     ) -> Meerkat:
-        """The newest checkpoint of a training's work directory.
+        """The model of the newest checkpoint in a work directory of `train`.
 
         With `quantise` "int8" or "nf4" the decoder's kernels take a quarter or an eighth of
         float32's memory; answers may differ. `unstack_layers` is for large models on a GPU: tokens
@@ -96,7 +96,7 @@ class Meerkat:
 
     @property
     def seconds(self) -> float:
-        """How much of an audio clip is heard."""
+        """Seconds of audio that the model takes."""
         return self.assembly.shapes.seconds
 
     def ask(
@@ -137,7 +137,7 @@ class Meerkat:
     ) -> list[Answer]:
         """Answers to (image, audio, prompt) or {"image", "audio", "prompt"}, in their order.
 
-        Neighbours about the same image and audio share the work of looking and listening.
+        Consecutive questions about the same pair share its encoding.
         Question i is drawn with seed + i, so that `ask(..., seed=seed + i)` gives the same answer.
         All are held to `grammar`, as in `ask`.
         """
@@ -172,12 +172,12 @@ class Meerkat:
                 ]
 
     def look(self, asked: Iterable[Request], batch: int = 16) -> Iterator[View]:
-        """What the model sees and hears of each pair, without answering."""
+        """The view of each pair (attention, transport plan), without answering."""
         for pairs in self._ahead(asked, batch):
             yield from inputs.views(self.assembly, pairs, self._encode_and_align(pairs))
 
     def _ahead(self, asked: Iterable[Request], batch: int) -> Iterator[list[ModelInputs]]:
-        """Decoded batches; while one is worked on, the next is decoded."""
+        """Decoded batches; the next one is decoded while one is processed."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             waiting = None
             for chunk in itertools.chain(_chunks(asked, batch), [None]):
@@ -217,7 +217,7 @@ class Meerkat:
 
 
 def define_storage_flags() -> None:
-    """The flags that say how the language model is kept, as of `Meerkat.load`."""
+    """The flags for the decoder's weights, as in `Meerkat.load`."""
     flags.DEFINE_enum("quantise", "none", KINDS, "Bits of the language model's weights.")
     flags.DEFINE_bool(
         "unstack_layers", False, "Layers by themselves: faster on a GPU, slow to compile."

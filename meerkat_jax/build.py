@@ -1,6 +1,6 @@
-"""A resolved configuration and a tokenizer -> the model and what stands before it.
+"""A resolved config and a tokenizer -> the model, its prompt, log-mel and static shapes.
 
-Commands build the same model from the same words here, whether they train, evaluate or answer.
+All commands build the model here, whether they train, evaluate or answer.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Assembly:
     start: Callable | None = None
 
     def with_sharding(self, placement: Placement | None) -> Assembly:
-        """The same model, its arrays where `placement` (parallel/placement.py) wants them.
+        """The same model with the shardings of `placement` (parallel/placement.py).
 
-        For parameters that are there; `init` is for the model without.
+        For existing parameters; `init` is for the model without.
         """
         llama = self.model.llama.clone(placement=placement)
         return dataclasses.replace(self, model=self.model.clone(llama=llama), placement=placement)
 
     def gather_for_use(self, params: dict) -> dict:
-        """Parameters as the model takes them; the decoder collects its layers one by one."""
+        """Parameters gathered for use; the decoder gathers its layers one by one."""
         if self.placement is None:
             return params
         layers = params["llama"]["layers"]
@@ -66,7 +66,7 @@ class Assembly:
     def inputs(self, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """On the device: image uint8[B, H, W, 3] and audio float[B, samples] -> pixels, mel.
 
-        A batch whose sounds were left out, float[B, 0], hears silence.
+        A batch without audio, float[B, 0], gets silence.
         """
         audio = batch["audio"]
         if audio.shape[1] == 0:
@@ -75,15 +75,15 @@ class Assembly:
         return normalise_pixels(batch["image"]), self.logmel(audio)
 
     def encode(self, params: dict, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """What the towers make of a batch: image and audio tokens as of `Meerkat.encode`."""
+        """The towers' image and audio tokens of a batch, as in `Meerkat.encode`."""
         tokens = self.model.apply({"params": params}, *self.inputs(batch), method="encode")
         return jax.tree.map(self.placement.constrain_batch, tokens) if self.placement else tokens
 
     def init(self, key: jax.Array, classes: Sequence[str] = ()) -> dict:
         """Fresh parameters, a plain nested dict.
 
-        `classes`, the names of what can be seen and heard, are for `start` alone; without them only
-        shapes are right.
+        `classes`, the class names of the data, are for `start` alone; without them only shapes are
+        right.
         """
         side, samples = self.shapes.image_size, round(self.shapes.seconds * self.shapes.sample_rate)
         batch = {
@@ -153,6 +153,6 @@ def assemble(
 
 
 def _maybe(kind: Callable, llama: Mapping, key: str) -> Any:
-    """What the language model's section says under `key`, as a `kind`; None if nothing."""
+    """The entry `key` of the language model's section as a `kind`; None without one."""
     own = llama.get(key)
     return construct(kind, tuples(own), f"model.llama.{key}") if own else None

@@ -1,4 +1,4 @@
-"""The one record that every source becomes: an image, a sound, and questions about the two.
+"""The record that every source is converted to: an image, an audio clip, and questions.
 
 An image-sound pair is stored once with all questions about it, because they share the prefix of
 image and audio tokens that is most of a sequence. Serialised as msgpack: bytes stay bytes,
@@ -30,7 +30,7 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A labelled stretch of sound; seconds from the beginning of the clip."""
+    """A labelled time segment; seconds from the beginning of the clip."""
 
     label: str
     start: float
@@ -56,7 +56,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """An image-sound pair: encoded media, what is seen and heard, and the questions.
+    """A pair of image and audio: encoded media, labels, and the questions.
 
     `boxes` are of what sounds and is seen (where AVACE's attention belongs; empty: left out of that
     loss). `matched` says whether image and audio go together (False: left out of AVOpT's loss).

@@ -29,11 +29,11 @@ from meerkat_jax.data.prompt import Prompt, pack
 from meerkat_jax.data.shapes import Shapes
 from meerkat_jax.data.split import Part, Split, open_one
 
-PART, AHEAD = 8, 64  # examples that one thread puts together; that are made before they are needed
+PART, AHEAD = 8, 64  # examples that a thread batches; examples prepared ahead
 
 
 class Rows:
-    """Of an endless data set the examples at some `rows` of each batch, in order."""
+    """The examples at some `rows` of each batch of an endless data set, in order."""
 
     def __init__(self, records: grain.MapDataset, batch: int, rows: Sequence[int]) -> None:
         self.records, self.batch, self.rows = records, batch, tuple(rows)
@@ -82,7 +82,7 @@ class Encode(grain.transforms.RandomMap):
         return self.fit(example, rng, self.shapes.pack_length)
 
     def fit(self, example: Example, rng: np.random.Generator, length: int) -> dict[str, np.ndarray]:
-        """The same with runs of `length` tokens."""
+        """The same with packs of `length` tokens."""
         shapes = self.shapes
         drawn = self.draw(example, rng) if self.needs_text else []
         pairs = [(question.instruction, question.response) for question in drawn]
@@ -109,7 +109,7 @@ class Encode(grain.transforms.RandomMap):
         }
 
     def draw(self, example: Example, rng: np.random.Generator) -> list[Question]:
-        """The questions in a drawn order, with odds by the weight of `task` or `task/kind`.
+        """The questions in random order, drawn by the weight of `task` or `task/kind`.
 
         A task that the weights do not name has 1.
         """
@@ -130,7 +130,7 @@ class Encode(grain.transforms.RandomMap):
         )
 
     def pad_names(self, names: tuple[str, ...]) -> np.ndarray:
-        """int32[M]; class indices, -1 padding. Names that are not classes are left out."""
+        """int32[M] class indices, -1 on padding. Names that are no classes are left out."""
         known = [self.index[name] for name in names if name in self.index]
         return _pad(known, (self.shapes.max_labels,), -1, "names").astype(np.int32)
 
@@ -146,7 +146,7 @@ def _pad(values: list, shape: tuple[int, ...], fill: float, what: str) -> np.nda
 def encode_media(
     example: Example, shapes: Shapes, needs_image: bool = True, needs_audio: bool = True
 ) -> dict[str, np.ndarray]:
-    """Image and sound as arrays, empty ones for what is not asked for.
+    """Image and audio as arrays; empty ones for a modality that is not needed.
 
     image uint8[H, W, 3] squashed to the tower's size, or [0, 0, 3]; audio float32[samples], or [0].
     """
@@ -159,7 +159,7 @@ def encode_media(
 
 
 class Fetch(grain.transforms.RandomMap):
-    """The number of a record, or (number, length), to what `encode` makes of it."""
+    """The number of a record, or (number, length), to its encoded arrays."""
 
     def __init__(self, records: grain.MapDataset, encode: Encode) -> None:
         self.records, self.encode = records, encode
@@ -167,7 +167,7 @@ class Fetch(grain.transforms.RandomMap):
     def random_map(
         self, place: int | tuple[int, int], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Read the record, encode it in runs of that length, or of the longest."""
+        """Read the record and encode it in packs of that length, or of the longest."""
         whole = self.encode.shapes.pack_length
         number, length = place if isinstance(place, tuple) else (place, whole)
         return self.encode.fit(self.records[number], rng, length)
@@ -205,7 +205,7 @@ def train_batches(
     if rows is not None:
         records = grain.MapDataset.source(Rows(records, batch, rows))
     size = batch if rows is None else len(rows)
-    # A thread makes a part of a batch: fewer and larger arrays go from hand to hand.
+    # A thread batches a part of a batch, so that fewer and larger arrays are passed on.
     part = max(count for count in range(1, min(size, PART) + 1) if size % count == 0)
     # More threads than cores would take turns; a lone one would wait for each record's disk.
     threads = min(4, max(2, cores() // max(workers, 1)))
@@ -216,7 +216,7 @@ def train_batches(
         stream = stream.mp_prefetch(options, worker_init_fn=leave_with_parent)
     if part < size or workers:  # a copy, so that memory shared with workers is free at once
         stream = stream.batch(size // part, drop_remainder=True, batch_fn=_joined)
-    # Batches are put together in a thread too: the loop finds them made.
+    # Batches are assembled in a thread, too, so that the loop does not wait.
     return iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
 
 

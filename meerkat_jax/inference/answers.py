@@ -1,4 +1,4 @@
-"""What a question gets back: the text, and the boxes, segments and verdict that stand in it."""
+"""An answer: its text, and the boxes, segments and verdict parsed from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many questions at once, each answered as if it were alone: one thread, one device, S rows.
+"""The inference engine: concurrent questions share S rows of one device and one thread.
 
     with Engine(model) as engine:
         reply = engine.ask("scene.jpg", "clip.wav", "What makes this sound?")
@@ -7,7 +7,7 @@
 
 A question waits for a free row of `Slots`, its pair is looked at and listened to unless that was
 done lately, and then every step of the rows brings it a token. Any thread may ask; media are
-decoded there. In float32 an answer is that of `Meerkat.ask`, whatever is answered beside it.
+decoded there. In float32 an answer equals that of `Meerkat.ask`, whatever the other rows hold.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SEEDS = 2**32
 
 
 class Busy(UserError):
-    """As many questions wait as may; ask again later."""
+    """The queue is full; ask again later."""
 
 
 class Model(Protocol):
@@ -79,7 +79,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether it answers."""
+        """Whether the engine's thread runs."""
         return self._thread.is_alive()
 
     @property
@@ -165,7 +165,7 @@ class Engine:
             try:
                 self._fill()
                 self._step()
-            except Exception as error:  # whatever the device says, to all that wait for it
+            except Exception as error:  # any error of the device goes to all waiting replies
                 for queued in self._drain():
                     queued.reply.fail(error)
                 self._slots.clear()
@@ -173,7 +173,7 @@ class Engine:
             queued.reply.cancel()
 
     def _wait(self) -> bool:
-        """Until there is something to do; False when the engine is closed."""
+        """Wait for work; False when the engine is closed."""
         with self._changed:
             if not self.busy and not self._queue:
                 self._slots.rest()
@@ -181,14 +181,14 @@ class Engine:
             return not self._closed
 
     def _fill(self) -> None:
-        """Free rows to the questions that wait longest."""
+        """Assign free rows to the questions that have waited longest."""
         for row, queued in enumerate(self._rows):
             if queued is not None and queued.reply.over:
                 self._rows[row] = None
             while self._rows[row] is None and (new := self._next()) is not None:
                 if new.reply.over:
                     continue
-                self._rows[row] = new  # first: what fails from here on concerns its reply
+                self._rows[row] = new  # first, so that an error from here on reaches its reply
                 prefix, view = self._look(new.pair)
                 new.reply.see(view)
                 self._slots.seat(row, prefix, new.question)
@@ -198,13 +198,13 @@ class Engine:
             return self._queue.popleft() if self._queue else None
 
     def _look(self, pair: ModelInputs) -> tuple[Cache, View]:
-        """The prefix and the view of a pair, kept for the next question about it."""
+        """The prefix and the view of a pair, cached for further questions about it."""
         key = hashlib.blake2b(pair.image.tobytes() + pair.audio.tobytes()).digest()
         if key not in self._seen:
             sampler = self._slots.sampler
             aligned = sampler.encode_and_align(pair.image[None], pair.audio[None])
             view = inputs.views(self._assembly, [pair], aligned)[0]
-            # The sampler pads pairs up to sizes that it had before; a row takes one prefix.
+            # The sampler may pad one pair to a larger batch; a row takes one prefix.
             own = {name: aligned[name][:1] for name in ("image", "audio")}
             self._seen[key] = sampler.prefill(own), view
         self._seen.move_to_end(key)
@@ -213,7 +213,7 @@ class Engine:
         return self._seen[key]
 
     def _step(self) -> None:
-        """A token more for each row."""
+        """Generate one token per row."""
         if not self.busy:
             return
         tokens, end = self._slots.step(), self._assembly.tokenizer.eos_id
@@ -224,7 +224,7 @@ class Engine:
                 self._rows[row] = None
 
     def _drain(self) -> list[_Queued]:
-        """All that is not answered, which is then forgotten."""
+        """Remove and return all unanswered questions."""
         with self._changed:
             left = [queued for queued in (*self._rows, *self._queue) if queued is not None]
             self._queue.clear()

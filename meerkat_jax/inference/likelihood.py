@@ -1,4 +1,4 @@
-"""How likely the model finds answers that are given to it, instead of writing its own.
+"""Log-likelihoods of given answers under the model.
 
 One pass over question and answer gives every token's probability, where generation takes a turn
 for each; prefixes are made and shared out as in sampling.py. What generation never writes (markers,
@@ -42,7 +42,7 @@ class Scorer:
     """
 
     def __init__(self, sampler: Sampler):
-        """Nothing is compiled before it is used."""
+        """Programs are compiled at first use."""
         self.assembly, self.params = sampler.assembly, sampler.params
         self._suppress = suppress_mask(self.assembly.tokenizer)
         self._largest = (0, 0, 0)

@@ -1,4 +1,4 @@
-"""Answers from the model: one prefix per pair, a key-value cache, a compiled call per shape bucket.
+"""Batched generation: one prefix per pair, a key-value cache, one program per shape bucket.
 
 A pair is encoded once; the cache of its prefix is filled once and broadcast to the pair's
 questions; the questions follow, padded at the right; then one token per row and turn, in
@@ -43,7 +43,7 @@ QUESTION_STEP = 16  # questions are padded to a multiple of it
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """The new tokens of one row, without the end token; `ended` is False when N did not suffice."""
+    """The new tokens of one row, without the end token; `ended` is False if it was cut off at N."""
 
     ids: tuple[int, ...]
     ended: bool
@@ -56,7 +56,7 @@ def bucket(count: int) -> int:
 
 
 def question_room(length: int) -> int:
-    """The length that questions of up to `length` tokens are padded to: one of few."""
+    """The length to which questions of up to `length` tokens are padded: one of few."""
     return QUESTION_STEP * bucket(-(-length // QUESTION_STEP))
 
 
@@ -74,12 +74,12 @@ class Sampler:
 
     @functools.cached_property
     def grammars(self) -> Grammars:
-        """The forms that answers can be held to, for this tokenizer and length of clips."""
+        """The grammars for this tokenizer and clip length."""
         return compile_grammars(self.assembly.tokenizer, self.assembly.shapes.seconds)
 
     @functools.cached_property
     def tables(self) -> TransitionTables:
-        """The grammar's tables, on the device."""
+        """The tables of the grammars, on the device."""
         return jax.device_put(self.grammars.tables)
 
     def encode_and_align(self, image: np.ndarray, audio: np.ndarray) -> dict[str, jax.Array]:
@@ -150,7 +150,7 @@ class Sampler:
     def trace(
         self, media: dict[str, jax.ShapeDtypeStruct]
     ) -> tuple[dict[str, jax.stages.Traced], Any]:
-        """Both programs for pairs known by shape alone, one greedy question each, and the cache.
+        """Both programs, traced for abstract pairs with one greedy question each, and the cache.
 
         media: image uint8[B, H, W, 3] and audio float[B, samples]; `params` may be shapes too.
         Returns {"encode_and_align", "answer"} and the decoder's cache as shapes.
@@ -182,7 +182,7 @@ class Sampler:
         return {"encode_and_align": encode_and_align, "answer": answer}, cache
 
     def _size(self, what: str, count: int) -> int:
-        """The size that `count` is padded to: one that was used before, if not too much larger."""
+        """The size to which `count` is padded: one already compiled, if at most twice as large."""
         used = [size for size in self._sizes[what] if count <= size <= 2 * count]
         size = min(used, default=bucket(count))
         self._sizes[what].add(size)
@@ -196,7 +196,7 @@ def strip_eos(ids: np.ndarray, end: int) -> tuple[int, ...]:
 
 
 def suppress_mask(tokenizer: Tokenizer) -> np.ndarray:
-    """bool[C], True for what is no part of an answer: markers and the padding of the vocabulary."""
+    """bool[C], True for tokens that no answer contains: markers and vocabulary padding."""
     table = np.arange(tokenizer.padded_vocab_size) >= tokenizer.vocab_size
     for name, token in tokenizer.specials.items():
         table[token] = name != tokenizer.roles.end
@@ -204,7 +204,7 @@ def suppress_mask(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def decoder_inputs(aligned: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """What answers start from: the pairs' prefixes if they are there, else their tokens."""
+    """The pairs' prefix cache if there is one, else their image and audio tokens."""
     names = ("cache",) if "cache" in aligned else ("image", "audio")
     return {name: aligned[name] for name in names}
 
@@ -248,7 +248,7 @@ def _answer(
 
 
 def choose(draws: bool, suppress_mask, temperature, seeds, logits: jax.Array, turn) -> jax.Array:
-    """The next token int32[R] of logits float[R, C]: the likeliest, or one that is drawn.
+    """The next token int32[R] of logits float[R, C]: greedy or sampled.
 
     temperature float[] or float[R], above 0; turn int[] or int[R], tokens before this one.
     """
@@ -312,7 +312,7 @@ def decode_loop(
 
 
 def prefill_prefix(model: Meerkat, params: dict, image: jax.Array, audio: jax.Array) -> Cache:
-    """The cache of the prefixes of B pairs (tokens as `Meerkat.encode_and_align` gives them)."""
+    """The cache of the prefixes of B pairs (tokens as in `Meerkat.encode_and_align`)."""
     return model.apply({"params": params}, image, audio, method=_prefill)
 
 
@@ -323,7 +323,7 @@ def _prefill(model: Meerkat, image: jax.Array, audio: jax.Array) -> Cache:
 
 def prefill(llama: Llama, row: jax.Array) -> Cache:
     """The cache of float[B, P, D], without room for more."""
-    # The barrier keeps the compiler from computing attention to an empty cache while it compiles.
+    # The barrier keeps the compiler from constant-folding attention to the empty cache.
     empty = jax.lax.optimization_barrier(init_cache(llama, *row.shape[:2]))
     return llama(row, jnp.arange(row.shape[1])[None], cache=empty, slot=0)["cache"]
 
@@ -345,7 +345,7 @@ def extend_text(llama: Llama, tokens, positions, valid, cache, slot, last):
 
 
 def broadcast_prefix(cache: Cache, pair_ids: jax.Array, more: int) -> Cache:
-    """Row r gets the prefix of pair owners[r], and `more` empty slots behind it."""
+    """Row r gets the prefix of pair pair_ids[r] and `more` empty slots behind it."""
     axes = {"k": (1, 3), "v": (1, 3), "valid": (0, 1)}
 
     def grown(array: jax.Array, row: int, slot: int) -> jax.Array:

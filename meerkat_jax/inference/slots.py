@@ -1,4 +1,4 @@
-"""Rows of one cache that answer side by side, each begun and ended by itself.
+"""Continuous batching: rows of one cache that start and end independently.
 
 Batches of `Sampler` begin and end together. Here a question takes a free row while the others are
 in the middle of their answers (continuous batching, Yu et al. 2022, Orca), and one compiled step
@@ -37,11 +37,11 @@ from meerkat_jax.inference.sampling import (
 from meerkat_jax.meerkat import Meerkat
 from meerkat_jax.models.llama import Cache, init_cache
 
-COLD = 1e-6  # the temperature of a row that is not drawn, so that nothing is divided by 0
+COLD = 1e-6  # the temperature of greedy rows, to avoid a division by 0
 
 
 class Slot(NamedTuple):
-    """What a row needs to know, one entry per row.
+    """The state of all rows, one entry per row.
 
     logits float32[S, C] of the next token; position int32[S], where that stands; turn int32[S],
     tokens so far, of at most `most` int32[S]; temperature float32[S] (0: the likeliest) and seed
@@ -59,7 +59,7 @@ class Slot(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A question as the thread that asked it prepared it: token ids and how to answer them."""
+    """A prepared question: token ids and sampling options."""
 
     ids: list[int]
     most: int
@@ -69,7 +69,7 @@ class Question(NamedTuple):
 
 
 class Slots:
-    """S rows on the device, and the compiled programs that fill and move them."""
+    """S rows on the device, and the compiled programs that fill and advance them."""
 
     def __init__(self, sampler: Sampler, rows: int):
         """Nothing is allocated before the first question."""
@@ -82,14 +82,14 @@ class Slots:
 
     @functools.cached_property
     def tables(self) -> TransitionTables | None:
-        """The tables of all forms; None where the tokenizer can write none."""
+        """The tables of all grammars; None if the tokenizer supports none."""
         try:
             return self.sampler.tables
-        except UserError:  # a question that wants a form is told why (`begin`)
+        except UserError:  # a question with a grammar gets the error in `begin`
             return None
 
     def begin(self, grammar: str | None, most: int) -> GrammarState:
-        """Marks of one row before an answer of at most `most` tokens; UserError as of `Grammar`."""
+        """The grammar state before up to `most` tokens; UserError as in `Grammars`."""
         if grammar is None and self.tables is None:
             return GrammarState(np.zeros(1, np.int32), np.zeros((1, 4), np.int32))
         return self.sampler.grammars.begin([grammar], most)
@@ -101,13 +101,13 @@ class Slots:
         self._size, self._clock = self._usual, 0
 
     def rest(self) -> None:
-        """Give back the room that long questions took, when no row is in use."""
+        """Free the slots that long questions took, when no row is in use."""
         if self._size > self._usual:
             self.clear()
 
     def seat(self, row: int, prefix: Cache, question: Question) -> None:
         """Put a question into `row`, behind the `prefix` of its pair (one row, P slots)."""
-        assert len(prefix["valid"]) == 1  # more would be written over the rows behind it
+        assert len(prefix["valid"]) == 1  # a second row would overwrite the next row
         room = question_room(len(question.ids))
         tokens = np.full((1, room), self.sampler.assembly.tokenizer.pad_id, np.int32)
         tokens[0, : len(question.ids)] = question.ids
@@ -129,7 +129,7 @@ class Slots:
         self._cache, self._seats = _place(self._cache, self._seats, spans, new, at)
 
     def step(self) -> np.ndarray:
-        """One more token int32[S] of each row; those of rows that are over mean nothing."""
+        """One more token int32[S] per row; those of finished rows are meaningless."""
         self._cache, self._seats, tokens = _step(
             self._model,
             self._end,
@@ -144,7 +144,7 @@ class Slots:
         return np.asarray(tokens)
 
     def _make_room(self, room: int, new: Slot) -> None:
-        """Rows for questions of `room` tokens, and seats of the kind of `new`, kept or empty."""
+        """Make the cache large enough for questions of `room` tokens, and row states like `new`."""
         if self._cache is None:
             self._size = max(room, self._usual)
             slots = self._model.prefix_length + self.sampler.max_new + self._size
@@ -159,7 +159,7 @@ class Slots:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _read(model: Meerkat, params: dict, prefix: Cache, tokens, length) -> tuple[jax.Array, Cache]:
-    """A question int32[1, T] behind its prefix: logits float[1, C], and its own part of a cache."""
+    """A question int32[1, T] behind its prefix: logits float[1, C] and its part of the cache."""
     start, places = model.prefix_length, jnp.arange(tokens.shape[1])[None]
     logits, cache = model.apply(
         {"params": params},
@@ -177,7 +177,7 @@ def _read(model: Meerkat, params: dict, prefix: Cache, tokens, length) -> tuple[
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _place(cache: Cache, seats: Slot, spans: Sequence, new: Slot, row) -> tuple[Cache, Slot]:
-    """Write the spans, parts of a cache from a slot on each, and a seat over those of `row`."""
+    """Write the spans, (slot, part of a cache) each, and a row state into `row`."""
     nothing = jnp.zeros((1, cache["valid"].shape[1]), bool)
     cache = cache | {"valid": jax.lax.dynamic_update_slice(cache["valid"], nothing, (row, 0))}
     for slot, part in spans:

@@ -1,4 +1,4 @@
-"""An answer that is on its way: written by the engine's thread, read by the one that asked."""
+"""A streamed answer: written by the engine's thread, read by the caller's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from meerkat_jax.inference.answers import Answer, View
 from meerkat_jax.inference.sampling import Generated
 
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
-UNFINISHED = "\ufffd"  # what stands for bytes that are no whole character yet
+UNFINISHED = "\ufffd"  # the replacement for an incomplete character
 
 
 class Reply:
-    """Iterate for pieces of text as they come, or wait for the whole `answer`.
+    """Iterate over pieces of text as they are generated, or wait for the whole `answer`.
 
     `prompt_tokens` counts image, audio and question; `finish` says why it is over: "stop" (the
     model ended it), "length" (it was cut off) or "cancelled"; None before that.
@@ -25,7 +25,7 @@ class Reply:
         decode: Callable[[Sequence[int]], str],
         read: Callable[[Generated, View | None], Answer],
     ):
-        """`decode` makes text of token ids, `read` an answer of all that was generated."""
+        """`decode`: token ids to text; `read`: the generated tokens to an answer."""
         self.prompt_tokens, self.finish = prompt_tokens, None
         self._decode, self._read = decode, read
         self._ids: list[int] = []
@@ -45,7 +45,7 @@ class Reply:
         return self.finish is not None or self._error is not None
 
     def __iter__(self) -> Iterator[str]:
-        """Whole characters as they come; together they are the answer's text.
+        """Pieces of whole characters; joined, they are the answer's text.
 
         Raises what made the engine fail.
         """
@@ -60,7 +60,7 @@ class Reply:
                 sent = text
 
     def so_far(self, sent: str = "") -> tuple[str, bool]:
-        """The text that is there, not less than `sent` of before, and whether that is all.
+        """The text so far, at least `sent`, and whether it is complete.
 
         Raises what made the engine fail.
         """
@@ -74,11 +74,11 @@ class Reply:
         return text if text.startswith(sent) else sent, over
 
     def watch(self, changed: Callable[[], None]) -> None:
-        """Have `changed` called, by the engine's thread, whenever there is more or all is over."""
+        """Call `changed` in the engine's thread whenever there is more text or the answer ends."""
         self._watch = changed
 
     def answer(self, timeout: float | None = None) -> Answer:
-        """Wait for the whole answer; of a cancelled reply, what there was of it.
+        """Wait for the whole answer; of a cancelled reply, its text so far.
 
         Raises TimeoutError after `timeout` seconds, or what made the engine fail.
         """
@@ -90,7 +90,7 @@ class Reply:
         return self._read(Generated(tuple(self._ids), self.finish == STOP), self._view)
 
     def cancel(self) -> None:
-        """Ask for no more; the engine gives the place to another question."""
+        """Stop generation; the engine gives the row to another question."""
         with self._changed:
             if not self.over:
                 self.finish = CANCELLED
@@ -99,7 +99,7 @@ class Reply:
     # For the engine ------------------------------------------------------------------------------
 
     def see(self, view: View) -> None:
-        """What the model sees and hears."""
+        """Set the view of the pair."""
         self._view = view
 
     def write(self, token: int, end: int, most: int) -> bool:

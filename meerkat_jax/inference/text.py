@@ -70,17 +70,17 @@ class Speaker:
         paths = [path for path in store.leaves if path.startswith("llama/")]
         params = unflatten({path: store.place(path, here) for path in paths})["llama"]
         rows = tokenizer.padded_vocab_size - model.pretrained
-        params["added"] = jnp.zeros((rows, model.width))  # markers, which no text holds
+        params["added"] = jnp.zeros((rows, model.width))  # markers, which occur in no text
         return cls(model, params, tokenizer, max_new, quantise, unstack_layers)
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
-        """Answers to questions in words, greedy, each in the model's own chat form."""
+        """Greedy answers to text questions, in the model's own chat template."""
         prompt = make_prompt(self.tokenizer, self.tokenizer.style)
         found = self.answer([prompt.text_ids(text) for text in prompts])
         return [self.tokenizer.decode(one.ids).strip() for one in found]
 
     def answer(self, texts: Sequence[Sequence[int]]) -> list[Generated]:
-        """What follows each of `texts` (token ids), greedy."""
+        """Greedy continuations of `texts` (token ids)."""
         length = max(map(len, texts))
         tokens = np.full((len(texts), length), self.tokenizer.pad_id, np.int32)
         for row, ids in enumerate(texts):
@@ -94,7 +94,7 @@ class Speaker:
 
 
 def _answer(model: Llama, end: int, max_new: int, params, tokens, lengths, suppress_mask):
-    """int32[R, T] -> new tokens int32[R, max_new] and bool[R], as of `sampling.go_on`."""
+    """int32[R, T] -> new tokens int32[R, max_new] and bool[R], as in `sampling.decode_loop`."""
 
     def extend(tokens, positions, valid, cache, slot, last):
         return model.apply(
