@@ -1,4 +1,4 @@
-"""From a resolved config to its data set and its model, whether of published parts or the mini's.
+"""From a resolved config to its data set and its model, published parts or the mini's.
 
 `data.kind` is "mini", the embedded data set, which is rendered into the cache folder when it is not
 there yet, or "avfit", a mixture of folders that data/build has built. `initialisers` is
@@ -22,7 +22,7 @@ from meerkat_jax.mini.build import MiniConfig, build
 from meerkat_jax.mini.initialisers import INITIALISERS, start_embedding
 from meerkat_jax.mini.tokenizer import build_mini_tokenizer, words
 
-HELD_OUT = {"mini": "compositions", "avfit": "test"}  # the split that is scored during training
+HELD_OUT = {"mini": "compositions", "avfit": "test"}  # the split that is evaluated during training
 KINDS = tuple(HELD_OUT)
 
 

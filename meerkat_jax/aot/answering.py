@@ -1,4 +1,4 @@
-"""Answering compiled for a chip by name: what it needs, and how fast tokens can come at best.
+"""Inference compiled for a named chip: its memory, and a bound on its token rate.
 
 Answers are made on one device: looking and listening, and then the words, are two programs, beside
 all weights. Each token reads every weight of the decoder and the whole cache once, which bounds the

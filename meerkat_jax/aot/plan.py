@@ -1,4 +1,4 @@
-"""A training step before there is anything to train: what it takes and gives, as placed shapes.
+"""An abstract training step: its inputs and outputs as ShapeDtypeStructs with shardings.
 
 Made of the same parts, in the same order, as in `train.py`. `preflight` compiles it for machines
 that are not here, and tests fill it with numbers.

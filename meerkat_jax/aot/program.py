@@ -1,4 +1,4 @@
-"""What a compiled program tells of itself: its collectives with their bytes, its memory.
+"""Analysis of a compiled program: its collectives with their bytes, its memory.
 
 XLA's own counts take the body of a loop once. Here a computation counts as often as it is called:
 a loop's count is written beside it or, by the TPU's compiler, in its condition alone, as the number

@@ -1,4 +1,4 @@
-"""Machines by name: a slice of TPU chips, simulated devices, or the GPUs that are here.
+"""Topologies by name: a TPU slice, simulated devices, or the GPUs of this machine.
 
 "v5e:4x4" is 16 TPU v5e chips, "v5e:4x4:2" two such slices, "cpu:8" eight simulated devices, "gpu"
 what jax finds.

@@ -1,4 +1,4 @@
-"""One training step compiled for machines by name: what it needs, and how fast it can be at best.
+"""A training step compiled for a named topology: its memory, and a bound on its speed.
 
 The bounds, in seconds a step, each as if nothing else took time: products at the chip's peak rate,
 recomputed ones included; collectives at one way of all its links; weights through its memory, as
@@ -21,7 +21,7 @@ from meerkat_jax.aot.topology import GIB, Chip
 from meerkat_jax.core.errors import UserError
 from meerkat_jax.training.flops import count, step_flops
 
-USES = 3  # of a frozen weight in a step: forward, again for the backward pass, backward
+USES = 3  # of a frozen weight in a step: forward, recomputed forward, backward
 
 
 def compile_step(made: Plan, mesh: Mesh, chip: Chip, quick: bool = False) -> dict[str, Any]:

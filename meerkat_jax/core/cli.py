@@ -1,4 +1,4 @@
-"""What all commands share: flags, and mistakes of the user as one line and an exit code.
+"""Running a command: flags, and user errors as one line and an exit code.
 
 A typing mistake in a file, an arg, a key, a value or a flag ends in one line that names the nearest
 valid one, and exit code 2; a traceback is kept for faults of the program.
@@ -17,13 +17,13 @@ from absl import app, flags, logging
 from meerkat_jax.core.config import check_overrides
 from meerkat_jax.core.errors import UserError
 
-USER_EXIT = 2  # exit code of a command when the input is to be mended by the user
+USER_EXIT = 2  # exit code of a command after a user error
 
 
 def run_command(
     main: Callable[[list[str]], Any], required: Iterable[str] = (), words: Sequence[str] = ()
 ) -> None:
-    """`absl.app.run(main)` in which every mistake of the user ends in one line and exit code 2.
+    """`absl.app.run(main)` in which every user error ends in one line and exit code 2.
 
     `required` names flags that must be given, `words` the arguments without a flag, which `main`
     gets behind the program's name. UserErrors of `main`, unknown or missing flags, wrong
@@ -33,7 +33,7 @@ def run_command(
     def parse(argv: Sequence[str]) -> list[str]:
         rest = _guarded(_parse, list(argv), tuple(required), tuple(words))
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # libraries tell every file that they touch
+            logging.set_verbosity(logging.ERROR)  # libraries log every file that they open
         return rest
 
     app.run(lambda argv: _guarded(main, argv), flags_parser=parse)

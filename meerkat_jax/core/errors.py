@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend: a file, a flag or a value that is not what it must be.
+"""UserError: a wrong file, flag or value, which the user can correct.
 
 Commands print it as a single line without a traceback and exit with code 2; everything else that is
 raised is a fault of ours and keeps its traceback.

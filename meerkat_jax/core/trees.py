@@ -106,7 +106,7 @@ def count(tree: Mapping[str, Any]) -> int:
 
 
 def describe(halves: Mapping[str, Any], trainable: Sequence[str] = ()) -> str:
-    """What `split` did, for people: peft's line, then one line per pattern of `trainable`.
+    """A summary of `split`: peft's line, then one line per pattern of `trainable`.
 
     "trainable params: 1,024 || all params: 8,192 || trainable%: 12.5000", then for each pattern the
     number of leaves, of numbers, their share of all, and one path as a sample.

@@ -1,4 +1,4 @@
-"""What every command asks of JAX before it begins: devices of the platform that was asked for.
+"""Checks before any JAX computation: the requested platform has devices.
 
 And numbers as they are meant here: float32 and bfloat16, as each part says. With JAX_ENABLE_X64
 whatever is not told its type becomes float64, at twice the memory and a fraction of the speed.

@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh and the rules that lay parameters over it.
+"""Sharding: the device mesh and the rules that assign parameters to its axes.
 
 The mesh has three axes. `data` copies the weights and divides the batch; `fsdp` divides the batch
 and the weights (ZeRO-3, Rajbhandari et al. 2020: each device keeps a slice and gathers a layer when
@@ -33,7 +33,7 @@ from meerkat_jax.core.errors import UserError
 from meerkat_jax.parallel.quantise import dequantise_tree
 
 AXES = ("data", "fsdp", "tensor")
-SIZE_FLOOR = 2**20  # numbers; a smaller leaf may stay whole on each device, it costs < 4 MiB there
+SIZE_FLOOR = 2**20  # elements; a smaller leaf may be replicated, which costs < 4 MiB per device
 
 Rule = tuple[str, tuple[str | None, ...]]
 KERNEL = "kernel(/int8|/nf4)?$"
@@ -41,8 +41,8 @@ HEAD = "lm_head/kernel$"
 RULES: tuple[Rule, ...] = (
     (r"lora_a$", ("fsdp", None)),
     (r"lora_b$", (None, "tensor")),
-    # The layer that ends a block takes its input divided over `tensor`, as the layers before left
-    # it, so that the block needs one sum over `tensor` and no gather.
+    # The last layer of a block takes its input sharded over `tensor`, as the layers before it
+    # leave it, so that the block needs one sum over `tensor` and no gather.
     (rf"(^|[/_])(o|down|fc2|outer)/{KERNEL}", ("tensor", "fsdp")),
     (r"(^|/)(embedding|added)$", ("tensor", "fsdp")),
     (KERNEL, ("fsdp", "tensor")),
@@ -123,7 +123,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where arrays live while a step uses them; `Llama.placement` and `make_step` ask it.
+    """The shardings of arrays at their use; `Llama.placement` and the training step apply them.
 
     A mesh of one device changes nothing.
     """

@@ -1,4 +1,4 @@
-"""FLOPs that a step needs, and what part of the chips' matrix rate a run uses (MFU).
+"""The FLOPs of a step, and model FLOPs utilisation (MFU).
 
 Counted are the products of matrices (and convolutions) that the loss and its gradient need, and no
 more. Per weight and token that is 2 forward, 2 for the gradient of the activations where something
@@ -36,7 +36,7 @@ PEAKS = {
     r"\bH100 80GB HBM3$": 989e12,  # SXM; the PCIe card is slower
     r"\bH200\b(?! NVL)": 989e12,
 }
-AGAIN = "rematted_computation"  # jax.checkpoint's name for what it computes a second time
+AGAIN = "rematted_computation"  # jax.checkpoint's name for recomputation
 SCORES = re.compile(r"\bscores_(\d+)_of_(\d+)")  # nn/attention.py: so many are not masked
 FUSED = re.compile(r"^dot_product_attention_(fwd|bwd)")  # cuDNN's, opaque to a jaxpr
 FUSED_PRODUCTS = {"fwd": 2, "bwd": 4}  # scores and values; the gradients of queries, keys, values

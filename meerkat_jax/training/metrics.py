@@ -1,4 +1,4 @@
-"""Numbers of a run: metrics.jsonl, TensorBoard and a line of progress, from one call per log step.
+"""Metrics of a run: metrics.jsonl, TensorBoard and a progress line, one call per log step.
 
 metrics.jsonl holds one JSON object per row, `{"step": 20, "loss": 1.25, ...}`. JSON has no NaN, so
 a value that is not finite is written as null and named under "nonfinite": `{"loss": null,
@@ -151,7 +151,7 @@ class Clock:
         self._start += time.monotonic() - begun
 
     def count(self, examples: int, length: int, flops: float = 0.0) -> None:
-        """A step has been asked for, with `examples` of `length` tokens each.
+        """Count a dispatched step of `examples` with `length` tokens each.
 
         `flops` of it by flops.py: with them the row has tflops (10^12 FLOP/s of each device, on
         the mean), and where the peak of such devices is known, mfu (0 to 1).
@@ -186,7 +186,7 @@ def device_peak() -> float | None:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process and its living workers have held, summed (Linux), MiB.
+    """Peak memory of this process and its living workers, summed (Linux), MiB.
 
     On an accelerator: the most that any device of this host has held.
     """
@@ -232,7 +232,7 @@ def _decode(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def nonfinite(row: Mapping[str, float], before: Mapping[str, float] | None = None) -> str:
-    """Which numbers of a step are not finite, what is known beside, and what to look at.
+    """Which metrics of a step are not finite, their last values, and what to check.
 
     row and before, that of the step before it, as a step returns them: "loss", "loss/NAME",
     perhaps "grad_norm". A learning rate is only spoken of where every term is at fault: a term that

@@ -1,14 +1,14 @@
-"""Leaving when the machine is taken away: SIGTERM, and the notice of a preempted TPU.
+"""Preemption: SIGTERM, and the notice of a preempted TPU.
 
-A run that is asked to go ends the step that it is in, saves and exits with code 75 (EX_TEMPFAIL of
-sysexits.h: try again later); the same command with --resume goes on where it was. Exit codes of
-train are thus 0 for a finished run, 75 for one to be started again, 2 for a mistake to be mended.
+On a notice a run finishes its step, saves and exits with code 75 (EX_TEMPFAIL of sysexits.h: try
+again later); the same command with --resume continues it. The exit codes of train are thus 0 for a
+finished run, 75 for one to be started again, 2 for a user error.
 
-Several processes leave at the same step, though one alone may have the notice: JAX passes it on and
-agrees on the step (`multihost_utils.reached_preemption_sync_point`), by a signal handler that it
-installs itself. Alone, a process has a thread that hears the signal, since Python's own handlers
-wait while XLA compiles: before the first step there is nothing to save, and a second signal is an
-order to go now, whatever is going on; the last whole checkpoint is then where the run goes on.
+All processes exit at the same step, even if only one has the notice: JAX distributes it and agrees
+on the step (`multihost_utils.reached_preemption_sync_point`), with a signal handler of its own. A
+single process waits for the signal in a thread, since Python's handlers are blocked while XLA
+compiles: before the first step there is nothing to save, and a second signal ends the process at
+once; the run then continues from the last complete checkpoint.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Profile:
     def parse(
         cls, flag: str | None, folder: Path, phases: Sequence[Mapping], stop_after: int | None
     ) -> Profile:
-        """What --profile asks of a run of `phases`, which ends after step `stop_after` if given.
+        """Parse --profile for a run of `phases`, which ends after step `stop_after` if given.
 
         Raises UserError for a flag that is no FIRST:COUNT, and for steps that the run does not have
         or that two phases share (the trace would be of compiling the second one).
@@ -73,7 +73,7 @@ class Profile:
             self._done = True
 
     def describe(self) -> str:
-        """For people: where the trace is and how to open it, or why there is none; "" if unasked.
+        """Where the trace is and how to open it, or why there is none; "" without --profile.
 
         A run that goes on behind its steps takes no trace: the command of a run that was stopped
         serves for the rest of it.
